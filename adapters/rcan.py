@@ -1,0 +1,39 @@
+"""RCAN (Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018).
+
+basicsr's layout and the original one. Its channel attention pools over the whole map: on windows it sees
+the window's mean instead of the image's, so a window's result is not the dense one at any halo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..adapter import lacks, register
+from ..integrations.basicsr_plugin import import_basicsr
+from ..weights import count_blocks, load_into
+from .edsr import MeanShiftedAdapter, basicsr_settings
+
+
+@register("rcan")
+class RCANAdapter(MeanShiftedAdapter):
+    """Residual groups of channel-attention blocks; a block of the body is a whole group."""
+
+    supports_half = False  # activations leave float16's range; bfloat16 works
+
+    @classmethod
+    def missing_in_block(cls, block: nn.Module) -> str | None:
+        return lacks(block, "residual_group") and lacks(block, "body.0.body.3.conv_du")
+
+    @classmethod
+    def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
+        """Weights of basicsr's RCAN; needs basicsr."""
+        squeeze = weights["body.0.residual_group.0.rcab.3.attention.1.weight"].shape
+        model = import_basicsr("basicsr.archs.rcan_arch").RCAN(
+            num_group=count_blocks(weights, "body"),
+            num_block=count_blocks(weights, "body.0.residual_group"),
+            squeeze_factor=squeeze[1] // squeeze[0],
+            **basicsr_settings(cls.name, weights),
+        )
+        return load_into(model, weights)

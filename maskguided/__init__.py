@@ -1,0 +1,38 @@
+"""Restore globally, refine locally: run a super-resolution network's deep blocks only where they are needed.
+
+>>> import torch, maskguided
+>>> from maskguided.adapters.pan_net import PAN
+>>> fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), split_at=2)
+>>> fast.keep = 0.25
+>>> fast(torch.rand(1, 3, 33, 47)).shape
+torch.Size([1, 3, 132, 188])
+"""
+
+from .adapter import Adapter, register, split
+from .checkpoint import load, save
+from .errors import ArgumentError, CannotSplit, CheckpointError, ImageError, MaskGuidedError, MissingDependency
+from .guided import Explanation, MaskGuided, wrap
+from .inspection import inspect
+from .split import Facts, Split
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "ArgumentError",
+    "CannotSplit",
+    "CheckpointError",
+    "Explanation",
+    "Facts",
+    "ImageError",
+    "MaskGuided",
+    "MaskGuidedError",
+    "MissingDependency",
+    "Split",
+    "inspect",
+    "load",
+    "register",
+    "save",
+    "split",
+    "wrap",
+]

@@ -1,0 +1,233 @@
+"""What we know of architectures by name: the registry, and the base class of the adapters.
+
+An adapter is a Split in one small file: which parts make it recognise a network, its stem, its blocks and
+its tail. A network that no adapter knows is split automatically.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import ClassVar, Literal, TypeVar
+
+from torch import Tensor, nn
+
+from .automatic import automatic_split
+from .errors import ArgumentError, CannotSplit
+from .probing import Probe, untouched
+from .split import Split, State, check_whole, choose, probed
+
+_OURS = ("pan", "edsr", "rcan")
+_GROUP = "maskguided.adapters"
+AUTOMATIC = "automatic"
+"""Stands for no adapter."""
+
+_registry: dict[str, type[Adapter]] = {}
+_loaded = False
+
+
+class Adapter(Split):
+    """A network of the form stem - blocks - tail, with one map that runs through the blocks.
+
+    A subclass says which networks it knows (`missing`), and the three parts. `stem` returns a state whose
+    "features" go through the blocks; whatever else is in it is kept for the tail.
+    """
+
+    name: ClassVar[str]
+    features = "features"
+    reads = ("features",)
+    writes = ("features",)
+
+    def __init__(self, model: nn.Module, split_at: int | Literal["auto"], probe: Probe) -> None:
+        self.model = model
+        body = list(self.body_blocks())
+        names = {id(module): name for name, module in model.named_modules()}
+        super().__init__(model, tuple(names[id(block)] for block in body), choose(split_at, len(body)), probe)
+        with untouched(model):
+            state = self.stem(probe.input(*probe.sizes[0]))
+        self.kinds = {name: "map" for name in state}
+        self.feature_channels = state[self.features].shape[1]
+
+    @classmethod
+    @abstractmethod
+    def missing(cls, model: nn.Module) -> str | None:
+        """None for a network that this adapter knows; else what it lacks, as in "it has no SCPA_trunk"."""
+
+    @abstractmethod
+    def stem(self, x: Tensor) -> State:
+        """LR image -> {"features": what block 1 takes, ...: live values for the tail}."""
+
+    @abstractmethod
+    def body_blocks(self) -> Sequence[nn.Module]:
+        """Blocks 1..N, each a map from (B, C, H, W) to the same shape."""
+
+    @classmethod
+    def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
+        """The network that these weights belong to, loaded with them (for `--model NAME --weights FILE`).
+
+        `scale` is asked for only where shapes do not tell it.
+        """
+        raise ArgumentError(f"adapter {cls.name!r} cannot build a network from weights: wrap one from Python")
+
+    def prefix(self, x: Tensor) -> State:
+        return self._run_blocks(self.stem(x), self.body_blocks()[: self.split_at])
+
+    def body(self, state: State) -> State:
+        return self._run_blocks(state, self.body_blocks()[self.split_at :])
+
+    def skip(self, state: State) -> State:
+        return dict(state)
+
+    def copy_tail(self) -> nn.Module:
+        return _CopiedTail(self)
+
+    def _run_blocks(self, state: State, blocks: Sequence[nn.Module]) -> State:
+        features = state[self.features]
+        for block in blocks:
+            features = block(features)
+        return {**state, self.features: features}
+
+
+class _CopiedTail(nn.Module):
+    """An adapter's tail on a copy of the network without the modules that the tail does not call."""
+
+    def __init__(self, split: Adapter) -> None:
+        super().__init__()
+        called: set[int] = set()
+        with untouched(split.model):
+            state = split.prefix(split.probe.input(*split.probe.sizes[0]))
+            hooks = [m.register_forward_hook(lambda m, *_: called.add(id(m))) for m in split.model.modules()]
+            try:
+                split.tail(state)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+        needed = {id(m) for m in split.model.modules() if any(id(part) in called for part in m.modules())}
+        left_out: dict[int, object] = {
+            id(module): nn.Identity() for module in split.model.modules() if id(module) not in needed
+        }
+        self.model = copy.deepcopy(split.model, left_out)
+        self._split = copy.copy(split)
+        self._split.model = self.model
+
+    def forward(self, state: State) -> Tensor:
+        return self._split.tail(state)
+
+
+AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
+
+
+def register(name: str) -> Callable[[AdapterClass], AdapterClass]:
+    """Class decorator: make an adapter known under `name`.
+
+    Raises:
+        ArgumentError: the name is taken by another class.
+    """
+
+    def add(adapter: AdapterClass) -> AdapterClass:
+        taken = _registry.get(name)
+        if taken is not None:
+            raise ArgumentError(f"adapter {name!r} is registered already, by {taken.__module__}.{taken.__qualname__}")
+        adapter.name = name
+        _registry[name] = adapter
+        return adapter
+
+    return add
+
+
+def adapters() -> dict[str, type[Adapter]]:
+    """All known adapters by name: ours, then those of installed packages (entry-point group maskguided.adapters)."""
+    global _loaded
+    if not _loaded:
+        _loaded = True
+        for name in _OURS:
+            importlib.import_module(f"{__package__}.adapters.{name}")
+        for entry in entry_points(group=_GROUP):
+            entry.load()
+    return dict(_registry)
+
+
+def named(name: str) -> type[Adapter]:
+    """The adapter called `name`; an ArgumentError that lists the known ones where there is none."""
+    known = adapters()
+    if name not in known:
+        raise ArgumentError(f"no adapter is called {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+def recognise(model: nn.Module) -> tuple[type[Adapter] | None, dict[str, str]]:
+    """The first adapter that knows `model`, and what each one before it missed."""
+    missed: dict[str, str] = {}
+    for name, adapter in adapters().items():
+        missing = adapter.missing(model)
+        if missing is None:
+            return adapter, missed
+        missed[name] = missing
+    return None, missed
+
+
+def lacks(model: nn.Module, *parts: str) -> str | None:
+    """For `missing`: which of these (dotted) attributes `model` does not have, in words; None if it has all."""
+    absent = [part for part in parts if not _has(model, part)]
+    return f"it has no {', '.join(absent)}" if absent else None
+
+
+def split(
+    model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None, check: bool = True
+) -> Split:
+    """Split a super-resolution network after block `split_at` of its body. The network is not changed.
+
+    Args:
+        model: takes (B, C, H, W), returns one image (B, C', s*H, s*W).
+        split_at: 1..N-1, or "auto" for half of the depth.
+        adapter: name of the one to use; "automatic" for none. Default: the first that knows the network.
+        check: compare the parts with the network on a small input.
+
+    Raises:
+        CannotSplit: what failed, at which module, and what to do.
+        ArgumentError: `split_at` is out of range, or the adapter does not know this network.
+
+    >>> import torch
+    >>> from maskguided.adapters.pan_net import PAN
+    >>> parts = split(PAN(features=8, up_features=8, blocks=4), split_at=3)
+    >>> x = torch.rand(1, 3, 9, 12)
+    >>> bool((parts.tail(parts.body(parts.prefix(x))) == parts.model(x)).all())
+    True
+    """
+    found = probed(model)
+    chosen, missed = _choose_adapter(model, adapter)
+    if chosen is not None:
+        parts: Split = chosen(model, split_at, found)
+    else:
+        try:
+            parts = automatic_split(model, split_at, found)
+        except CannotSplit as error:
+            tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
+            raise CannotSplit(f"{error}. Adapters tried: {tried or 'none'}") from error
+    if check:
+        check_whole(parts)
+    return parts
+
+
+def _choose_adapter(model: nn.Module, name: str | None) -> tuple[type[Adapter] | None, dict[str, str]]:
+    if name is None:
+        return recognise(model)
+    if name == AUTOMATIC:
+        return None, {}
+    adapter = named(name)
+    missing = adapter.missing(model)
+    if missing is not None:
+        raise ArgumentError(f"adapter {name!r} does not know this {type(model).__name__}: {missing}")
+    return adapter, {}
+
+
+def _has(model: nn.Module, part: str) -> bool:
+    owner: object = model
+    for name in part.split("."):
+        if not hasattr(owner, name):
+            return False
+        owner = getattr(owner, name)
+    return True

@@ -1,0 +1,31 @@
+"""Split a network that nobody here has seen, in steps that stand alone.
+
+    body.py    which modules are the body's blocks
+    trace.py   the forward as a graph, the blocks as leaves; what each value is
+    cut.py     the graph in three, with the live values between the parts
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..probing import Probe
+from ..split import Split, choose
+from .body import Candidate, candidates, find_body
+from .cut import AutomaticSplit
+from .trace import trace
+
+
+def automatic_split(model: nn.Module, split_at: int | str, probe: Probe) -> Split:
+    """Split `model` after block `split_at` ("auto": half of the depth) of the body that is found.
+
+    Raises:
+        CannotSplit: the text names the step that failed.
+        ArgumentError: `split_at` is out of range.
+    """
+    names = find_body(model, probe).names
+    traced = trace(model, names, probe)
+    return AutomaticSplit(traced, choose(split_at, len(names)), names, probe)
+
+
+__all__ = ["AutomaticSplit", "Candidate", "automatic_split", "candidates", "find_body", "trace"]

@@ -1,0 +1,119 @@
+"""Save and load what wrapping has added to a network: one small safetensors file with its settings inside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .adapter import AUTOMATIC, Adapter
+from .errors import CheckpointError
+from .guided import MaskGuided, wrap
+from .weights import Weights, load_into, read, safetensors_file, write_whole
+
+__all__ = ["Weights", "fingerprint", "load", "read", "save"]
+
+_FORMAT = "maskguided-1"
+_ADDED = ("head", "coarse_tail")
+
+
+def save(fast: MaskGuided, path: str | Path) -> None:
+    """Write mask head, coarse tail and settings to `path` (.safetensors); the network's own weights stay out.
+
+    An existing file is replaced whole or not at all.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a maskguided file ends in .safetensors")
+    tensors = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in fast.state_dict().items()
+        if name.partition(".")[0] in _ADDED
+    }
+    header = {"format": _FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_base(fast))}
+    save_file = safetensors_file("save_file")
+    write_whole(path, lambda beside: save_file(tensors, beside, metadata=header))
+
+
+def load(path: str | Path, model: nn.Module) -> MaskGuided:
+    """Wrap `model` as the file says and load what `save` wrote.
+
+    Raises:
+        CheckpointError: no maskguided file, or made for another kind of network. Another training of the
+            same network is a warning: fine-tuned weights are legitimate.
+
+    >>> import tempfile, torch
+    >>> from maskguided.adapters.pan_net import PAN
+    >>> net, x = PAN(features=8, up_features=8, blocks=4), torch.rand(1, 3, 20, 20)
+    >>> fast = wrap(net, split_at=3, keep=0.25, scorer="head")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(fast, f"{folder}/pan.safetensors")
+    ...     again = load(f"{folder}/pan.safetensors", net)
+    >>> bool((again(x) == fast(x)).all())
+    True
+    """
+    content = read(path)
+    if content.metadata.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: no file that maskguided.save wrote (its format is {content.metadata.get('format')})")
+    settings, base = json.loads(content.metadata["settings"]), json.loads(content.metadata["base"])
+    fast = wrap(model, **settings)
+    own = _base(fast)
+    for what in ("class", "scale", "in_channels", "out_channels", "blocks"):
+        if own[what] != base[what]:
+            raise CheckpointError(f"{path}: made for a network with {what}={base[what]}; this one has {what}={own[what]}")
+    if own["fingerprint"] != base["fingerprint"]:
+        warnings.warn(
+            f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
+            stacklevel=2,
+        )
+    added = nn.ModuleDict({name: part for name in _ADDED if (part := getattr(fast, name)) is not None})
+    try:
+        load_into(added, content.tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    added.train(fast.training)
+    return fast
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the network's weights, names and shapes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _settings(fast: MaskGuided) -> dict[str, Any]:
+    """What `wrap` needs to build the same again."""
+    return {
+        "split_at": fast.split.split_at,
+        "adapter": fast.split.name if isinstance(fast.split, Adapter) else AUTOMATIC,
+        "keep": fast.keep,
+        "patch_size": fast.patch_size,
+        "halo": fast.halo,
+        "merge": fast.merge,
+        "scorer": fast.scorer,
+        "coarse_tail": fast.coarse_tail_kind,
+        "head": fast.head.settings,
+    }
+
+
+def _base(fast: MaskGuided) -> dict[str, Any]:
+    from . import __version__
+
+    found = fast.split.probe
+    return {
+        "version": __version__,
+        "class": type(fast.model).__qualname__,
+        "module": type(fast.model).__module__,
+        "scale": found.scale,
+        "in_channels": found.in_channels,
+        "out_channels": found.out_channels,
+        "blocks": len(fast.split.blocks),
+        "fingerprint": fingerprint(fast.model),
+    }

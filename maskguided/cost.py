@@ -1,0 +1,64 @@
+"""Count multiply-adds without computing: the forward runs on tensors that have a shape and no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs of one image, parameters, and patches, as `MaskGuided.cost` reports them."""
+
+    height: int
+    width: int
+    keep: float
+    dense: int
+    """MACs of the network as it was."""
+    coarse: int
+    """MACs at keep=0."""
+    guided: int
+    """MACs at this keep, halo counted."""
+    parameters: int
+    """Of the network."""
+    added: int
+    """Parameters of head and coarse tail."""
+    k: int
+    patches: int
+
+    @property
+    def ratio(self) -> float:
+        """Guided over dense."""
+        return self.guided / self.dense
+
+    def __str__(self) -> str:
+        def line(name: str, macs: int) -> str:
+            return f"{name:<14}{macs / 1e9:10.2f} G MACs  {macs / self.dense:6.1%}"
+
+        return "\n".join(
+            (
+                f"LR {self.height}x{self.width}, {self.parameters:,} parameters + {self.added:,} added",
+                line("dense", self.dense),
+                line("coarse", self.coarse),
+                line(f"keep={self.keep:g}", self.guided) + f"  ({self.k} of {self.patches} patches)",
+            )
+        )
+
+
+def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor) -> int:
+    """Multiply-adds of `forward` on an input of `shape`, with the dtype and device of `like`.
+
+    Convolutions and matrix products count, as in torch.utils.flop_counter (which counts two per multiply-add).
+
+    >>> macs(torch.nn.Conv2d(3, 8, 3, padding=1), (1, 3, 10, 10), torch.zeros(1)) == 10 * 10 * 3 * 8 * 9
+    True
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), fake, FlopCounterMode(display=False) as counter:
+        forward(torch.empty(shape, dtype=like.dtype, device=like.device))
+    return int(counter.get_total_flops()) // 2

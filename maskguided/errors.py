@@ -1,0 +1,25 @@
+"""The one family of errors. Each text says what was wrong, with what values, and what would work."""
+
+
+class MaskGuidedError(Exception):
+    """Base of every error that maskguided raises on purpose."""
+
+
+class ArgumentError(MaskGuidedError, ValueError):
+    """An argument or a setting is out of its range; the text names the range."""
+
+
+class CannotSplit(MaskGuidedError):
+    """A network could not be split into Base and Refine; the text names the stage that failed."""
+
+
+class CheckpointError(MaskGuidedError):
+    """A weight file could not be read, written, or does not belong to this network."""
+
+
+class ImageError(MaskGuidedError):
+    """An image file could not be read or written."""
+
+
+class MissingDependency(MaskGuidedError, ImportError):
+    """An optional package is needed and absent; the text gives the pip command."""

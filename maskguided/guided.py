@@ -1,0 +1,330 @@
+"""A network that restores globally and refines locally: wrap, and the forward."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .adapter import split
+from .cost import Cost, macs
+from .errors import ArgumentError
+from .head import MaskHead, high_frequency
+from .patches import Grid, gather, scatter, select
+from .probing import untouched
+from .split import Split, State
+
+Merge = Literal["features", "image"]
+Scorer = Literal["input", "coarse", "head"]
+CoarseTail = Literal["copy", "light"]
+
+
+class Explanation(NamedTuple):
+    """What a forward saw and chose."""
+
+    refined: Tensor
+    """(B, C, s*H, s*W), the output."""
+    coarse: Tensor
+    """(B, C, s*H, s*W), the output at keep=0."""
+    score: Tensor
+    """(B, rows, cols), float32: one value a patch, larger where refining should gain more."""
+    mask: Tensor
+    """(B, rows, cols), bool: the patches that were refined."""
+    index: Tensor
+    """(B, k), long: the same, best first."""
+
+
+class MaskGuided(nn.Module):
+    """A split network whose deep blocks run only on the patches that need them. Made by `wrap`.
+
+    Input (B, C, H, W) of any size, output (B, C', s*H, s*W).
+
+    Args:
+        split: the network in three parts.
+        keep: share of the patches to refine, 0..1; k follows from it and the image's size alone.
+        patch_size: side of a patch, in LR pixels.
+        halo: context around a patch that is computed and thrown away, in LR pixels.
+        merge: where refined patches go back. "features": into the map at the end of the body, and the
+            network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
+            coarse tail having weights of its own and the network's tail running on the patches.
+        scorer: "input" or "coarse": high frequency of the LR or of the coarse HR image, no training
+            needed; "head": the mask head, once it is trained.
+        coarse_tail: for merge="image": "copy" of the network's tail, or "light" (one convolution and
+            PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained.
+        head: settings of the mask head (see MaskHead).
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        keep: float = 0.5,
+        patch_size: int = 16,
+        halo: int = 2,
+        merge: Merge = "features",
+        scorer: Scorer = "input",
+        coarse_tail: CoarseTail = "copy",
+        head: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _one_of("merge", merge, ("features", "image"))
+        _one_of("coarse_tail", coarse_tail, ("copy", "light"))
+        _aligned("patch_size", patch_size, 1, split.probe.multiple_of)
+        _aligned("halo", halo, 0, split.probe.multiple_of)
+        self.model = split.model
+        self.split = split
+        self.patch_size, self.halo = patch_size, halo
+        self.merge, self.keep, self.scorer = merge, keep, scorer
+        self.head = MaskHead(split.feature_channels, **(head or {}))
+        self.coarse_tail = _coarse_tail(split, coarse_tail) if merge == "image" else None
+        self.coarse_tail_kind = coarse_tail
+        self.constants = split.constants
+        self.head.to(split.probe.device, split.probe.dtype)
+
+    @property
+    def keep(self) -> float:
+        """Share of the patches that are refined: 0 = coarse, 1 = all. Settable at any time."""
+        return self._keep
+
+    @keep.setter
+    def keep(self, share: float) -> None:
+        if not 0 <= share <= 1:
+            raise ArgumentError(f"keep={share}: it is the share of patches to refine; use 0 to 1")
+        self._keep = float(share)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What ranks the patches: "input", "coarse" or "head"."""
+        return self._scorer
+
+    @scorer.setter
+    def scorer(self, scorer: Scorer) -> None:
+        _one_of("scorer", scorer, ("input", "coarse", "head"))
+        self._scorer = scorer
+
+    @property
+    def scale(self) -> int:
+        return self.split.scale
+
+    def forward(self, x: Tensor, score: Tensor | None = None) -> Tensor:
+        """LR image (B, C, H, W) -> HR image (B, C', s*H, s*W).
+
+        Args:
+            x: in the network's own range.
+            score: (B, rows, cols), to rank the patches by instead of the scorer's (an oracle, your own mask).
+        """
+        height, width = self._check_input(x)
+        grid = self.grid(height, width)
+        x = self._padded(x)
+        state = self.split.prefix(x)
+        coarse = self.split.skip(state)
+        index = self._choose(x, state, coarse, grid, score)
+        image = self._merge(x, state, coarse, index, grid)
+        return image[:, :, : height * self.scale, : width * self.scale]
+
+    def _merge(self, x: Tensor, state: State, coarse: State, index: Tensor, grid: Grid) -> Tensor:
+        """Refine the windows of `index` and put them back: into the features, or into the coarse image."""
+        if self.coarse_tail is None:
+            return self.split.tail(self._refine_features(state, coarse, index, grid))
+        image = self.coarse_tail(coarse, x)
+        if index.shape[1] == 0:
+            return image
+        windows = self.split.body(self._gather(state, tuple(state), index, grid))
+        return scatter(self.split.tail(windows), index, grid, onto=image)
+
+    def _refine_features(self, state: State, coarse: State, index: Tensor, grid: Grid) -> State:
+        if index.shape[1] == 0:
+            return coarse
+        windows = self.split.body(self._gather(state, self.split.reads, index, grid))
+        refined = {name: scatter(windows[name], index, grid, onto=coarse[name]) for name in self.split.writes}
+        return {**coarse, **refined}
+
+    def _gather(self, state: State, names: tuple[str, ...], index: Tensor, grid: Grid) -> State:
+        """The windows of live values: maps are cut, vectors repeated for each window, constants handed on."""
+        kinds, k = self.split.kinds, index.shape[1]
+        move = {
+            "map": lambda value: gather(value, index, grid),
+            "vector": lambda value: value.repeat_interleave(k, dim=0),
+            "constant": lambda value: value,
+        }
+        return {name: move[kinds[name]](state[name]) for name in names}
+
+    def _choose(self, x: Tensor, state: State, coarse: State, grid: Grid, score: Tensor | None) -> Tensor:
+        """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
+        k = grid.k(self.keep)
+        if k in (0, grid.count):
+            return torch.arange(k, device=x.device).expand(x.shape[0], -1)
+        if score is None:
+            score = self._score(x, state, coarse)
+        if score.shape != (x.shape[0], grid.rows, grid.cols):
+            raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {(x.shape[0], grid.rows, grid.cols)}")
+        return select(score, k)
+
+    def _score(self, x: Tensor, state: State, coarse: State) -> Tensor:
+        """(B, rows, cols), float32."""
+        if self.scorer == "input":
+            return high_frequency(x, self.patch_size)
+        if self.scorer == "coarse":
+            return high_frequency(self._coarse_image(x, coarse), self.patch_size * self.scale)
+        features = state[self.split.features]
+        return self.head(features, self.patch_size * features.shape[-1] // x.shape[-1])
+
+    def _coarse_image(self, x: Tensor, coarse: State) -> Tensor:
+        return self.split.tail(coarse) if self.coarse_tail is None else self.coarse_tail(coarse, x)
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The patches of an LR image of this size, once it is padded to what the network takes."""
+        multiple = self.split.probe.multiple_of
+        height, width = (-(-side // multiple) * multiple for side in (height, width))
+        return Grid(height, width, self.patch_size, self.halo)
+
+    @torch.no_grad()
+    def explain(self, x: Tensor, score: Tensor | None = None) -> Explanation:
+        """Refined and coarse image, score, mask and index, for the same arguments as `forward`."""
+        height, width = self._check_input(x)
+        grid = self.grid(height, width)
+        x = self._padded(x)
+        state = self.split.prefix(x)
+        coarse = self.split.skip(state)
+        score = self._score(x, state, coarse) if score is None else score
+        index = self._choose(x, state, coarse, grid, score)
+        mask = torch.zeros(x.shape[0], grid.count, dtype=torch.bool, device=x.device).scatter(1, index, True)
+        rows, cols = slice(height * self.scale), slice(width * self.scale)
+        refined = self._merge(x, state, coarse, index, grid)[:, :, rows, cols]
+        image = self._coarse_image(x, coarse)[:, :, rows, cols]
+        return Explanation(refined, image, score, mask.view(-1, grid.rows, grid.cols), index)
+
+    def cost(self, height: int, width: int) -> Cost:
+        """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (nothing is computed)."""
+        like = self._like()
+        shape = (1, self.split.probe.in_channels, height, width)
+        keep = self.keep
+        grid = self.grid(height, width)
+        try:
+            with untouched(self):
+                dense = macs(lambda x: self.model(self._padded(x)), shape, like)
+                guided = macs(self, shape, like)
+                self.keep = 0
+                coarse = macs(self, shape, like)
+        finally:
+            self.keep = keep
+        own = sum(p.numel() for p in self.model.parameters())
+        every = sum(p.numel() for p in self.parameters())
+        return Cost(height, width, keep, dense, coarse, guided, own, every - own, grid.k(keep), grid.count)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters would train, and of how many.
+
+        >>> from maskguided.adapters.pan_net import PAN
+        >>> wrap(PAN(features=8, up_features=8, blocks=4).requires_grad_(False)).print_trainable_parameters()
+        trainable params: 1,508 || all params: 6,395 || trainable%: 23.5810
+        """
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        every = sum(p.numel() for p in self.parameters())
+        print(f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}")
+
+    def unwrap(self) -> nn.Module:
+        """The network that was wrapped: the very object, which wrapping did not change."""
+        return self.model
+
+    def extra_repr(self) -> str:
+        return (
+            f"split_at={self.split.split_at} of {len(self.split.blocks)}, keep={self.keep:g}, "
+            f"patch_size={self.patch_size}, halo={self.halo}, merge={self.merge}, scorer={self.scorer}"
+        )
+
+    def _like(self) -> Tensor:
+        return next(p for p in self.model.parameters() if p.is_floating_point())
+
+    def _check_input(self, x: Tensor) -> tuple[int, int]:
+        channels = self.split.probe.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
+        return x.shape[2], x.shape[3]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """`x` continued to the right and below to the size that the network can take."""
+        grid = self.grid(x.shape[2], x.shape[3])
+        right, below = grid.width - x.shape[3], grid.height - x.shape[2]
+        return F.pad(x, (0, right, 0, below), mode="replicate") if right or below else x
+
+
+class LightTail(nn.Module):
+    """A coarse tail of one convolution: kxk to C' * s*s channels, PixelShuffle, plus the bilinear input.
+
+    Starts as the bilinear input alone.
+    """
+
+    def __init__(self, features: str, in_channels: int, out_channels: int, scale: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.features, self.scale = features, scale
+        self.conv = nn.Conv2d(in_channels, out_channels * scale**2, kernel, padding=kernel // 2)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, state: State, x: Tensor) -> Tensor:
+        detail = F.pixel_shuffle(self.conv(state[self.features]), self.scale)
+        return detail + F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
+
+
+class CopiedTail(nn.Module):
+    """A coarse tail that begins as the network's own, with weights of its own."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self.tail = split.copy_tail()
+
+    def forward(self, state: State, x: Tensor) -> Tensor:  # noqa: ARG002
+        image: Tensor = self.tail(state)
+        return image
+
+
+def wrap(model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None, **settings: Any) -> MaskGuided:
+    """Make `model` restore globally and refine locally. The model is held, not changed.
+
+    Args:
+        model: a super-resolution network: (B, C, H, W) in, (B, C', s*H, s*W) out.
+        split_at: how many of its blocks run on the whole image; "auto": half.
+        adapter: name of the adapter to use, "automatic" for none; default: the first that knows the network.
+        settings: keep, patch_size, halo, merge, scorer, coarse_tail, head; see MaskGuided.
+
+    Raises:
+        CannotSplit: the network could not be split; the text says where and what to do.
+        ArgumentError: a setting is out of its range.
+
+    >>> from maskguided.adapters.pan_net import PAN
+    >>> fast = wrap(PAN(features=8, up_features=8, blocks=4), split_at=2, keep=0.25)
+    >>> fast(torch.rand(1, 3, 33, 47)).shape
+    torch.Size([1, 3, 132, 188])
+    """
+    return MaskGuided(split(model, split_at, adapter=adapter), **settings)
+
+
+def _coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
+    found = split.probe
+    if kind == "copy":
+        return CopiedTail(split)
+    if found.in_channels != found.out_channels:
+        raise ArgumentError(
+            f"coarse_tail='light' adds the bilinear input, but this network maps {found.in_channels} to "
+            f"{found.out_channels} channels; use 'copy'"
+        )
+    tail = LightTail(split.features, split.feature_channels, found.out_channels, found.scale)
+    return tail.to(found.device, found.dtype)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ArgumentError(f"{name}={value!r}; use one of {', '.join(map(repr, allowed))}")
+
+
+def _aligned(name: str, value: int, least: int, multiple: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")
+    if value % multiple:
+        raise ArgumentError(
+            f"{name}={value}: this network works on multiples of {multiple} LR pixels; "
+            f"use {value // multiple * multiple or multiple} or {-(-value // multiple) * multiple}"
+        )

@@ -1,0 +1,119 @@
+"""What maskguided sees in a network, or why it cannot split it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from .adapter import AUTOMATIC, Adapter, recognise, split
+from .automatic import candidates
+from .cost import macs
+from .errors import CannotSplit
+from .split import Facts, Split, probed
+
+_SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The answer of `inspect`; print it for reading."""
+
+    network: str
+    """Class of the network."""
+    adapter: str
+    """Name of the adapter that knows it, or "automatic"."""
+    missed: dict[str, str]
+    """For each adapter tried before: what the network lacks to be its."""
+    reason: str | None
+    """Why it cannot be split; None if it can."""
+    split_at: int = 0
+    facts: Facts | None = None
+    block_class: str = ""
+    live: dict[str, str] = field(default_factory=dict)
+    """Live values at the cut: name -> kind and shape."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Share of the MACs of prefix, body and tail, 0..1."""
+    candidates: tuple[str, ...] = ()
+    """The runs of blocks found, best first."""
+
+    @property
+    def can_split(self) -> bool:
+        return self.reason is None
+
+    def __str__(self) -> str:
+        lines = [f"{self.network}, adapter: {self.adapter}"]
+        lines += [f"  not {name}: {why}" for name, why in self.missed.items()]
+        if self.facts is None:
+            return "\n".join([*lines, f"cannot be split: {self.reason}"])
+        facts, blocks = self.facts, self.facts.blocks
+        radius = {True: "the whole map (a global operation)"}
+        lines += [
+            f"scale {facts.scale}, {facts.in_channels} -> {facts.out_channels} channels, "
+            + (f"sizes that are multiples of {facts.multiple_of}" if facts.multiple_of > 1 else "any size"),
+            f"body: {len(blocks)} x {self.block_class}, {blocks[0]} .. {blocks[-1]}",
+            f"cut after block {self.split_at}: "
+            + ", ".join(f"{part} {share:.0%}" for part, share in self.shares.items())
+            + " of the MACs",
+            "live values: " + ", ".join(f"{name} ({what})" for name, what in self.live.items()),
+            f"receptive field of the refined blocks: {radius.get(facts.body_radius is None, facts.body_radius)}"
+            f"; with the tail: {radius.get(facts.radius is None, facts.radius)} (radius in LR pixels)",
+            "runs of blocks found: " + "; ".join(self.candidates[:4]),
+        ]
+        return "\n".join(lines)
+
+
+def inspect(model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None) -> Inspection:
+    """Say what the body of `model` is and what a cut would give, or why it cannot be split.
+
+    >>> from maskguided.adapters.pan_net import PAN
+    >>> found = inspect(PAN(features=8, up_features=8, blocks=4))
+    >>> found.can_split, found.adapter, len(found.facts.blocks), found.facts.body_radius
+    (True, 'pan', 4, 4)
+    """
+    name = type(model).__name__
+    known, missed = recognise(model) if adapter is None else (None, {})
+    used = known.name if known else adapter or AUTOMATIC
+    try:
+        runs = tuple(str(c) for c in candidates(model, probed(model)))
+        parts = split(model, split_at, adapter=used)
+    except CannotSplit as error:
+        return Inspection(name, used, missed, str(error))
+    return Inspection(
+        name,
+        parts.name if isinstance(parts, Adapter) else AUTOMATIC,
+        missed,
+        None,
+        parts.split_at,
+        parts.facts,
+        type(model.get_submodule(parts.blocks[0])).__name__,
+        _live(parts),
+        _shares(parts),
+        runs,
+    )
+
+
+def _live(parts: Split) -> dict[str, str]:
+    height, width = parts.probe.sizes[0]
+    with torch.no_grad():
+        state = parts.prefix(parts.probe.input(height, width))
+
+    def describe(name: str, kind: str) -> str:
+        value = state[name]
+        if kind != "map":
+            return f"{kind} {tuple(value.shape)}"
+        return f"{value.shape[1]} channels at {value.shape[2] / height:g}x"
+
+    return {name: describe(name, kind) for name, kind in parts.kinds.items()}
+
+
+def _shares(parts: Split) -> dict[str, float]:
+    side = -(-_SIDE // parts.probe.multiple_of) * parts.probe.multiple_of
+    shape = (1, parts.probe.in_channels, side, side)
+    like = next(parts.model.parameters())
+    whole = macs(parts.model, shape, like)
+    prefix = macs(parts.prefix, shape, like)
+    to_body = macs(lambda x: parts.body(parts.prefix(x)), shape, like)
+    return {"prefix": prefix / whole, "body": (to_body - prefix) / whole, "tail": (whole - to_body) / whole}

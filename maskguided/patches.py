@@ -1,0 +1,219 @@
+"""THE idea: cut the windows that need more work out of a map, and put the results back.
+
+    grid = Grid(height, width, patch_size, halo)     one cell per patch, in LR pixels
+    index = select(score, k)                         which patches: (B, k)
+    windows = gather(x, index, grid)                 (B, C, H, W) -> (B * k, C, h, w)
+    y = scatter(windows, index, grid, onto=x)        the patch of each window replaces that of `onto`
+
+Everything here is pure torch on whatever device, dtype and memory format comes in. No value is read
+back to the host and every shape follows from (grid, k), so a GPU never waits and one compiled graph
+serves every image of a size.
+
+A map may live at another resolution than the LR image (the HR image, a PixelUnshuffle stem): its ratio
+to the grid is read from its size, so one index moves all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The patches of an image of `height` x `width` LR pixels.
+
+    The cells partition the image: cell (r, c) covers rows `r * patch_size` up to the next cell or the
+    border, so the last row and column may be narrower. A window is a cell with `halo` pixels of context
+    on each side. All windows have one size; at the border a window is moved inward instead of being
+    padded, so that the refine part sees the true border of the image there, as the dense network does.
+
+    >>> grid = Grid(height=20, width=33, patch_size=8, halo=2)
+    >>> grid.rows, grid.cols, grid.count, grid.window
+    (3, 5, 15, (12, 12))
+    >>> Grid(height=5, width=100, patch_size=8, halo=2).window     # never larger than the image
+    (5, 12)
+    """
+
+    height: int
+    width: int
+    patch_size: int
+    halo: int = 0
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ArgumentError(f"Grid: the image is {self.height}x{self.width}; both must be at least 1")
+        if self.patch_size < 1:
+            raise ArgumentError(f"patch_size={self.patch_size}: use 1 or more LR pixels")
+        if self.halo < 0:
+            raise ArgumentError(f"halo={self.halo}: use 0 or more LR pixels")
+
+    @property
+    def rows(self) -> int:
+        return -(-self.height // self.patch_size)
+
+    @property
+    def cols(self) -> int:
+        return -(-self.width // self.patch_size)
+
+    @property
+    def count(self) -> int:
+        """Number of patches."""
+        return self.rows * self.cols
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of every window, in LR pixels."""
+        size = self.patch_size + 2 * self.halo
+        return min(size, self.height), min(size, self.width)
+
+    def k(self, keep: float) -> int:
+        """Number of patches that the share `keep` (0..1) stands for, rounded to the nearest."""
+        return int(keep * self.count + 0.5)
+
+    def corners(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Top row and left column of the windows of `index`, in LR pixels, shaped like `index`."""
+        height, width = self.window
+        top = (index // self.cols * self.patch_size - self.halo).clamp(0, self.height - height)
+        left = (index % self.cols * self.patch_size - self.halo).clamp(0, self.width - width)
+        return top, left
+
+
+def select(score: Tensor, k: int) -> Tensor:
+    """The k patches with the largest score, best first; equal scores in order of position.
+
+    Args:
+        score: (B, rows, cols) or (B, n), real.
+        k: 0..n.
+
+    Returns:
+        (B, k), long. Deterministic on every device (a stable sort; topk breaks ties at random on CUDA).
+
+    >>> select(torch.tensor([[[0.1, 0.9], [0.9, 0.5]]]), k=3)
+    tensor([[1, 2, 3]])
+    """
+    flat = score.flatten(1)
+    if not 0 <= k <= flat.shape[1]:
+        raise ArgumentError(f"select: k={k} of {flat.shape[1]} patches; use 0 to {flat.shape[1]}")
+    return torch.sort(flat, dim=1, descending=True, stable=True).indices[:, :k]
+
+
+def gather(x: Tensor, index: Tensor, grid: Grid) -> Tensor:
+    """Cut the windows of the patches `index` out of `x`.
+
+    Args:
+        x: (B, C, r*H, r*W) for a grid of H x W; r is the same in both directions.
+        index: (B, k) long, an own choice of patches per image, in any order.
+
+    Returns:
+        (B*k, C, r*h, r*w) with (h, w) = grid.window, image by image, in the memory format of `x`.
+
+    >>> x = torch.arange(16.0).view(1, 1, 4, 4)
+    >>> gather(x, torch.tensor([[3]]), Grid(4, 4, patch_size=2, halo=0))[0, 0].tolist()
+    [[10.0, 11.0], [14.0, 15.0]]
+    """
+    batch, channels, height, width = x.shape
+    _check_index(index, batch)
+    rows = torch.arange(_at_ratio("window height", grid.window[0], x, grid), device=x.device)
+    cols = torch.arange(_at_ratio("window width", grid.window[1], x, grid), device=x.device)
+    top, left = (_at_ratio_of(corner, x, grid) for corner in grid.corners(index))
+    image = torch.arange(batch, device=x.device)[:, None] * height
+    row = (image + top)[:, :, None, None] + rows[:, None]
+    pixel = row * width + left[:, :, None, None] + cols
+    # Pixels as rows of channels: one index_select copies whole pixels (and its gradient is an index_add).
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    windows = pixels.index_select(0, pixel.flatten())
+    windows = windows.view(-1, len(rows), len(cols), channels).permute(0, 3, 1, 2)
+    return windows if _channels_last(x) else windows.contiguous()
+
+
+def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
+    """A copy of `onto` in which the patches `index` come from `windows`; their halo is thrown away.
+
+    Args:
+        windows: (B*k, C, r*h, r*w), as `gather` returns them or what a network made of those.
+        index: (B, k) long, without repetition within an image.
+        onto: (B, C, r*H, r*W), r being the ratio of these maps, which need not be that of `gather`.
+
+    Returns:
+        (B, C, r*H, r*W) in the memory format of `onto`. Nothing but the chosen patches changes.
+
+    >>> x = torch.rand(2, 3, 20, 33); grid = Grid(20, 33, patch_size=8, halo=2)
+    >>> every = torch.arange(grid.count).expand(2, -1)
+    >>> bool((scatter(gather(x, every, grid), every, grid, onto=torch.zeros_like(x)) == x).all())
+    True
+    """
+    batch, channels, height, width = onto.shape
+    _check_index(index, batch)
+    patch = _at_ratio("patch_size", grid.patch_size, onto, grid)
+    size = tuple(_at_ratio("window", length, onto, grid) for length in grid.window)
+    if windows.shape != (batch * index.shape[1], channels, *size):
+        raise ArgumentError(
+            f"scatter: windows of shape {tuple(windows.shape)} onto {tuple(onto.shape)} with an index of "
+            f"{tuple(index.shape)}; expected {(batch * index.shape[1], channels, *size)}"
+        )
+    patches = _centres(windows, index, grid, onto, patch)
+    # The canvas is padded to whole cells; what a narrow border cell writes beyond the image is cropped.
+    below, right = grid.rows * patch - height, grid.cols * patch - width
+    canvas = F.pad(onto, (0, right, 0, below)) if below or right else onto.clone()
+    cells = canvas.unflatten(3, (grid.cols, patch)).unflatten(2, (grid.rows, patch))
+    flat = index.flatten()
+    image = torch.arange(batch, device=onto.device).repeat_interleave(index.shape[1])
+    cells = cells.permute(0, 2, 4, 3, 5, 1)
+    cells[image, flat // grid.cols, flat % grid.cols] = patches.permute(0, 2, 3, 1).to(onto.dtype)
+    if not (below or right):
+        return canvas
+    layout = torch.channels_last if _channels_last(onto) else torch.contiguous_format
+    return canvas[:, :, :height, :width].contiguous(memory_format=layout)
+
+
+def _centres(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor, patch: int) -> Tensor:
+    """The patch of each window, (B*k, C, p, p), wherever moving the window inward has put it.
+
+    Rows and columns of a narrow border cell that lie beyond the image repeat its last one.
+    """
+    top, left = grid.corners(index)
+    down = _at_ratio_of(index // grid.cols * grid.patch_size - top, onto, grid).flatten()
+    across = _at_ratio_of(index % grid.cols * grid.patch_size - left, onto, grid).flatten()
+    offset = torch.arange(patch, device=onto.device)
+    rows = (down[:, None] + offset).clamp(max=windows.shape[2] - 1)[:, :, None]
+    cols = (across[:, None] + offset).clamp(max=windows.shape[3] - 1)[:, None, :]
+    number = torch.arange(windows.shape[0], device=onto.device)[:, None, None]
+    return windows.permute(0, 2, 3, 1)[number, rows, cols].permute(0, 3, 1, 2)
+
+
+def _at_ratio(what: str, length: int, x: Tensor, grid: Grid) -> int:
+    """`length` LR pixels in pixels of `x`; an error where that is no whole number."""
+    height, width = x.shape[-2:]
+    if height * grid.width != width * grid.height:
+        raise ArgumentError(
+            f"a map of {height}x{width} is no multiple of the {grid.height}x{grid.width} grid: "
+            "its ratio must be the same in both directions"
+        )
+    if length * height % grid.height:
+        raise ArgumentError(
+            f"{what} of {length} LR pixels is no whole number of pixels on a {height}x{width} map of a "
+            f"{grid.height}x{grid.width} image: use a patch_size and halo that its stride divides"
+        )
+    return length * height // grid.height
+
+
+def _at_ratio_of(position: Tensor, x: Tensor, grid: Grid) -> Tensor:
+    return position * x.shape[-2] // grid.height
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _check_index(index: Tensor, batch: int) -> None:
+    if index.dim() != 2 or index.shape[0] != batch or index.dtype != torch.long:
+        raise ArgumentError(
+            f"index of shape {tuple(index.shape)} and {index.dtype} for a batch of {batch}: "
+            "expected (B, k) of torch.int64"
+        )

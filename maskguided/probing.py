@@ -1,0 +1,120 @@
+"""Look at a network by running it on small inputs, and leave no trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CannotSplit
+
+_LEAST = 17  # LR pixels a side: enough for reflection padding and small strides
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a network takes and gives: found by calling it."""
+
+    in_channels: int
+    out_channels: int
+    scale: int
+    multiple_of: int
+    """Height and width of the input must be multiples of this (1: any size)."""
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Two small input sizes that the network takes, different in both directions."""
+        height, width = _size(self.multiple_of)
+        return (height, width), (width, height)
+
+    def input(self, height: int, width: int, batch: int = 1) -> Tensor:
+        """A fixed random image, (batch, in_channels, height, width) in 0..1."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(batch, self.in_channels, height, width, generator=generator)
+        return x.to(self.device, self.dtype)
+
+
+def probe(model: nn.Module) -> Probe:
+    """Find channels, scale and size rule of `model`, in that order of trying: every size, then multiples.
+
+    Raises:
+        CannotSplit: no input that was tried gave an image; the text has the last error of the network.
+    """
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
+    failure: Exception | str = "it was never called"
+    with untouched(model):
+        for multiple in _MULTIPLES:
+            for channels in _channel_guesses(model):
+                found = Probe(channels, 0, 0, multiple, parameter.device, parameter.dtype)
+                height, width = _size(multiple)
+                try:
+                    out = model(found.input(height, width))
+                except Exception as error:  # whatever a foreign network raises, another input may do
+                    failure = error
+                    continue
+                if not isinstance(out, Tensor) or out.dim() != 4:
+                    kind = type(out).__name__ if not isinstance(out, Tensor) else f"a tensor {tuple(out.shape)}"
+                    raise CannotSplit(
+                        f"{type(model).__name__} returns {kind}; it must return one image (B, C, H, W). "
+                        "Wrap it in a module whose forward returns that image alone"
+                    )
+                scale = out.shape[2] // height
+                if scale and out.shape[2:] == (scale * height, scale * width):
+                    return Probe(channels, out.shape[1], scale, multiple, parameter.device, parameter.dtype)
+                failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
+    guesses = ", ".join(map(str, _channel_guesses(model)))
+    raise CannotSplit(
+        f"{type(model).__name__} could not be run on a random image (channels {guesses}; sizes from "
+        f"{_LEAST}x{_LEAST + 2} to multiples of {_MULTIPLES[-1]}); last answer: {failure}"
+    )
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run `model` in eval mode without gradients; afterwards every attribute is what it was.
+
+    A forward may assign to its module (basicsr's EDSR: `self.mean = self.mean.type_as(x)`), and a traced
+    forward would leave tracing objects there.
+    """
+    tables = ("_parameters", "_buffers", "_modules")
+    saved: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]]]] = [
+        (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables})
+        for module in model.modules()
+    ]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, attributes, contents in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for table, entries in contents.items():
+                vars(module)[table].clear()
+                vars(module)[table].update(entries)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _size(multiple: int) -> tuple[int, int]:
+    """The two smallest odd multiples from 17 on: a size that no larger multiple rule would accept."""
+    odd = -(-_LEAST // multiple) | 1
+    return odd * multiple, (odd + 2) * multiple
+
+
+def _channel_guesses(model: nn.Module) -> list[int]:
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    guesses = [first, 3, 1, 4]
+    return [c for i, c in enumerate(guesses) if c not in guesses[:i]]

@@ -1,0 +1,97 @@
+"""Receptive-field radius, measured: one LR column becomes NaN, and the columns that turn NaN are counted.
+
+NaN survives convolutions, activations, sums and resizing whatever the weights are, so this finds the
+structural radius, where gradients of deep networks underflow long before its edge. The maps are narrow
+strips: a radius of hundreds of pixels is measured on a few thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .probing import Probe
+
+Part = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+_LENGTHS = (64, 128, 256, 512, 1024)
+_BREADTH = 8
+
+
+def radius(prefix: Callable[[Tensor], dict[str, Tensor]], part: Part, maps: Iterable[str], probe: Probe) -> int | None:
+    """How many LR pixels to each side of a pixel the values that `part` makes depend on.
+
+    Args:
+        prefix: LR image -> state.
+        part: state -> the values of interest, maps only.
+        maps: names of the state's values that are maps.
+
+    Returns:
+        The radius; None where even the longest strip turns NaN from end to end, as after a global pooling.
+    """
+    maps = list(maps)
+    with _plain_convolutions():
+        across = _extent(prefix, part, maps, probe, vertical=False)
+        down = None if across is None else _extent(prefix, part, maps, probe, vertical=True)
+    return None if across is None or down is None else max(across, down)
+
+
+@contextmanager
+def _plain_convolutions() -> Iterator[None]:
+    """Without Winograd and FFT algorithms, which mix neighbouring pixels and would spread the NaN."""
+    mkldnn = torch.backends.mkldnn.set_flags(_enabled=False)
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])
+
+
+def _extent(
+    prefix: Callable[[Tensor], dict[str, Tensor]], part: Part, maps: list[str], probe: Probe, vertical: bool
+) -> int | None:
+    step = probe.multiple_of
+    breadth = -(-_BREADTH // step) * step
+    for length in _LENGTHS:
+        length = -(-length // step) * step
+        size = (length, breadth) if vertical else (breadth, length)
+        state = prefix(probe.input(*size))
+        middle = length // 2 // step * step
+        # A stride makes the answer depend on where in its period the pixel lies: try them all.
+        reaches = [_reach(state, part, maps, middle + at, length, -2 if vertical else -1) for at in range(step)]
+        if None not in reaches:
+            return max(r for r in reaches if r is not None)
+    return None
+
+
+def _reach(
+    state: dict[str, Tensor], part: Part, maps: list[str], position: int, length: int, dim: int
+) -> int | None:
+    """Distance from LR `position` to the farthest NaN along `dim`; None if an end of the strip is reached."""
+    reach = 0
+    for value in part(_poisoned(state, maps, position, length, dim)).values():
+        others = [d for d in range(value.dim()) if d != value.dim() + dim]
+        hit = torch.isnan(value).any(dim=others[0]) if len(others) == 1 else torch.isnan(value).sum(dim=others) > 0
+        if bool(hit[0]) or bool(hit[-1]):
+            return None
+        where = torch.nonzero(hit).flatten() * length // len(hit)
+        if len(where):
+            reach = max(reach, int((where - position).abs().max()))
+    return reach
+
+
+def _poisoned(
+    state: dict[str, Tensor], maps: list[str], position: int, length: int, dim: int
+) -> dict[str, Tensor]:
+    poisoned = dict(state)
+    for name in maps:
+        value = state[name].clone()
+        size = value.shape[dim]
+        start = position * size // length
+        end = max(start + 1, (position + 1) * size // length)
+        value.narrow(dim, start, end - start).fill_(torch.nan)
+        poisoned[name] = value
+    return poisoned

@@ -1,0 +1,157 @@
+"""The contract between a network and the patch engine: a network in three parts.
+
+    state = split.prefix(x)      stem and blocks 1..n            -> the live values after block n
+    state = split.body(state)    blocks n+1..N                   -> the live values after block N
+    state = split.skip(state)    the same, those blocks left out -> the live values after block N
+    image = split.tail(state)    everything after the body       -> the HR image
+
+`tail(body(prefix(x))) == model(x)`: no approximation enters by the split itself. The parts run on whole
+maps and on windows alike, and none of them changes the state it is given.
+
+A Split is made by an adapter (adapter.py) or automatically (automatic/); both obey the same laws.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch import Tensor, nn
+
+from . import receptive
+from .errors import ArgumentError, CannotSplit
+from .probing import Probe, probe, untouched
+
+State = dict[str, Tensor]
+"""Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
+
+Kind = Literal["map", "vector", "constant"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is true of a split network, measured by running it."""
+
+    scale: int
+    in_channels: int
+    out_channels: int
+    blocks: tuple[str, ...]
+    """Names of the body's blocks in call order."""
+    body_radius: int | None
+    """Receptive-field radius of blocks n+1..N in LR pixels; None: every output depends on the whole map."""
+    radius: int | None
+    """The same for blocks n+1..N and the tail together."""
+    multiple_of: int
+    """Height and width of the network's input must be multiples of this; a MaskGuided pads by itself."""
+    supports_half: bool | None
+    """Whether float16 is known to work; None: not known."""
+
+
+class Split(ABC):
+    """A network cut after block `split_at` of its body. See the module's text for the four parts."""
+
+    features: str
+    """Name of the live value that the next block would take: what the mask head looks at."""
+    reads: tuple[str, ...]
+    """Live values that the body uses."""
+    writes: tuple[str, ...]
+    """Live values that the body makes."""
+    kinds: Mapping[str, Kind]
+    """How each live value relates to the image."""
+    feature_channels: int
+    """Channels of the map `features`."""
+    constants: nn.Module | None = None
+    """Tensors that the forward creates; they move with the wrapped network."""
+    supports_half: bool | None = None
+
+    def __init__(self, model: nn.Module, blocks: tuple[str, ...], split_at: int, probe: Probe) -> None:
+        if isinstance(split_at, bool) or not isinstance(split_at, int) or not 1 <= split_at < len(blocks):
+            raise ArgumentError(
+                f"split_at={split_at!r}: this {type(model).__name__} has {len(blocks)} blocks; "
+                f"use 1 to {len(blocks) - 1}"
+            )
+        self.model = model
+        self.blocks = blocks
+        self.split_at = split_at
+        self.probe = probe
+
+    @abstractmethod
+    def prefix(self, x: Tensor) -> State:
+        """LR image (B, C, H, W) -> live values after block n."""
+
+    @abstractmethod
+    def body(self, state: State) -> State:
+        """Live values after block n -> after block N; what the body does not use is passed on."""
+
+    @abstractmethod
+    def skip(self, state: State) -> State:
+        """`body` with its blocks left out: each written value is stood in for by one already computed."""
+
+    @abstractmethod
+    def tail(self, state: State) -> Tensor:
+        """Live values after block N -> HR image (B, C, scale*H, scale*W)."""
+
+    @abstractmethod
+    def copy_tail(self) -> nn.Module:
+        """A module that maps a state after block N to an image, with weights of its own."""
+
+    @property
+    def scale(self) -> int:
+        return self.probe.scale
+
+    @cached_property
+    def facts(self) -> Facts:
+        """Measured when first asked for: the radii take some forwards on narrow strips."""
+        body_radius = self._radius(lambda state: {name: self.body(state)[name] for name in self.writes})
+        whole = None if body_radius is None else self._radius(lambda state: {"image": self.tail(self.body(state))})
+        return Facts(
+            scale=self.scale,
+            in_channels=self.probe.in_channels,
+            out_channels=self.probe.out_channels,
+            blocks=self.blocks,
+            body_radius=body_radius,
+            radius=whole,
+            multiple_of=self.probe.multiple_of,
+            supports_half=self.supports_half,
+        )
+
+    def _radius(self, part: receptive.Part) -> int | None:
+        maps = [name for name, kind in self.kinds.items() if kind == "map"]
+        with untouched(self.model):
+            return receptive.radius(self.prefix, part, maps, self.probe)
+
+
+def check_whole(split: Split) -> None:
+    """Law 1 on a small input: the parts together are the network.
+
+    Raises:
+        CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
+    """
+    x = split.probe.input(*split.probe.sizes[0])
+    with untouched(split.model):
+        whole = split.model(x)
+        parts = split.tail(split.body(split.prefix(x)))
+    difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
+    if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
+        raise CannotSplit(
+            f"{type(split.model).__name__}, split after block {split.split_at}: the parts give another image than "
+            f"the network (largest difference {difference:.2g}). A forward that changes tensors in place across "
+            "the cut does this; an adapter can say how to split it (docs/add_an_adapter.md)"
+        )
+
+
+def choose(split_at: int | Literal["auto"], blocks: int) -> int:
+    """`split_at` itself, or half of the depth for "auto". (A Split checks the range.)"""
+    return max(1, blocks // 2) if split_at == "auto" else split_at
+
+
+def probed(model: nn.Module) -> Probe:
+    """`probe`, refusing what is not a network."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ArgumentError(f"{type(model).__name__} has lazy layers without weights yet: call it once first")
+    return probe(model)

@@ -1,0 +1,144 @@
+"""Read any super-resolution weight file as a flat state dict, without unpickling code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, MissingDependency
+
+# Where the files of this field keep the weights, the averaged ones (EMA) before the others.
+_KEYS = ("params_ema", "params-ema", "model_ema", "params", "model_state_dict", "state_dict", "model", "net", "network_g")
+_PREFIXES = ("module.", "_orig_mod.", "netG.")
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What `read` found in a file."""
+
+    tensors: dict[str, Tensor]
+    key: str | None
+    """The entry that held the weights; None for a bare state dict."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The header of a safetensors file."""
+
+
+def read(path: str | Path) -> Weights:
+    """Read a .pth, .pt, .ckpt, .bin or .safetensors file onto the CPU.
+
+    Honours the nesting that BasicSR, Real-ESRGAN, Lightning and others write (EMA weights first) and strips
+    the prefixes of DataParallel, torch.compile and GAN trainers.
+
+    Raises:
+        CheckpointError: no such file, not a weight file, code inside, or no tensors in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        tensors, metadata = _read_safetensors(path)
+        return Weights(_stripped(tensors), None, metadata)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: it is no plain weight file: it holds other objects than tensors, and reading those could run code "
+            f"({str(error).splitlines()[0]}). If you trust it, load it yourself and save its state_dict()"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a readable weight file ({str(error).splitlines()[0]})") from None
+    key = None
+    while isinstance(content, Mapping) and (inner := next((k for k in _KEYS if isinstance(content.get(k), Mapping)), None)):
+        key, content = inner, content[inner]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    if not tensors:
+        found = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
+        raise CheckpointError(f"{path}: no weights found in it (it holds {found}); expected a state dict, bare or under one of {', '.join(_KEYS)}")
+    return Weights(_stripped(tensors), key)
+
+
+def load_into(model: Module, weights: Mapping[str, Tensor]) -> Module:
+    """Load all of `weights`; a CheckpointError names what is missing, unknown or of another shape."""
+    own = model.state_dict()
+    wrong = [f"missing {name}" for name in own.keys() - weights.keys()]
+    wrong += [f"unknown {name}" for name in weights.keys() - own.keys()]
+    wrong += [
+        f"{name} is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise CheckpointError(f"these weights are not of this {type(model).__name__}: {'; '.join(sorted(wrong)[:4])}{more}")
+    model.load_state_dict(dict(weights))
+    return model.eval()
+
+
+def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered modules there are under `prefix`.
+
+    >>> count_blocks({"body.0.w": torch.zeros(1), "body.1.w": torch.zeros(1)}, "body")
+    2
+    """
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    return 1 + max((int(match[1]) for name in weights if (match := pattern.match(name))), default=-1)
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file beside `path`, then rename it: `path` is the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        write(beside)
+        beside.chmod(0o666 & ~_umask())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def safetensors_file(name: str) -> Any:
+    """`name` of safetensors (safe_open) or safetensors.torch; imported late, since the core needs torch alone."""
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError:
+        raise MissingDependency("safetensors files need the package safetensors: pip install safetensors") from None
+    return getattr(safetensors, name, None) or getattr(safetensors.torch, name)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors_file("safe_open")(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except MissingDependency:
+        raise
+    except Exception as error:  # its own error class is not exported under one name by all versions
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def _stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = list(tensors)
+    for _ in range(3):
+        for prefix in _PREFIXES:
+            if names and all(name.startswith(prefix) for name in names):
+                names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
