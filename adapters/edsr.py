@@ -7,15 +7,15 @@ same two with groups as blocks, and shares this file's code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..adapter import Adapter, lacks, register
-from ..errors import ArgumentError
-from ..integrations.basicsr_plugin import import_basicsr
-from ..split import State
-from ..weights import count_blocks, load_into
+from maskguided.adapter import Adapter, lacks, register
+from maskguided.errors import ArgumentError
+from maskguided.integrations.basicsr_plugin import import_basicsr
+from maskguided.split import State
+from maskguided.weights import count_blocks, load_into
 
 _BASICSR = ("conv_first", "body", "conv_after_body", "upsample", "conv_last", "img_range", "mean")
 _ORIGINAL = ("sub_mean", "head", "body", "tail", "add_mean")
@@ -41,22 +41,24 @@ class MeanShiftedAdapter(Adapter):
         raise NotImplementedError
 
     def stem(self, x: Tensor) -> State:
-        net = self.model
+        net = self.net
         if hasattr(net, "conv_first"):
             shallow = net.conv_first((x - net.mean.type_as(x)) * net.img_range)
         else:
             shallow = net.head(net.sub_mean(x))
         return {"features": shallow, "shallow": shallow}
 
-    def body_blocks(self) -> Sequence[nn.Module]:
-        return self.model.body if hasattr(self.model, "conv_after_body") else self.model.body[:-1]
+    def body_blocks(self) -> list[nn.Module]:
+        body = list(self.net.body)
+        return body if hasattr(self.net, "conv_after_body") else body[:-1]
 
     def tail(self, state: State) -> Tensor:
-        net = self.model
+        net = self.net
         if hasattr(net, "conv_after_body"):
             deep = net.conv_after_body(state["features"]) + state["shallow"]
             image: Tensor = net.conv_last(net.upsample(deep))
-            return image / net.img_range + net.mean.type_as(image)
+            image = image / net.img_range + net.mean.type_as(image)
+            return image
         original: Tensor = net.add_mean(net.tail(net.body[-1](state["features"]) + state["shallow"]))
         return original
 
@@ -73,7 +75,9 @@ class EDSRAdapter(MeanShiftedAdapter):
     def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
         """Weights of basicsr's EDSR; needs basicsr."""
         settings = basicsr_settings(cls.name, weights)
-        model = import_basicsr("basicsr.archs.edsr_arch").EDSR(num_block=count_blocks(weights, "body"), **settings)
+        model: nn.Module = import_basicsr("basicsr.archs.edsr_arch").EDSR(
+            num_block=count_blocks(weights, "body"), **settings
+        )
         return load_into(model, weights)
 
 

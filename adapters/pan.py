@@ -5,14 +5,15 @@ Knows our own PAN (pan_net.py) and the official class: both have the same parts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..adapter import Adapter, lacks, register
-from ..split import State
-from ..weights import count_blocks, load_into
+from maskguided.adapter import Adapter, lacks, register
+from maskguided.split import State
+from maskguided.weights import count_blocks, load_into
+
 from .pan_net import PAN
 
 
@@ -36,14 +37,14 @@ class PANAdapter(Adapter):
         return load_into(model, weights)
 
     def stem(self, x: Tensor) -> State:
-        shallow = self.model.conv_first(x)
+        shallow = self.net.conv_first(x)
         return {"features": shallow, "shallow": shallow, "input": x}
 
-    def body_blocks(self) -> Sequence[nn.Module]:
-        return self.model.SCPA_trunk
+    def body_blocks(self) -> list[nn.Module]:
+        return list(self.net.SCPA_trunk)
 
     def tail(self, state: State) -> Tensor:
-        net = self.model
+        net = self.net
         x = state["shallow"] + net.trunk_conv(state["features"])
         two_steps = hasattr(net, "upconv2")
         x = self._step(x, net.upconv1, net.att1, net.HRconv1, 2 if two_steps else self.scale)

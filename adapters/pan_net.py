@@ -93,9 +93,8 @@ class PAN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shallow = self.conv_first(x)
         deep = shallow + self.trunk_conv(self.SCPA_trunk(shallow))
-        return self.conv_last(self.upsample(deep)) + F.interpolate(
-            x, scale_factor=float(self.scale), mode="bilinear", align_corners=False
-        )
+        residual: Tensor = self.conv_last(self.upsample(deep))
+        return residual + F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
 
     def upsample(self, features: Tensor) -> Tensor:
         """(B, features, H, W) -> (B, up_features, scale*H, scale*W), in one step or two of 2."""

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from ..adapter import lacks, register
-from ..integrations.basicsr_plugin import import_basicsr
-from ..weights import count_blocks, load_into
+from maskguided.adapter import lacks, register
+from maskguided.integrations.basicsr_plugin import import_basicsr
+from maskguided.weights import count_blocks, load_into
+
 from .edsr import MeanShiftedAdapter, basicsr_settings
 
 
@@ -30,7 +31,7 @@ class RCANAdapter(MeanShiftedAdapter):
     def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
         """Weights of basicsr's RCAN; needs basicsr."""
         squeeze = weights["body.0.residual_group.0.rcab.3.attention.1.weight"].shape
-        model = import_basicsr("basicsr.archs.rcan_arch").RCAN(
+        model: nn.Module = import_basicsr("basicsr.archs.rcan_arch").RCAN(
             num_group=count_blocks(weights, "body"),
             num_block=count_blocks(weights, "body.0.residual_group"),
             squeeze_factor=squeeze[1] // squeeze[0],

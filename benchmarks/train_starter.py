@@ -14,14 +14,14 @@ import copy
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
+from maskguided.adapters.pan_net import PAN
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskguided.adapters.pan_net import PAN
+from maskguided.images import read_image
 from maskguided.integrations.basicsr_plugin import import_basicsr
 
 SCALE = 4
@@ -36,7 +36,7 @@ def read_pairs(folders: list[Path], cache: Path) -> list[tuple[Tensor, Tensor]]:
     imresize = import_basicsr("basicsr.utils.matlab_functions").imresize
     pairs = []
     for path in sorted(p for folder in folders for p in folder.iterdir()):
-        image = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = read_image(path)[..., :3]
         height, width = (size - size % SCALE for size in image.shape[:2])
         hr = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)
         lr = imresize(hr.float() / 255, 1 / SCALE)
@@ -103,14 +103,17 @@ def main() -> None:
         lr, hr = crops(pairs, args.batch, args.size, np.random.default_rng(step))
         loss = F.l1_loss(model(lr.contiguous(memory_format=torch.channels_last)), hr)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         average(ema, model, min(0.999, (1 + step) / (10 + step)))
         running += loss.item()
         if (step + 1) % 200 == 0 or step + 1 == args.iterations:
-            print(f"step {step + 1}: L1 {running / 200:.5f}, {(time.time() - since) / 200:.2f} s a step", flush=True)
+            print(
+                f"step {step + 1}: L1 {running / 200:.5f}, {(time.time() - since) / 200:.2f} s a step",
+                flush=True,
+            )
             running, since = 0.0, time.time()
             state = {"model": model.state_dict(), "ema": ema.state_dict(), "step": step + 1}
             write({**state, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, checkpoint)

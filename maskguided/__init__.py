@@ -10,7 +10,14 @@ torch.Size([1, 3, 132, 188])
 
 from .adapter import Adapter, register, split
 from .checkpoint import load, save
-from .errors import ArgumentError, CannotSplit, CheckpointError, ImageError, MaskGuidedError, MissingDependency
+from .errors import (
+    ArgumentError,
+    CannotSplit,
+    CheckpointError,
+    ImageError,
+    MaskGuidedError,
+    MissingDependency,
+)
 from .guided import Explanation, MaskGuided, wrap
 from .inspection import inspect
 from .split import Facts, Split

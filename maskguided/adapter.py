@@ -11,7 +11,7 @@ import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -43,13 +43,18 @@ class Adapter(Split):
 
     def __init__(self, model: nn.Module, split_at: int | Literal["auto"], probe: Probe) -> None:
         self.model = model
-        body = list(self.body_blocks())
+        body = self.body_blocks()
         names = {id(module): name for name, module in model.named_modules()}
         super().__init__(model, tuple(names[id(block)] for block in body), choose(split_at, len(body)), probe)
         with untouched(model):
             state = self.stem(probe.input(*probe.sizes[0]))
-        self.kinds = {name: "map" for name in state}
+        self.kinds = dict.fromkeys(state, "map")
         self.feature_channels = state[self.features].shape[1]
+
+    @property
+    def net(self) -> Any:
+        """The network; typed Any, since the adapter alone knows its attributes."""
+        return self.model
 
     @classmethod
     @abstractmethod
@@ -61,7 +66,7 @@ class Adapter(Split):
         """LR image -> {"features": what block 1 takes, ...: live values for the tail}."""
 
     @abstractmethod
-    def body_blocks(self) -> Sequence[nn.Module]:
+    def body_blocks(self) -> list[nn.Module]:
         """Blocks 1..N, each a map from (B, C, H, W) to the same shape."""
 
     @classmethod
@@ -176,7 +181,11 @@ def lacks(model: nn.Module, *parts: str) -> str | None:
 
 
 def split(
-    model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None, check: bool = True
+    model: nn.Module,
+    split_at: int | Literal["auto"] = "auto",
+    *,
+    adapter: str | None = None,
+    check: bool = True,
 ) -> Split:
     """Split a super-resolution network after block `split_at` of its body. The network is not changed.
 

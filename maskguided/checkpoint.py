@@ -58,13 +58,17 @@ def load(path: str | Path, model: nn.Module) -> MaskGuided:
     """
     content = read(path)
     if content.metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: no file that maskguided.save wrote (its format is {content.metadata.get('format')})")
+        raise CheckpointError(
+            f"{path}: no file that maskguided.save wrote (its format is {content.metadata.get('format')})"
+        )
     settings, base = json.loads(content.metadata["settings"]), json.loads(content.metadata["base"])
     fast = wrap(model, **settings)
     own = _base(fast)
     for what in ("class", "scale", "in_channels", "out_channels", "blocks"):
         if own[what] != base[what]:
-            raise CheckpointError(f"{path}: made for a network with {what}={base[what]}; this one has {what}={own[what]}")
+            raise CheckpointError(
+                f"{path}: made for a network with {what}={base[what]}; this one has {what}={own[what]}"
+            )
     if own["fingerprint"] != base["fingerprint"]:
         warnings.warn(
             f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ Scorer = Literal["input", "coarse", "head"]
 CoarseTail = Literal["copy", "light"]
 
 
-class Explanation(NamedTuple):
+@dataclass(frozen=True)
+class Explanation:
     """What a forward saw and chose."""
 
     refined: Tensor
@@ -106,6 +108,7 @@ class MaskGuided(nn.Module):
 
     @property
     def scale(self) -> int:
+        """HR pixels per LR pixel, in each direction."""
         return self.split.scale
 
     def forward(self, x: Tensor, score: Tensor | None = None) -> Tensor:
@@ -128,7 +131,7 @@ class MaskGuided(nn.Module):
         """Refine the windows of `index` and put them back: into the features, or into the coarse image."""
         if self.coarse_tail is None:
             return self.split.tail(self._refine_features(state, coarse, index, grid))
-        image = self.coarse_tail(coarse, x)
+        image: Tensor = self.coarse_tail(coarse, x)
         if index.shape[1] == 0:
             return image
         windows = self.split.body(self._gather(state, tuple(state), index, grid))
@@ -144,12 +147,13 @@ class MaskGuided(nn.Module):
     def _gather(self, state: State, names: tuple[str, ...], index: Tensor, grid: Grid) -> State:
         """The windows of live values: maps are cut, vectors repeated for each window, constants handed on."""
         kinds, k = self.split.kinds, index.shape[1]
-        move = {
-            "map": lambda value: gather(value, index, grid),
-            "vector": lambda value: value.repeat_interleave(k, dim=0),
-            "constant": lambda value: value,
-        }
-        return {name: move[kinds[name]](state[name]) for name in names}
+
+        def window(name: str) -> Tensor:
+            if kinds[name] == "map":
+                return gather(state[name], index, grid)
+            return state[name].repeat_interleave(k, dim=0) if kinds[name] == "vector" else state[name]
+
+        return {name: window(name) for name in names}
 
     def _choose(self, x: Tensor, state: State, coarse: State, grid: Grid, score: Tensor | None) -> Tensor:
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
@@ -169,10 +173,12 @@ class MaskGuided(nn.Module):
         if self.scorer == "coarse":
             return high_frequency(self._coarse_image(x, coarse), self.patch_size * self.scale)
         features = state[self.split.features]
-        return self.head(features, self.patch_size * features.shape[-1] // x.shape[-1])
+        score: Tensor = self.head(features, self.patch_size * features.shape[-1] // x.shape[-1])
+        return score
 
     def _coarse_image(self, x: Tensor, coarse: State) -> Tensor:
-        return self.split.tail(coarse) if self.coarse_tail is None else self.coarse_tail(coarse, x)
+        image: Tensor = self.split.tail(coarse) if self.coarse_tail is None else self.coarse_tail(coarse, x)
+        return image
 
     def grid(self, height: int, width: int) -> Grid:
         """The patches of an LR image of this size, once it is padded to what the network takes."""
@@ -276,12 +282,14 @@ class CopiedTail(nn.Module):
         super().__init__()
         self.tail = split.copy_tail()
 
-    def forward(self, state: State, x: Tensor) -> Tensor:  # noqa: ARG002
+    def forward(self, state: State, x: Tensor) -> Tensor:
         image: Tensor = self.tail(state)
         return image
 
 
-def wrap(model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None, **settings: Any) -> MaskGuided:
+def wrap(
+    model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None, **settings: Any
+) -> MaskGuided:
     """Make `model` restore globally and refine locally. The model is held, not changed.
 
     Args:

@@ -62,7 +62,7 @@ class MaskHead(nn.Module):
 
 
 def pool(x: Tensor, patch: int) -> Tensor:
-    """Mean over each patch: (B, C, H, W) -> (B, C, ceil(H / patch), ceil(W / patch)); border patches may be narrower."""
+    """Mean over each patch, narrower ones at the border: (B, C, H, W) -> (B, C, ceil(H / patch), ceil(W / patch))."""
     return F.avg_pool2d(x, patch, ceil_mode=True, count_include_pad=False)
 
 
@@ -88,4 +88,4 @@ def high_frequency(image: Tensor, patch: int) -> Tensor:
 
 def _float_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
     bias = None if conv.bias is None else conv.bias.float()
-    return F.conv2d(x.float(), conv.weight.float(), bias, padding=conv.padding)  # type: ignore[arg-type]
+    return F.conv2d(x.float(), conv.weight.float(), bias, padding=conv.padding)

@@ -53,7 +53,9 @@ def ssim(a: Image, b: Image, crop: int) -> float:
 
 def _cropped(a: Image, b: Image, crop: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ArgumentError(f"metrics compare two uint8 images of one shape, not {a.dtype} {a.shape} and {b.dtype} {b.shape}")
+        raise ArgumentError(
+            f"metrics compare two uint8 images of one shape, not {a.dtype} {a.shape} and {b.dtype} {b.shape}"
+        )
     if min(a.shape[:2]) <= 2 * crop:
         raise ArgumentError(f"metrics: a border of {crop} leaves nothing of {a.shape[0]}x{a.shape[1]} pixels")
     inner = slice(crop, -crop or None)

@@ -55,10 +55,12 @@ class Grid:
 
     @property
     def rows(self) -> int:
+        """Rows of patches."""
         return -(-self.height // self.patch_size)
 
     @property
     def cols(self) -> int:
+        """Columns of patches."""
         return -(-self.width // self.patch_size)
 
     @property
@@ -161,7 +163,7 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
     # The canvas is padded to whole cells; what a narrow border cell writes beyond the image is cropped.
     below, right = grid.rows * patch - height, grid.cols * patch - width
     canvas = F.pad(onto, (0, right, 0, below)) if below or right else onto.clone()
-    cells = canvas.unflatten(3, (grid.cols, patch)).unflatten(2, (grid.rows, patch))
+    cells = canvas.view(batch, channels, grid.rows, patch, grid.cols, patch)
     flat = index.flatten()
     image = torch.arange(batch, device=onto.device).repeat_interleave(index.shape[1])
     cells = cells.permute(0, 2, 4, 3, 5, 1)

@@ -34,6 +34,11 @@ class Probe:
         height, width = _size(self.multiple_of)
         return (height, width), (width, height)
 
+    @property
+    def round_size(self) -> tuple[int, int]:
+        """A third size, of many factors of 2: a network that pads its input may take another path on it."""
+        return max(16, 2 * self.multiple_of), max(32, 4 * self.multiple_of)
+
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:
         """A fixed random image, (batch, in_channels, height, width) in 0..1."""
         generator = torch.Generator().manual_seed(0)

@@ -42,12 +42,12 @@ def radius(prefix: Callable[[Tensor], dict[str, Tensor]], part: Part, maps: Iter
 @contextmanager
 def _plain_convolutions() -> Iterator[None]:
     """Without Winograd and FFT algorithms, which mix neighbouring pixels and would spread the NaN."""
-    mkldnn = torch.backends.mkldnn.set_flags(_enabled=False)
+    mkldnn = torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
     try:
         with torch.backends.cudnn.flags(enabled=False):
             yield
     finally:
-        torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])
+        torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])  # type: ignore[no-untyped-call]
 
 
 def _extent(
@@ -67,9 +67,7 @@ def _extent(
     return None
 
 
-def _reach(
-    state: dict[str, Tensor], part: Part, maps: list[str], position: int, length: int, dim: int
-) -> int | None:
+def _reach(state: dict[str, Tensor], part: Part, maps: list[str], position: int, length: int, dim: int) -> int | None:
     """Distance from LR `position` to the farthest NaN along `dim`; None if an end of the strip is reached."""
     reach = 0
     for value in part(_poisoned(state, maps, position, length, dim)).values():
@@ -83,9 +81,7 @@ def _reach(
     return reach
 
 
-def _poisoned(
-    state: dict[str, Tensor], maps: list[str], position: int, length: int, dim: int
-) -> dict[str, Tensor]:
+def _poisoned(state: dict[str, Tensor], maps: list[str], position: int, length: int, dim: int) -> dict[str, Tensor]:
     poisoned = dict(state)
     for name in maps:
         value = state[name].clone()

@@ -100,6 +100,7 @@ class Split(ABC):
 
     @property
     def scale(self) -> int:
+        """HR pixels per LR pixel, in each direction."""
         return self.probe.scale
 
     @cached_property
@@ -125,22 +126,24 @@ class Split(ABC):
 
 
 def check_whole(split: Split) -> None:
-    """Law 1 on a small input: the parts together are the network.
+    """Law 1 on two small inputs: the parts together are the network.
 
     Raises:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
-    x = split.probe.input(*split.probe.sizes[0])
-    with untouched(split.model):
-        whole = split.model(x)
-        parts = split.tail(split.body(split.prefix(x)))
-    difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
-    if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
-        raise CannotSplit(
-            f"{type(split.model).__name__}, split after block {split.split_at}: the parts give another image than "
-            f"the network (largest difference {difference:.2g}). A forward that changes tensors in place across "
-            "the cut does this; an adapter can say how to split it (docs/add_an_adapter.md)"
-        )
+    for size in (split.probe.sizes[0], split.probe.round_size):
+        x = split.probe.input(*size)
+        with untouched(split.model):
+            whole = split.model(x)
+            parts = split.tail(split.body(split.prefix(x)))
+        difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
+        if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
+            raise CannotSplit(
+                f"{type(split.model).__name__}, split after block {split.split_at}: at {size[0]}x{size[1]} the parts "
+                f"give another image than the network (largest difference {difference:.2g}). A forward that changes "
+                "tensors in place across the cut, or that takes another path by size, does this; an adapter can say "
+                "how to split it (docs/add_an_adapter.md)"
+            )
 
 
 def choose(split_at: int | Literal["auto"], blocks: int) -> int:

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from .errors import CheckpointError, MissingDependency
 
 # Where the files of this field keep the weights, the averaged ones (EMA) before the others.
-_KEYS = ("params_ema", "params-ema", "model_ema", "params", "model_state_dict", "state_dict", "model", "net", "network_g")
+_KEYS = (
+    "params_ema",
+    "params-ema",
+    "model_ema",
+    "params",
+    "model_state_dict",
+    "state_dict",
+    "model",
+    "net",
+    "network_g",
+)
 _PREFIXES = ("module.", "_orig_mod.", "netG.")
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -53,18 +63,23 @@ def read(path: str | Path) -> Weights:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: it is no plain weight file: it holds other objects than tensors, and reading those could run code "
+            f"{path}: no plain weight file: it holds other objects than tensors, and reading those could run code "
             f"({str(error).splitlines()[0]}). If you trust it, load it yourself and save its state_dict()"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: not a readable weight file ({str(error).splitlines()[0]})") from None
     key = None
-    while isinstance(content, Mapping) and (inner := next((k for k in _KEYS if isinstance(content.get(k), Mapping)), None)):
+    while isinstance(content, Mapping) and (
+        inner := next((k for k in _KEYS if isinstance(content.get(k), Mapping)), None)
+    ):
         key, content = inner, content[inner]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
     if not tensors:
         found = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path}: no weights found in it (it holds {found}); expected a state dict, bare or under one of {', '.join(_KEYS)}")
+        raise CheckpointError(
+            f"{path}: no weights found in it (it holds {found}); "
+            f"expected a state dict, bare or under one of {', '.join(_KEYS)}"
+        )
     return Weights(_stripped(tensors), key)
 
 
@@ -80,7 +95,9 @@ def load_into(model: Module, weights: Mapping[str, Tensor]) -> Module:
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-        raise CheckpointError(f"these weights are not of this {type(model).__name__}: {'; '.join(sorted(wrong)[:4])}{more}")
+        raise CheckpointError(
+            f"these weights are not of this {type(model).__name__}: {'; '.join(sorted(wrong)[:4])}{more}"
+        )
     model.load_state_dict(dict(weights))
     return model.eval()
 

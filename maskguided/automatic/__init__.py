@@ -1,11 +1,13 @@
 """Split a network that nobody here has seen, in steps that stand alone.
 
-    body.py    which modules are the body's blocks
-    trace.py   the forward as a graph, the blocks as leaves; what each value is
-    cut.py     the graph in three, with the live values between the parts
+body.py    which modules are the body's blocks
+trace.py   the forward as a graph, the blocks as leaves; what each value is
+cut.py     the graph in three, with the live values between the parts
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from torch import nn
 
@@ -16,7 +18,7 @@ from .cut import AutomaticSplit
 from .trace import trace
 
 
-def automatic_split(model: nn.Module, split_at: int | str, probe: Probe) -> Split:
+def automatic_split(model: nn.Module, split_at: int | Literal["auto"], probe: Probe) -> Split:
     """Split `model` after block `split_at` ("auto": half of the depth) of the body that is found.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
     position = {node: i for i, node in enumerate(nodes)}
     starts = [position[block] for block in traced.blocks]
-    stages = [nodes[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    stages = [nodes[a:b] for a, b in pairwise(starts)]
     last = nodes[starts[-1] : starts[-1] + len(stages[-1])]
     if _roles(last, traced) != _roles(stages[-1], traced):
         last = last[:1]
@@ -151,7 +152,12 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
 
 
 def _stand_ins(
-    stages: list[list[fx.Node]], split_at: int, body: list[fx.Node], tail: list[fx.Node], features: fx.Node, traced: Traced
+    stages: list[list[fx.Node]],
+    split_at: int,
+    body: list[fx.Node],
+    tail: list[fx.Node],
+    features: fx.Node,
+    traced: Traced,
 ) -> dict[fx.Node, fx.Node]:
     """For each value from the body that the tail uses: the value of the same role in the last stage computed."""
     place = {node: (stage, at) for stage in stages for at, node in enumerate(stage)}
@@ -268,7 +274,7 @@ def _refuse_what_is_no_map(nodes: list[fx.Node], traced: Traced) -> None:
 def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:
     """What each node does, whichever module does it."""
     return [
-        (n.op, type(traced.holder.get_submodule(n.target)) if n.op == "call_module" else n.target) for n in nodes
+        (n.op, type(traced.holder.get_submodule(str(n.target))) if n.op == "call_module" else n.target) for n in nodes
     ]
 
 

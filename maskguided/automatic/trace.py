@@ -49,7 +49,7 @@ def trace(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> Traced:
     targets = {f"{MODEL}.{name}" for name in blocks}
     with untouched(model):
         try:
-            graph = _Tracer(targets).trace(holder)
+            graph = _Tracer(targets, probe.input(*probe.sizes[0])).trace(holder)
         except Exception as error:  # fx hands on whatever the foreign forward raises on a proxy
             raise CannotSplit(
                 f"tracing {type(model).__name__}: torch.fx cannot follow its forward "
@@ -80,12 +80,26 @@ class _Holder(nn.Module):
 class _Tracer(fx.Tracer):
     """Enters only the modules that hold a block: what lies beside the body need not be traceable."""
 
-    def __init__(self, blocks: set[str]) -> None:
+    def __init__(self, blocks: set[str], example: Tensor) -> None:
         super().__init__()
+        self._example = example
         self._holds_blocks = {name[:i] for name in blocks for i, c in enumerate(name) if c == "."}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self._holds_blocks
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decide a branch on sizes (`assert h % 2 == 0`) as the example's size does; one on pixels stays an error.
+
+        That the other sizes take the same branch is checked on the finished split.
+        """
+        so_far, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        so_far.graph_copy(self.graph, copies)
+        so_far.output(copies[obj.node])
+        value = fx.Interpreter(fx.GraphModule(self.root, so_far)).run(self._example)
+        if isinstance(value, Tensor):
+            return super().to_bool(obj)
+        return bool(value)
 
 
 def _observe(module: fx.GraphModule, graph: fx.Graph, x: Tensor) -> dict[fx.Node, Any]:
@@ -109,7 +123,11 @@ def _value(one: Any, two: Any, first: tuple[int, int], second: tuple[int, int]) 
     if one is _NOT_A_TENSOR:
         return Value(None, None)
     if len(one) == 4:
-        ratios = {Fraction(a, b) for shape, size in ((one, first), (two, second)) for a, b in zip(shape[2:], size, strict=True)}
+        ratios = {
+            Fraction(a, b)
+            for shape, size in ((one, first), (two, second))
+            for a, b in zip(shape[2:], size, strict=True)
+        }
         if len(ratios) == 1:
             return Value("map", one, ratios.pop())
     if one == two:

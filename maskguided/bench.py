@@ -1,0 +1,186 @@
+"""Measure a wrapped network against the dense one: same run, same images, same treatment.
+
+Every round runs the dense network and each setting over all images, one after the other; times are compared
+within a round, so that whatever else the machine does falls on all of them, and the median of the ratios is
+reported with its spread.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .adapter import split
+from .cost import macs
+from .errors import ArgumentError
+from .guided import MaskGuided, Merge
+from .images import list_images, read_image
+from .metrics import psnr
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An LR image as a tensor and, where given, its HR image."""
+
+    name: str
+    lr: Tensor
+    hr: np.ndarray[Any, np.dtype[np.uint8]] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ratios are to the dense network of the same run."""
+
+    merge: str
+    split_at: int
+    patch_size: int
+    halo: int
+    keep: float
+    macs_ratio: float
+    time_ratio: float
+    spread: float
+    """(largest - smallest) / median of the time ratios over the rounds."""
+    psnr: float | None
+    """dB on Y, uint8, border = scale; mean over the images."""
+    dense_psnr: float | None
+    dense_seconds: float
+    """For all images, median over the rounds."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured together with one run of the dense network."""
+
+    merge: Merge
+    split_at: int
+    patch_size: int
+    halo: int
+    keeps: tuple[float, ...]
+
+
+def read_pairs(lr: Path, hr: Path | None, device: torch.device, dtype: torch.dtype, channels_last: bool) -> list[Pair]:
+    """The LR images of a file or folder, and HR images of the same name (whatever their suffix) or order."""
+    lrs = list_images(lr)
+    by_stem = {path.stem: path for path in list_images(hr)} if hr is not None else {}
+    if hr is not None and hr.is_file():
+        by_stem = {lrs[0].stem: hr}
+    pairs = []
+    for path in lrs:
+        if hr is not None and path.stem not in by_stem:
+            raise ArgumentError(f"--hr {hr}: no HR image is called {path.stem}, as {path} is")
+        pixels = _rgb(read_image(path))
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device, dtype) / 255
+        x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        pairs.append(Pair(path.stem, x, _rgb(read_image(by_stem[path.stem])) if by_stem else None))
+    return pairs
+
+
+def measure(
+    model: nn.Module,
+    pairs: list[Pair],
+    settings: Sequence[Setting],
+    rounds: int,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Rows for every setting and keep; `progress` is called after each setting."""
+    rows: list[Row] = []
+    dense_macs = _total_macs(model, pairs)
+    dense_psnr = _mean_psnr(model, pairs, _scale(model, pairs))
+    by_split = {n: split(model, n) for n in {setting.split_at for setting in settings}}
+    for setting in settings:
+        fast = MaskGuided(
+            by_split[setting.split_at], patch_size=setting.patch_size, halo=setting.halo, merge=setting.merge
+        ).eval()
+        runs: list[tuple[float, Network]] = [(keep, _at(fast, keep)) for keep in setting.keeps]
+        psnrs = [_mean_psnr(run, pairs, fast.scale) for _, run in runs]
+        times = _times([model, *(run for _, run in runs)], pairs, rounds)
+        dense = statistics.median(times[0])
+        for (keep, run), quality, seconds in zip(runs, psnrs, times[1:], strict=True):
+            ratios = [ours / theirs for ours, theirs in zip(seconds, times[0], strict=True)]
+            middle = statistics.median(ratios)
+            spread = (max(ratios) - min(ratios)) / middle
+            rows.append(
+                Row(
+                    setting.merge, setting.split_at, setting.patch_size, setting.halo, keep,
+                    _total_macs(run, pairs) / dense_macs, middle, spread, quality, dense_psnr, dense,
+                )
+            )  # fmt: skip
+        progress()
+    return rows
+
+
+def machine(threads: int) -> str:
+    """Versions and machine type, for the line above a table."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return f"Python {platform.python_version()}, torch {torch.__version__}, {device}, {threads} thread(s)"
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as plain dictionaries."""
+    return [asdict(row) for row in rows]
+
+
+def _at(fast: MaskGuided, keep: float) -> Network:
+    def run(x: Tensor) -> Tensor:
+        fast.keep = keep
+        image: Tensor = fast(x)
+        return image
+
+    return run
+
+
+@torch.inference_mode()
+def _times(networks: Sequence[Network], pairs: list[Pair], rounds: int) -> list[list[float]]:
+    """Seconds for all images, [network][round]."""
+    times: list[list[float]] = [[] for _ in networks]
+    for _ in range(rounds):
+        for network, record in zip(networks, times, strict=True):
+            start = time.perf_counter()
+            for pair in pairs:
+                network(pair.lr)
+            if pairs[0].lr.is_cuda:
+                torch.cuda.synchronize()
+            record.append(time.perf_counter() - start)
+    return times
+
+
+@torch.inference_mode()
+def _mean_psnr(network: Network, pairs: list[Pair], scale: int) -> float | None:
+    """Mean over the images; a first run of every size, too, so that nothing is timed cold."""
+    found = []
+    for pair in pairs:
+        out = (network(pair.lr)[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        if pair.hr is not None:
+            height, width = (min(a, b) for a, b in zip(out.shape, pair.hr.shape[:2], strict=False))
+            found.append(psnr(out[:height, :width], pair.hr[:height, :width], crop=scale))
+    return float(np.mean(found)) if found else None
+
+
+def _total_macs(network: Network, pairs: list[Pair]) -> int:
+    """Over all images; each size is counted once."""
+    sizes = [tuple(pair.lr.shape) for pair in pairs]
+    counted = {size: macs(network, size, pairs[0].lr) for size in set(sizes)}
+    return sum(counted[size] for size in sizes)
+
+
+@torch.inference_mode()
+def _scale(model: nn.Module, pairs: list[Pair]) -> int:
+    crop = pairs[0].lr[:, :, :32, :32]
+    return int(model(crop).shape[2]) // crop.shape[2]
+
+
+def _rgb(image: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    if image.dtype != np.uint8:
+        raise ArgumentError(f"bench compares 8-bit images, not {image.dtype}")
+    return image[..., :3] if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

@@ -1,0 +1,316 @@
+"""The command line: maskguided upscale, inspect, bench."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from . import __version__, bench, checkpoint, inspection
+from .errors import ArgumentError, ImageError, MaskGuidedError
+from .guided import MaskGuided, wrap
+from .images import SUFFIXES, list_images, read_image, resize, write_image
+from .infer import overlay, pick_device, pick_dtype, upscale
+from .networks import network
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Super-resolution networks, run only where it matters.",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Alpha(str, Enum):
+    """How an alpha channel grows."""
+
+    model = "model"
+    bicubic = "bicubic"
+
+
+ModelName = Annotated[
+    str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: the starter network.")
+]
+WeightFile = Annotated[Path | None, typer.Option("--weights", "-w", help="Weight file: .pth, .pt or .safetensors.")]
+NetScale = Annotated[
+    int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x3).")
+]
+SplitAt = Annotated[str, typer.Option(help="Blocks that run on the whole image; auto: half of them.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.")]
+
+
+def main() -> None:
+    """Entry point: one sentence and exit code 2 for what we know to be wrong, instead of a traceback."""
+    try:
+        app()
+    except MaskGuidedError as error:
+        err.print(f"[red]error:[/red] {_plain(error)}")
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.command("upscale")
+def upscale_command(
+    input: Annotated[Path, typer.Option("--input", "-i", help="An image, or a folder of images.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file name for a single image.")],
+    model: ModelName = None,
+    weights: WeightFile = None,
+    scale: NetScale = None,
+    head: Annotated[Path | None, typer.Option(help="File of maskguided.save; its settings are used.")] = None,
+    split_at: SplitAt = "auto",
+    keep: Annotated[float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="0.5")] = None,
+    patch_size: Annotated[int, typer.Option(help="Side of a patch, LR pixels.")] = 16,
+    halo: Annotated[int, typer.Option(help="Context around a patch, LR pixels.")] = 2,
+    tile: Annotated[
+        int, typer.Option("--tile", "-t", help="Tile side in LR pixels, to bound memory; 0: whole image.")
+    ] = 0,
+    tile_pad: Annotated[int, typer.Option(help="Context around a tile, LR pixels.")] = 16,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16.")] = "auto",
+    threads: Threads = None,
+    alpha: Annotated[Alpha, typer.Option(help="How an alpha channel grows.")] = Alpha.model,
+    suffix: Annotated[str, typer.Option(help="Added to the name of each result in a folder.")] = "out",
+    ext: Annotated[str, typer.Option(help="Format of the results: auto (as the input), png, jpg, webp, tif.")] = "auto",
+    show_mask: Annotated[
+        bool, typer.Option("--show-mask", help="Also write a picture of the refined patches.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+) -> None:
+    """Upscale an image or a folder of images."""
+    if threads:
+        torch.set_num_threads(threads)
+    paths = list_images(input)
+    targets = [_target(path, input, output, suffix, ext) for path in paths]
+    net = network(model, weights, scale)
+    if head is not None:
+        fast = checkpoint.load(head, net)
+    else:
+        fast = wrap(net, _split_at(split_at), patch_size=patch_size, halo=halo)
+    if keep is not None:
+        fast.keep = keep
+    where = pick_device(device)
+    fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
+    fast = fast.to(memory_format=torch.channels_last)
+
+    failed = 0
+    with _progress("image") as progress:
+        images = progress.add_task(f"x{fast.scale}, keep={fast.keep:g}", total=len(paths))
+        for path, target in zip(paths, targets, strict=True):
+            started = time.perf_counter()
+            try:
+                _refuse_existing(target, show_mask, overwrite)
+                size = _upscale_file(fast, path, target, tile, tile_pad, alpha.value, show_mask, progress)
+            except (MaskGuidedError, OSError) as error:
+                failed += 1
+                err.print(f"[red]failed:[/red] {_plain(error)}")
+            else:
+                seconds = time.perf_counter() - started
+                out.print(f"{path.name} -> {target} ({size[1]}x{size[0]}, {seconds:.2f} s)", markup=False)
+            progress.advance(images)
+    if failed:
+        err.print(f"{failed} of {len(paths)} failed")
+        raise typer.Exit(1)
+
+
+@app.command("inspect")
+def inspect_command(
+    model: ModelName = None, weights: WeightFile = None, scale: NetScale = None, split_at: SplitAt = "auto"
+) -> None:
+    """Say what the body of a network is, what a cut costs, or why it cannot be split."""
+    found = inspection.inspect(network(model, weights, scale), _split_at(split_at))
+    out.print(str(found), markup=False)
+    if not found.can_split:
+        raise typer.Exit(1)
+
+
+@app.command("bench")
+def bench_command(
+    lr: Annotated[Path, typer.Option("--input", "-i", help="LR image or folder.")],
+    hr: Annotated[Path | None, typer.Option(help="HR image or folder, for PSNR; the same names.")] = None,
+    model: ModelName = None,
+    weights: WeightFile = None,
+    scale: NetScale = None,
+    split_at: Annotated[str, typer.Option(help="One or several, as 4,8,12; auto: half.")] = "auto",
+    keep: Annotated[str, typer.Option(help="One or several.")] = "0,0.25,0.5",
+    patch_size: Annotated[str, typer.Option(help="One or several.")] = "16",
+    halo: Annotated[str, typer.Option(help="One or several.")] = "2",
+    merge: Annotated[str, typer.Option(help="features, image, or both as features,image.")] = "features",
+    rounds: Annotated[int, typer.Option(help="How often everything is run in turn.", min=1)] = 3,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16, bf16.")] = "fp32",
+    threads: Annotated[int, typer.Option(help="CPU threads; more than one is unsteady on a shared machine.")] = 1,
+    channels_last: Annotated[bool, typer.Option(help="Memory format, for both sides.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
+) -> None:
+    """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
+    torch.set_num_threads(threads)
+    where = pick_device(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net = network(model, weights, scale).to(where, pick_dtype(dtype, where, None)).to(memory_format=layout)
+    like = next(net.parameters())
+    pairs = bench.read_pairs(lr, hr, like.device, like.dtype, channels_last)
+    settings = [
+        bench.Setting(
+            "image" if m == "image" else "features",
+            _split_at(n),
+            int(p),
+            int(h),
+            tuple(map(float, _listed("keep", keep, float))),
+        )
+        for m in _listed("merge", merge, ("features", "image").index)
+        for n in _listed("split_at", split_at, _split_at)
+        for p in _listed("patch_size", patch_size, int)
+        for h in _listed("halo", halo, int)
+    ]
+    with _progress("setting") as progress:
+        task = progress.add_task("settings", total=len(settings))
+        rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
+    header = (
+        f"{len(pairs)} images of {lr.name}, {type(net).__name__}, {bench.machine(threads)}, {dtype}, "
+        f"{'channels_last' if channels_last else 'contiguous'}, {rounds} rounds; dense: {rows[0].dense_seconds:.2f} s"
+        + (f", PSNR {rows[0].dense_psnr:.2f} dB (Y, uint8, border = scale)" if rows[0].dense_psnr is not None else "")
+    )
+    out.print(header, markup=False)
+    out.print(_table(rows))
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": header, "rows": bench.as_json(rows)}, indent=1) + "\n")
+    if markdown is not None:
+        markdown.write_text(f"{header}\n\n{_markdown(rows)}\n")
+
+
+_COLUMNS = ("merge", "split", "patch", "halo", "keep", "MACs", "time", "spread", "PSNR-Y", "to dense")
+
+
+def _cells(row: bench.Row) -> tuple[str, ...]:
+    quality = ("", "") if row.psnr is None else (f"{row.psnr:.2f}", f"{row.psnr - (row.dense_psnr or 0):+.2f}")
+    return (
+        row.merge, str(row.split_at), str(row.patch_size), str(row.halo), f"{row.keep:g}",
+        f"{row.macs_ratio:.3f}", f"{row.time_ratio:.3f}", f"{row.spread:.0%}", *quality,
+    )  # fmt: skip
+
+
+def _table(rows: list[bench.Row]) -> Table:
+    table = Table(*_COLUMNS, caption="MACs and time: ratio to the dense network of the same run")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _markdown(rows: list[bench.Row]) -> str:
+    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _upscale_file(
+    fast: MaskGuided,
+    path: Path,
+    target: Path,
+    tile: int,
+    tile_pad: int,
+    alpha: Any,
+    show_mask: bool,
+    progress: Progress,
+) -> tuple[int, int]:
+    image = read_image(path)
+    tiles = progress.add_task(path.name, total=None, visible=bool(tile))
+    try:
+        done = upscale(
+            fast, image, tile=tile, tile_pad=tile_pad, alpha=alpha,
+            on_tile=lambda number, total: progress.update(tiles, completed=number, total=total),
+        )  # fmt: skip
+    finally:
+        progress.remove_task(tiles)
+    height, width = done.image.shape[:2]
+    write_image(target, done.image)
+    if show_mask:
+        write_image(_mask_name(target), overlay(resize(image, height, width), done.mask))
+    return height, width
+
+
+def _target(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path:
+    """Where the result of `path` goes: `output` itself if it names an image and there is one, else a file in it."""
+    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+        if input.is_dir():
+            raise ArgumentError(f"--output {output} is a file name, but --input {input} is a folder; name a folder")
+        return output
+    ending = path.suffix if ext == "auto" else f".{ext.removeprefix('.')}"
+    if ending.lower() not in SUFFIXES and ext != "auto":
+        raise ArgumentError(f"--ext {ext}: use auto, {', '.join(s[1:] for s in SUFFIXES)}")
+    return output / f"{path.stem}{'_' + suffix if suffix else ''}{ending}"
+
+
+def _mask_name(target: Path) -> Path:
+    return target.with_name(f"{target.stem}_mask.png")
+
+
+def _refuse_existing(target: Path, show_mask: bool, overwrite: bool) -> None:
+    for path in [target, _mask_name(target)] if show_mask else [target]:
+        if path.exists() and not overwrite:
+            raise ImageError(f"{path} exists already; add --overwrite to replace it")
+
+
+def _split_at(text: str) -> Any:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentError(f"--split-at {text}: use a number of blocks, or auto") from None
+
+
+def _listed(name: str, text: str, kind: Any) -> list[str]:
+    """The parts of "4,8,12", each of which `kind` must take."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        try:
+            kind(part)
+        except ValueError:
+            raise ArgumentError(f"--{name.replace('_', '-')} {text}: {part!r} is not valid there") from None
+    return parts
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("[", "\\[")
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Progress]:
+    """A bar on a terminal, nothing in a log."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit + "s"))
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    ) as bar:
+        yield bar

@@ -1,0 +1,101 @@
+"""Image files as arrays: (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8 or uint16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ImageError, MissingDependency
+from .weights import write_whole
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_NO_ALPHA = (".jpg", ".jpeg", ".bmp")
+_EIGHT_BIT = (".jpg", ".jpeg", ".bmp", ".webp")
+
+Image = NDArray[Any]
+
+
+def read_image(path: str | Path) -> Image:
+    """Read an image as it is stored: bit depth by its dtype, grey, colour or alpha by its channels.
+
+    Photographs are turned as their EXIF orientation says.
+
+    Raises:
+        ImageError: no such file, no image, or neither 8 nor 16 bits a sample.
+    """
+    cv2, path = _cv2(), Path(path)
+    if not path.is_file():
+        raise ImageError(f"{path}: no such file")
+    content = np.fromfile(path, np.uint8)
+    # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
+    is_jpeg = content[:2].tobytes() == b"\xff\xd8"
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if is_jpeg else cv2.IMREAD_UNCHANGED
+    image: Image | None = cv2.imdecode(content, flags) if content.size else None
+    if image is None:
+        raise ImageError(f"{path}: no image that can be read; known: {', '.join(SUFFIXES)}")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
+    return _swapped(image)
+
+
+def write_image(path: str | Path, image: Image) -> None:
+    """Write an image whole or not at all; the suffix chooses the format (JPEG and WebP at quality 95).
+
+    Raises:
+        ImageError: the format is unknown, or cannot hold alpha or 16 bits.
+    """
+    cv2, path = _cv2(), Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ImageError(f"{path}: unknown image suffix {suffix!r}; use one of {', '.join(SUFFIXES)}")
+    if suffix in _NO_ALPHA and image.ndim == 3 and image.shape[2] == 4:
+        raise ImageError(f"{path}: {suffix} holds no alpha channel; use .png, .tif or .webp")
+    if suffix in _EIGHT_BIT and image.dtype == np.uint16:
+        raise ImageError(f"{path}: {suffix} holds 8 bits a sample, the image has 16; use .png or .tif")
+    key = {
+        ".webp": cv2.IMWRITE_WEBP_QUALITY,
+        ".jpg": cv2.IMWRITE_JPEG_QUALITY,
+        ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
+    }.get(suffix)
+    quality = [] if key is None else [key, 95]
+    done, encoded = cv2.imencode(suffix, _swapped(image), quality)
+    if not done:
+        raise ImageError(f"{path}: OpenCV could not encode {image.shape} {image.dtype} as {suffix}")
+    write_whole(path, lambda beside: beside.write_bytes(encoded.tobytes()))
+
+
+def list_images(path: Path) -> list[Path]:
+    """The file itself, or what lies in a folder and is not hidden, by name; reading tells which are images."""
+    if not path.exists():
+        raise ImageError(f"{path}: no such file or folder")
+    if path.is_file():
+        return [path]
+    found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    if not found:
+        raise ImageError(f"{path}: the folder is empty")
+    return found
+
+
+def resize(image: Image, height: int, width: int) -> Image:
+    """Bicubic, for showing and for alpha channels."""
+    cv2 = _cv2()
+    resized: Image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    return resized
+
+
+def _swapped(image: Image) -> Image:
+    """RGB(A) from OpenCV's BGR(A), and back."""
+    if image.ndim == 2 or image.shape[2] == 1:
+        return image.reshape(image.shape[:2])
+    return np.ascontiguousarray(image[..., [2, 1, 0, 3][: image.shape[2]]])
+
+
+def _cv2() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        raise MissingDependency("images need OpenCV: pip install opencv-python-headless") from None
+    return cv2
