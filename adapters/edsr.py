@@ -28,9 +28,9 @@ class MeanShiftedAdapter(Adapter):
 
     @classmethod
     def missing(cls, model: nn.Module) -> str | None:
-        lacking = lacks(model, *_BASICSR) and lacks(model, *_ORIGINAL)
-        if lacking is not None:
-            return lacking
+        basicsr, original = lacks(model, *_BASICSR), lacks(model, *_ORIGINAL)
+        if basicsr and original:
+            return f"for basicsr's layout {basicsr}; for the original one {original}"
         if not isinstance(model.body, nn.Sequential) or len(model.body) < 2:
             return "its body is no Sequential of blocks"
         return cls.missing_in_block(model.body[0])

@@ -47,7 +47,7 @@ class Adapter(Split):
         names = {id(module): name for name, module in model.named_modules()}
         super().__init__(model, tuple(names[id(block)] for block in body), choose(split_at, len(body)), probe)
         with untouched(model):
-            state = self.stem(probe.input(*probe.sizes[0]))
+            state = self.stem(self.example(*probe.sizes[0]))
         self.kinds = dict.fromkeys(state, "map")
         self.feature_channels = state[self.features].shape[1]
 
@@ -103,7 +103,7 @@ class _CopiedTail(nn.Module):
         super().__init__()
         called: set[int] = set()
         with untouched(split.model):
-            state = split.prefix(split.probe.input(*split.probe.sizes[0]))
+            state = split.prefix(split.example(*split.probe.sizes[0]))
             hooks = [m.register_forward_hook(lambda m, *_: called.add(id(m))) for m in split.model.modules()]
             try:
                 split.tail(state)
@@ -210,14 +210,16 @@ def split(
     chosen, missed = _choose_adapter(model, adapter)
     if chosen is not None:
         parts: Split = chosen(model, split_at, found)
+        if check:
+            check_whole(parts)
     else:
         try:
             parts = automatic_split(model, split_at, found)
+            if check:
+                check_whole(parts)
         except CannotSplit as error:
             tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
             raise CannotSplit(f"{error}. Adapters tried: {tried or 'none'}") from error
-    if check:
-        check_whole(parts)
     return parts
 
 

@@ -83,7 +83,7 @@ class MaskGuided(nn.Module):
         self.coarse_tail = _coarse_tail(split, coarse_tail) if merge == "image" else None
         self.coarse_tail_kind = coarse_tail
         self.constants = split.constants
-        self.head.to(split.probe.device, split.probe.dtype)
+        self.head.to(split.example(1, 1))
 
     @property
     def keep(self) -> float:
@@ -225,7 +225,7 @@ class MaskGuided(nn.Module):
 
         >>> from maskguided.adapters.pan_net import PAN
         >>> wrap(PAN(features=8, up_features=8, blocks=4).requires_grad_(False)).print_trainable_parameters()
-        trainable params: 1,508 || all params: 6,395 || trainable%: 23.5810
+        trainable params: 1,508 || all params: 7,335 || trainable%: 20.5590
         """
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         every = sum(p.numel() for p in self.parameters())
@@ -320,7 +320,7 @@ def _coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
             f"{found.out_channels} channels; use 'copy'"
         )
     tail = LightTail(split.features, split.feature_channels, found.out_channels, found.scale)
-    return tail.to(found.device, found.dtype)
+    return tail.to(split.example(1, 1))
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -98,7 +98,7 @@ def inspect(model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapt
 def _live(parts: Split) -> dict[str, str]:
     height, width = parts.probe.sizes[0]
     with torch.no_grad():
-        state = parts.prefix(parts.probe.input(height, width))
+        state = parts.prefix(parts.example(height, width))
 
     def describe(name: str, kind: str) -> str:
         value = state[name]

@@ -13,29 +13,30 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .probing import Probe
-
-Part = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+State = dict[str, Tensor]
+Part = Callable[[State], State]
+StateOf = Callable[[tuple[int, int]], State]
 
 _LENGTHS = (64, 128, 256, 512, 1024)
 _BREADTH = 8
 
 
-def radius(prefix: Callable[[Tensor], dict[str, Tensor]], part: Part, maps: Iterable[str], probe: Probe) -> int | None:
+def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int) -> int | None:
     """How many LR pixels to each side of a pixel the values that `part` makes depend on.
 
     Args:
-        prefix: LR image -> state.
+        state_of: (height, width) of an LR image -> the state it gives.
         part: state -> the values of interest, maps only.
         maps: names of the state's values that are maps.
+        multiple_of: height and width of the images must be multiples of this.
 
     Returns:
         The radius; None where even the longest strip turns NaN from end to end, as after a global pooling.
     """
     maps = list(maps)
     with _plain_convolutions():
-        across = _extent(prefix, part, maps, probe, vertical=False)
-        down = None if across is None else _extent(prefix, part, maps, probe, vertical=True)
+        across = _extent(state_of, part, maps, multiple_of, vertical=False)
+        down = None if across is None else _extent(state_of, part, maps, multiple_of, vertical=True)
     return None if across is None or down is None else max(across, down)
 
 
@@ -50,15 +51,13 @@ def _plain_convolutions() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])  # type: ignore[no-untyped-call]
 
 
-def _extent(
-    prefix: Callable[[Tensor], dict[str, Tensor]], part: Part, maps: list[str], probe: Probe, vertical: bool
-) -> int | None:
-    step = probe.multiple_of
+def _extent(state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool) -> int | None:
+    step = multiple_of
     breadth = -(-_BREADTH // step) * step
     for length in _LENGTHS:
         length = -(-length // step) * step
         size = (length, breadth) if vertical else (breadth, length)
-        state = prefix(probe.input(*size))
+        state = state_of(size)
         middle = length // 2 // step * step
         # A stride makes the answer depend on where in its period the pixel lies: try them all.
         reaches = [_reach(state, part, maps, middle + at, length, -2 if vertical else -1) for at in range(step)]
@@ -67,7 +66,7 @@ def _extent(
     return None
 
 
-def _reach(state: dict[str, Tensor], part: Part, maps: list[str], position: int, length: int, dim: int) -> int | None:
+def _reach(state: State, part: Part, maps: list[str], position: int, length: int, dim: int) -> int | None:
     """Distance from LR `position` to the farthest NaN along `dim`; None if an end of the strip is reached."""
     reach = 0
     for value in part(_poisoned(state, maps, position, length, dim)).values():
@@ -81,7 +80,7 @@ def _reach(state: dict[str, Tensor], part: Part, maps: list[str], position: int,
     return reach
 
 
-def _poisoned(state: dict[str, Tensor], maps: list[str], position: int, length: int, dim: int) -> dict[str, Tensor]:
+def _poisoned(state: State, maps: list[str], position: int, length: int, dim: int) -> State:
     poisoned = dict(state)
     for name in maps:
         value = state[name].clone()

@@ -103,6 +103,11 @@ class Split(ABC):
         """HR pixels per LR pixel, in each direction."""
         return self.probe.scale
 
+    def example(self, height: int, width: int) -> Tensor:
+        """A fixed random image, (1, C, height, width), where the network is now and in its dtype."""
+        like = next(p for p in self.model.parameters() if p.is_floating_point())
+        return self.probe.input(height, width).to(like.device, like.dtype)
+
     @cached_property
     def facts(self) -> Facts:
         """Measured when first asked for: the radii take some forwards on narrow strips."""
@@ -122,7 +127,7 @@ class Split(ABC):
     def _radius(self, part: receptive.Part) -> int | None:
         maps = [name for name, kind in self.kinds.items() if kind == "map"]
         with untouched(self.model):
-            return receptive.radius(self.prefix, part, maps, self.probe)
+            return receptive.radius(lambda size: self.prefix(self.example(*size)), part, maps, self.probe.multiple_of)
 
 
 def check_whole(split: Split) -> None:
@@ -132,7 +137,7 @@ def check_whole(split: Split) -> None:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
     for size in (split.probe.sizes[0], split.probe.round_size):
-        x = split.probe.input(*size)
+        x = split.example(*size)
         with untouched(split.model):
             whole = split.model(x)
             parts = split.tail(split.body(split.prefix(x)))

@@ -109,7 +109,7 @@ class AutomaticSplit(Split):
     def _protect_inputs(self) -> None:
         """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
         with untouched(self.model):
-            state = self.prefix(self.probe.input(*self.probe.sizes[0]))
+            state = self.prefix(self.example(*self.probe.sizes[0]))
             for name, part in (("body", self._parts["body"]), ("tail", self._parts["tail"])):
                 inputs = {key: state[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}

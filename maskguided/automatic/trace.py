@@ -47,15 +47,13 @@ def trace(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> Traced:
     """
     holder = _Holder(model)
     targets = {f"{MODEL}.{name}" for name in blocks}
-    with untouched(model):
-        try:
-            graph = _Tracer(targets, probe.input(*probe.sizes[0])).trace(holder)
-        except Exception as error:  # fx hands on whatever the foreign forward raises on a proxy
-            raise CannotSplit(
-                f"tracing {type(model).__name__}: torch.fx cannot follow its forward "
-                f"({type(error).__name__}: {error}). An adapter can split it (docs/add_an_adapter.md)"
-            ) from error
-    # Restored in between: a traced forward that assigns to its module has left a proxy there.
+    try:
+        graph = _traced(holder, targets, probe)
+    except Exception as error:  # fx hands on whatever the foreign forward raises on a proxy
+        raise CannotSplit(
+            f"tracing {type(model).__name__}: torch.fx cannot follow its forward "
+            f"({type(error).__name__}: {error}). An adapter can split it (docs/add_an_adapter.md)"
+        ) from error
     with untouched(model):
         first, second = probe.sizes
         module = fx.GraphModule(holder, graph)
@@ -77,29 +75,56 @@ class _Holder(nn.Module):
         return self.model(x)
 
 
+def _traced(holder: nn.Module, blocks: set[str], probe: Probe) -> fx.Graph:
+    """Trace; where the forward branches on sizes (`assert h % 2 == 0`), trace again knowing how that one goes.
+
+    It goes as the probe's size makes it; that other sizes take the same path is checked on the finished split.
+    """
+    branches: list[bool] = []
+    while True:
+        tracer = _Tracer(blocks, branches)
+        # The context ends before anything is computed: a traced forward that assigns to its module leaves a proxy there.
+        with untouched(holder.get_submodule(MODEL)):
+            try:
+                return tracer.trace(holder)
+            except _Undecided as open_branch:
+                asked = open_branch.node
+        with untouched(holder.get_submodule(MODEL)):
+            branches.append(_decide(tracer, asked, probe.input(*probe.sizes[0])))
+
+
+def _decide(tracer: fx.Tracer, asked: fx.Node, example: Tensor) -> bool:
+    so_far, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    so_far.graph_copy(tracer.graph, copies)
+    so_far.output(copies[asked])
+    value = fx.Interpreter(fx.GraphModule(tracer.root, so_far)).run(example)
+    if isinstance(value, Tensor):
+        raise fx.proxy.TraceError(f"the forward branches on pixel values, at {asked.name}")
+    return bool(value)
+
+
+class _Undecided(Exception):
+    """The traced forward asks whether `node` is true."""
+
+    def __init__(self, node: fx.Node) -> None:
+        self.node = node
+
+
 class _Tracer(fx.Tracer):
     """Enters only the modules that hold a block: what lies beside the body need not be traceable."""
 
-    def __init__(self, blocks: set[str], example: Tensor) -> None:
+    def __init__(self, blocks: set[str], branches: list[bool]) -> None:
         super().__init__()
-        self._example = example
+        self._branches = iter(list(branches))
         self._holds_blocks = {name[:i] for name in blocks for i, c in enumerate(name) if c == "."}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name not in self._holds_blocks
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Decide a branch on sizes (`assert h % 2 == 0`) as the example's size does; one on pixels stays an error.
-
-        That the other sizes take the same branch is checked on the finished split.
-        """
-        so_far, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-        so_far.graph_copy(self.graph, copies)
-        so_far.output(copies[obj.node])
-        value = fx.Interpreter(fx.GraphModule(self.root, so_far)).run(self._example)
-        if isinstance(value, Tensor):
-            return super().to_bool(obj)
-        return bool(value)
+        for known in self._branches:
+            return known
+        raise _Undecided(obj.node)
 
 
 def _observe(module: fx.GraphModule, graph: fx.Graph, x: Tensor) -> dict[fx.Node, Any]:

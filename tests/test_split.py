@@ -1,0 +1,330 @@
+"""The automatic splitter on small networks that each hold one difficulty, and its answers when it cannot."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support import difference, image, scaled
+from torch import nn
+from torch.nn import functional as F
+
+import maskguided
+from maskguided import ArgumentError, CannotSplit, MaskGuided
+from maskguided.automatic import candidates, find_body
+from maskguided.probing import probe
+
+
+def conv(a: int, b: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(a, b, 3, stride=stride, padding=1)
+
+
+class Block(nn.Module):
+    def __init__(self, c: int = 8) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv(c, c), conv(c, c)
+
+    def forward(self, x):
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = conv(3, 8), conv(8, 12)
+        self.blocks = nn.ModuleList(Block() for _ in range(5))
+
+    def finish(self, x):
+        return F.pixel_shuffle(self.last(x), 2)
+
+
+class AttributesAndConcat(nn.Module):
+    """Blocks as attributes, all their outputs concatenated (the way of IMDN and RFDN)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = conv(3, 8)
+        self.B1, self.B2, self.B3, self.B4 = (Block() for _ in range(4))
+        self.fuse, self.last = nn.Conv2d(32, 8, 1), conv(8, 27)
+
+    def forward(self, x):
+        first = self.first(x)
+        one = self.B1(first)
+        two = self.B2(one)
+        three = self.B3(two)
+        four = self.B4(three)
+        fused = self.fuse(torch.cat([one, two, three, four], 1))
+        return F.pixel_shuffle(self.last(fused + first), 3)
+
+
+class ResidualOutside(Base):
+    """The sum stands between the blocks, so a skipped block must count as nothing, not as its input."""
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + 0.5 * block(x)
+        return self.finish(x)
+
+
+class InPlace(Base):
+    """ReLU(inplace=True) right after the cut, and `+=` onto a live value in the tail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(conv(8, 8), nn.ReLU(inplace=True)) for _ in range(5))
+
+    def forward(self, x):
+        first = self.first(x)
+        y = first * 1.0
+        for block in self.blocks:
+            y = block(y)
+        y += first
+        first *= 2
+        return self.finish(y + first)
+
+
+class SizesAndVectors(Base):
+    """Sizes read in the stem and used in the tail; a vector from global pooling that goes to the tail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 8)
+
+    def forward(self, x):
+        _, _, h, w = x.shape
+        first = self.first(x)
+        gate = torch.sigmoid(self.gate(first.mean((2, 3))))
+        y = first
+        for block in self.blocks:
+            y = block(y)
+        y = y * gate[:, :, None, None]
+        return self.finish(y) + F.interpolate(x, size=(2 * h, 2 * w), mode="bilinear")
+
+
+class Nested(Base):
+    """Two groups of three: too few groups, so the blocks within them are the body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(*(Block() for _ in range(3)), conv(8, 8)) for _ in range(2))
+
+    def forward(self, x):
+        y = first = self.first(x)
+        for group in self.blocks:
+            y = y + group(y)
+        return self.finish(y + first)
+
+
+class ConstantsAndDefaults(Base):
+    """Tensors made inside forward, a plain tensor attribute that forward replaces, and further arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)
+
+    def forward(self, x, gain=1.0, flags=None):
+        self.mean = self.mean.type_as(x)
+        y = self.first((x - self.mean) * gain if flags is None else x)
+        for block in self.blocks:
+            y = block(y)
+        return self.finish(y * torch.tensor([0.5])) + torch.tensor([[[[0.1]]]])
+
+
+class Strided(Base):
+    """A PixelUnshuffle stem: features at half the LR size, sizes must be even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = conv(12, 8), conv(8, 48)
+
+    def forward(self, x):
+        y = self.first(F.pixel_unshuffle(x, 2))
+        for block in self.blocks:
+            y = block(y)
+        return F.pixel_shuffle(self.last(y), 4) + F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+TOYS = [AttributesAndConcat, ResidualOutside, InPlace, SizesAndVectors, Nested, ConstantsAndDefaults, Strided]
+
+
+@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_difficult_networks_obey_the_laws(toy, merge):
+    model = scaled(toy())
+    parts = maskguided.split(model)
+    multiple = parts.probe.multiple_of
+    x = image(2, 3, 26, 38) if multiple > 1 else image(2, 3, 25, 37)
+    dense, original = model(x.clone()), x.clone()
+    state = parts.prefix(x)
+    kept = {name: value.clone() for name, value in state.items()}
+    for _ in range(2):  # twice: a part that changed its input would give another image the second time
+        assert torch.equal(parts.tail(parts.body(state)), dense)
+    assert all(torch.equal(value, kept[name]) for name, value in state.items())
+    radius = parts.facts.body_radius if merge == "features" else parts.facts.radius
+    halo = -(-radius // multiple) * multiple
+    fast = MaskGuided(parts, keep=1, patch_size=6, halo=halo, merge=merge).eval()
+    assert difference(fast(x), dense) < 1e-5
+    assert torch.equal(x, original)
+    fast.keep = 0
+    assert torch.equal(fast(x), parts.tail(parts.skip(parts.prefix(x))))
+    assert difference(fast(x), dense) > 1e-4
+
+
+def test_skipping_a_block_whose_residual_sum_stands_outside_adds_nothing():
+    model = scaled(ResidualOutside())
+    parts, x = maskguided.split(model, 2), image(1, 3, 12, 12)
+    shallow = model.first(x)
+    for block in model.blocks[:2]:
+        shallow = shallow + 0.5 * block(shallow)
+    assert difference(parts.tail(parts.skip(parts.prefix(x))), model.finish(shallow)) < 1e-6
+
+
+def test_skipped_outputs_in_a_concat_are_stood_in_for_by_the_last_computed():
+    model = scaled(AttributesAndConcat())
+    parts, x = maskguided.split(model, 2), image(1, 3, 12, 12)
+    first = model.first(x)
+    one = model.B1(first)
+    two = model.B2(one)
+    coarse = F.pixel_shuffle(model.last(model.fuse(torch.cat([one, two, two, two], 1)) + first), 3)
+    assert difference(parts.tail(parts.skip(parts.prefix(x))), coarse) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("toy", "expected"),
+    [
+        (AttributesAndConcat, ["B1", "B2", "B3", "B4"]),
+        (Nested, [f"blocks.{g}.{b}" for g in range(2) for b in range(3)]),
+        (InPlace, [f"blocks.{b}" for b in range(5)]),
+    ],
+)
+def test_the_body_is_found(toy, expected):
+    model = toy().eval()
+    assert list(find_body(model, probe(model)).names) == expected
+
+
+def test_the_radius_is_that_of_the_convolutions():
+    class Dilated(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=d, dilation=d) for d in (2, 2, 2, 2))
+
+        def forward(self, x):
+            x = self.first(x)
+            for block in self.blocks:
+                x = block(x)
+            return self.finish(x)
+
+    facts = maskguided.split(Dilated(), 1).facts
+    assert (facts.body_radius, facts.radius) == (6, 7)
+
+
+def test_a_split_can_be_copied_with_its_network():
+    model, x = scaled(ConstantsAndDefaults()), image(1, 3, 16, 16)
+    fast = maskguided.wrap(model, merge="image", keep=0.5, patch_size=4)
+    before, clone = fast(x), copy.deepcopy(fast)
+    assert clone.split.model is clone.model is not fast.model
+    for parameter in clone.parameters():
+        parameter.zero_()
+    assert torch.equal(fast(x), before)
+    assert not torch.equal(clone(x), before)
+
+
+def test_loading_new_weights_into_the_network_reaches_the_split():
+    model, x = scaled(ConstantsAndDefaults()), image(1, 3, 16, 16)
+    parts = maskguided.split(model)
+    model.load_state_dict(scaled(ConstantsAndDefaults(), seed=1).state_dict())
+    assert torch.equal(parts.tail(parts.body(parts.prefix(x))), model(x))
+
+
+class ByValue(Base):
+    def forward(self, x):
+        y = self.first(x)
+        for block in self.blocks:
+            y = block(y) if y.mean() > -100 else y
+        return self.finish(y)
+
+
+class Tuple(Base):
+    def forward(self, x):
+        return self.finish(self.first(x)), x
+
+
+class Tokens(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        y = self.first(x)
+        tokens = y.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.finish(tokens.transpose(1, 2).reshape(y.shape))
+
+
+class BySize(Base):
+    """Takes another path at sizes that divide by 8: a split of the one path is wrong for the other."""
+
+    def forward(self, x):
+        y = self.first(x)
+        for block in self.blocks:
+            y = block(y)
+        return self.finish(y if x.shape[2] % 8 else 2 * y)
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (ByValue(), "tracing ByValue"),
+        (Tuple(), "returns tuple"),
+        (Tokens(), "takes no map"),
+        (BySize(), "another image"),
+        (nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 12), nn.PixelShuffle(2)), "finding the body"),
+        (nn.Identity(), "no floating-point parameters"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_cannot_split_says_where_and_what_the_adapters_missed(model, text):
+    with pytest.raises(CannotSplit, match=text) as raised:
+        maskguided.wrap(model)
+    found = maskguided.inspect(model)
+    assert not found.can_split
+    assert text in str(found)
+    if not isinstance(model, (Tuple, nn.Identity)):
+        assert "SCPA_trunk" in str(raised.value)
+
+
+@pytest.mark.parametrize("split_at", [0, 5, -1, 2.5, True, "half"])
+def test_split_at_out_of_range(split_at):
+    with pytest.raises(ArgumentError, match=r"this ResidualOutside has 5 blocks; use 1 to 4"):
+        maskguided.wrap(ResidualOutside(), split_at)
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(ArgumentError, match="not str"):
+        maskguided.split("pan")
+
+
+def test_law_1_is_checked_when_wrapping(monkeypatch):
+    from maskguided.automatic import AutomaticSplit
+
+    honest = AutomaticSplit.tail
+    monkeypatch.setattr(AutomaticSplit, "tail", lambda self, state: honest(self, state) + 0.01)
+    with pytest.raises(CannotSplit, match="another image"):
+        maskguided.split(scaled(ResidualOutside()))
+    assert maskguided.split(scaled(ResidualOutside()), check=False)
+
+
+def test_inspect_tells_what_it_sees():
+    found = maskguided.inspect(scaled(SizesAndVectors()), 3)
+    text = str(found)
+    assert found.can_split
+    assert found.adapter == "automatic"
+    assert found.facts.blocks == tuple(f"blocks.{i}" for i in range(5))
+    assert abs(sum(found.shares.values()) - 1) < 1e-9
+    assert {what.split()[0] for what in found.live.values()} >= {"8", "vector"}
+    for part in ("5 x Block", "cut after block 3", "radius", "not pan: it has no conv_first"):
+        assert part in text
+    assert len(candidates(SizesAndVectors().eval(), probe(SizesAndVectors()))) >= 2
