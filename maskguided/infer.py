@@ -75,7 +75,7 @@ def upscale(
     """
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
         raise ImageError(f"an image of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4)")
-    colour = image[..., :3]
+    colour = image[..., :3] if image.ndim == 3 else image
     pixels, mask = _run_tiled(model, _to_tensor(colour, model), tile, tile_pad, on_tile)
     result = _to_image(pixels, colour)
     if image.ndim == 3 and image.shape[2] == 4:

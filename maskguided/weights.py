@@ -61,13 +61,12 @@ def read(path: str | Path) -> Weights:
         return Weights(_stripped(tensors), None, metadata)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
         raise CheckpointError(
-            f"{path}: no plain weight file: it holds other objects than tensors, and reading those could run code "
-            f"({str(error).splitlines()[0]}). If you trust it, load it yourself and save its state_dict()"
+            f"{path}: not a readable weight file, or one that holds other objects than tensors, which could run code. "
+            "Expected a file of torch.save(model.state_dict(), ...) or safetensors; if you trust the file, load it "
+            "yourself and save its state dict"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a readable weight file ({str(error).splitlines()[0]})") from None
     key = None
     while isinstance(content, Mapping) and (
         inner := next((k for k in _KEYS if isinstance(content.get(k), Mapping)), None)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from maskguided.adapters.pan_net import PAN
 from support import OriginalEDSR, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 
 import maskguided
 from maskguided import ArgumentError, MaskGuided
-from maskguided.adapters.pan_net import PAN
 from maskguided.head import MaskHead, high_frequency, pool
 
 
@@ -21,7 +21,9 @@ def pan(**settings: object) -> MaskGuided:
     return maskguided.wrap(model, 2, **{"patch_size": 6, **settings}).eval()
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.floats(0, 1), st.sampled_from(["features", "image"]))
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 3), st.floats(0, 1), st.sampled_from(["features", "image"])
+)
 def test_any_size_batch_and_keep_gives_exactly_scale_times_the_input(height, width, batch, keep, merge):
     fast = WRAPPED[merge]
     fast.keep = keep

@@ -19,7 +19,7 @@ SMALL = [(name, way) for name, way in WAYS if name not in ("edsr-large", "rrdbne
 BATCH = (2, 3, 23, 29)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def network(name: str) -> torch.nn.Module:
     return NETWORKS[name]()
 
@@ -29,7 +29,7 @@ def late_cut(name: str) -> int | str:
     return 22 if name == "rrdbnet" else "auto"
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parts(name: str, way: str) -> Split:
     made = maskguided.split(network(name), late_cut(name), adapter=None if way == "adapter" else way)
     assert isinstance(made, maskguided.Adapter) == (way == "adapter")
@@ -106,7 +106,8 @@ def test_law_5_wrapping_changes_nothing(name, way, merge):
     attributes = [{k: v for k, v in vars(m).items() if not k.startswith("_")} for m in model.modules()]
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
     fast = maskguided.wrap(model, adapter=None if way == "adapter" else way, merge=merge, halo=2)
-    assert fast.split.facts and maskguided.inspect(model).can_split
+    assert fast.split.facts.scale == fast.scale
+    assert maskguided.inspect(model).can_split
     fast(input_of(name, way))
     assert fast.unwrap() is model
     assert model.training

@@ -61,7 +61,8 @@ def test_a_window_is_the_plain_slice_moved_inward(case):
     windows = gather(x, index, grid)
     height, width = grid.window
     assert windows.shape == (index.numel(), x.shape[1], height * ratio, width * ratio)
-    for window, (b, number) in zip(windows, [(b, int(n)) for b in range(len(x)) for n in index[b]], strict=True):
+    places = [(b, number) for b, row in enumerate(index.tolist()) for number in row]
+    for window, (b, number) in zip(windows, places, strict=True):
         top = min(max(number // grid.cols * grid.patch_size - grid.halo, 0), grid.height - height)
         left = min(max(number % grid.cols * grid.patch_size - grid.halo, 0), grid.width - width)
         plain = x[b, :, top * ratio : (top + height) * ratio, left * ratio : (left + width) * ratio]
@@ -159,14 +160,25 @@ def test_the_laws_notice_a_broken_engine(monkeypatch):
         top, left = honest(self, index)
         return (top + 1).clamp(max=self.height - self.window[0]), left
 
-    with monkeypatch.context() as patched, pytest.raises(AssertionError):
-        patched.setattr(Grid, "corners", shifted)
-        test_a_window_is_the_plain_slice_moved_inward()
-    with monkeypatch.context() as patched, pytest.raises(AssertionError):
-        patched.setattr(patches, "_centres", lambda windows, index, grid, onto, p: windows[:, :, :p, :p])
-        grid, every = Grid(12, 12, 4, 1), torch.arange(9)[None]
-        x = torch.rand(1, 2, 12, 12)
+    def all_patches_together_are_the_whole_map():
+        grid, every, x = Grid(12, 12, 4, 1), torch.arange(9)[None], torch.rand(1, 2, 12, 12)
         assert torch.equal(scatter(gather(x, every, grid), every, grid, onto=torch.zeros_like(x)), x)
-    with monkeypatch.context() as patched, pytest.raises(AssertionError):
-        patched.setattr(torch, "sort", lambda x, **_: torch.topk(x.flip(1), x.shape[1]))
-        test_select_takes_the_largest_and_the_first_of_equals()
+
+    def corner_of_the_window(windows, index, grid, onto, patch):
+        return windows[:, :, :patch, :patch]
+
+    all_patches_together_are_the_whole_map()
+    for owner, name, broken, law in [
+        (Grid, "corners", shifted, test_a_window_is_the_plain_slice_moved_inward),
+        (patches, "_centres", corner_of_the_window, all_patches_together_are_the_whole_map),
+        (
+            torch,
+            "sort",
+            lambda x, **_: torch.topk(-x, x.shape[1]),
+            test_select_takes_the_largest_and_the_first_of_equals,
+        ),
+    ]:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, broken)
+            with pytest.raises(AssertionError):
+                law()

@@ -83,7 +83,7 @@ def _traced(holder: nn.Module, blocks: set[str], probe: Probe) -> fx.Graph:
     branches: list[bool] = []
     while True:
         tracer = _Tracer(blocks, branches)
-        # The context ends before anything is computed: a traced forward that assigns to its module leaves a proxy there.
+        # Restored before anything is computed: a traced forward that assigns to its module leaves a proxy there.
         with untouched(holder.get_submodule(MODEL)):
             try:
                 return tracer.trace(holder)

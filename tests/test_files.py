@@ -1,0 +1,210 @@
+"""Weight files, saved wrappers and image files: what is read, what is refused, and that nothing is half-written."""
+
+from __future__ import annotations
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from maskguided.adapters.pan_net import PAN
+from support import image, need_shared, official_pan, scaled
+from torch import nn
+
+import maskguided
+from maskguided import CheckpointError, ImageError
+from maskguided.images import read_image, write_image
+from maskguided.networks import network
+from maskguided.weights import load_into, read, write_whole
+
+STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
+
+
+def small_pan(seed: int = 0) -> nn.Module:
+    return scaled(PAN(features=8, up_features=8, blocks=4), seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (STATE, None),
+        ({"params": STATE}, "params"),
+        ({"params": {"a.weight": torch.zeros(1)}, "params_ema": STATE}, "params_ema"),
+        ({"params-ema": STATE, "params": {"b": torch.zeros(1)}}, "params-ema"),
+        ({"model_state_dict": STATE, "epoch": 3}, "model_state_dict"),
+        ({"state_dict": {f"module.{k}": v for k, v in STATE.items()}}, "state_dict"),
+        ({"state_dict": {"params": STATE}}, "params"),
+        ({"model": STATE}, "model"),
+        ({"net": STATE}, "net"),
+        ({f"_orig_mod.module.{k}": v for k, v in STATE.items()}, None),
+        ({f"netG.{k}": v for k, v in STATE.items()}, None),
+    ],
+)
+def test_every_nesting_and_prefix_is_read(content, key, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    found = read(tmp_path / "w.pth")
+    assert found.key == key
+    assert found.tensors.keys() == STATE.keys()
+    assert all(torch.equal(found.tensors[k], v) for k, v in STATE.items())
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_code_in_a_weight_file_never_runs(tmp_path, capsys):
+    torch.save({"params": Evil()}, tmp_path / "evil.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil()))
+    for name in ("evil.pth", "plain.pth"):
+        with pytest.raises(CheckpointError, match="not a readable"):
+            read(tmp_path / name)
+    assert "never run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_no_weight_file_is_said_to_be_none(suffix, tmp_path):
+    path = tmp_path / f"w{suffix}"
+    with pytest.raises(CheckpointError, match="no such file"):
+        read(path)
+    path.write_bytes(b"not weights")
+    with pytest.raises(CheckpointError, match="not a readable"):
+        read(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="not a readable"):
+        read(path)
+
+
+def test_a_file_without_tensors_lists_what_it_holds(tmp_path):
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="it holds epoch, optimizer"):
+        read(tmp_path / "w.pth")
+
+
+def test_weights_of_another_network_are_named():
+    with pytest.raises(CheckpointError, match="missing") as raised:
+        load_into(small_pan(), {"conv_first.weight": torch.zeros(1), "x": torch.zeros(1)})
+    for part in ("conv_first.weight is (1,), not (8, 3, 3, 3)", "and 4", "more"):
+        assert part in str(raised.value) or "missing" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"), [("pan", STATE), ("edsr", {"conv_after_body.weight": torch.zeros(4, 4, 3, 3)}), ("rcan", STATE)]
+)
+def test_the_wrong_file_for_a_model_name(name, keys, tmp_path):
+    torch.save(keys, tmp_path / "w.pth")
+    with pytest.raises(maskguided.MaskGuidedError, match=r"no weights of a network|no .* in it|not of basicsr's"):
+        network(name, tmp_path / "w.pth")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "result.png"
+    target.write_bytes(b"old")
+
+    def fail(beside):
+        beside.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(target, fail)
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.png"]
+
+
+def test_saved_files_are_small_and_hold_no_base_weights(tmp_path):
+    fast = maskguided.wrap(small_pan())
+    maskguided.save(fast, tmp_path / "a.safetensors")
+    found = read(tmp_path / "a.safetensors")
+    assert {name.partition(".")[0] for name in found.tensors} == {"head"}
+    assert '"split_at": 2' in found.metadata["settings"]
+    assert (tmp_path / "a.safetensors").stat().st_size < 12_000
+
+
+def test_loading_onto_another_network_is_refused_and_other_weights_are_a_warning(tmp_path):
+    path = tmp_path / "a.safetensors"
+    maskguided.save(maskguided.wrap(small_pan()), path)
+    with pytest.warns(UserWarning, match="other weights"):
+        maskguided.load(path, small_pan(seed=1))
+    with pytest.raises(CheckpointError, match="blocks=4; this one has blocks=6"):
+        maskguided.load(path, PAN(features=8, up_features=8, blocks=6))
+    with pytest.raises(CheckpointError, match="scale=4; this one has scale=2"):
+        maskguided.load(path, PAN(features=8, up_features=8, blocks=4, scale=2))
+    with pytest.raises(CheckpointError, match="squeeze"), pytest.warns(UserWarning, match="other weights"):
+        maskguided.load(path, PAN(features=12, up_features=8, blocks=4))
+    with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
+        maskguided.save(maskguided.wrap(small_pan()), tmp_path / "a.pth")
+    from safetensors.torch import save_file
+
+    save_file(STATE, path)
+    with pytest.raises(CheckpointError, match=r"no file that maskguided\.save wrote"):
+        maskguided.load(path, small_pan())
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_official_pan_weights_fit(scale):
+    need_shared()
+    model = official_pan(scale)
+    assert model(image(1, 3, 8, 9)).shape == (1, 3, 8 * scale, 9 * scale)
+    if scale == 4:
+        assert sum(p.numel() for p in model.parameters()) == 272_419
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [0, 3, 4])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_lossless_images_come_back_as_they_were(dtype, channels, suffix, tmp_path):
+    pixels = PIXELS[..., 0] if channels == 0 else PIXELS[..., :channels]
+    pixels = pixels.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    write_image(tmp_path / f"x{suffix}", pixels)
+    again = read_image(tmp_path / f"x{suffix}")
+    assert again.dtype == dtype
+    assert np.array_equal(again, pixels)
+
+
+def test_red_stays_red(tmp_path):
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    write_image(tmp_path / "red.png", red)
+    assert cv2.imread(str(tmp_path / "red.png"))[0, 0].tolist() == [0, 0, 200]
+
+
+def test_a_dark_16_bit_image_stays_16_bit(tmp_path):
+    dark = np.full((8, 8), 100, np.uint16)
+    write_image(tmp_path / "dark.png", dark)
+    assert read_image(tmp_path / "dark.png").dtype == np.uint16
+
+
+def test_photographs_are_turned_as_their_exif_says(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((10, 20, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "text"),
+    [
+        ("x.jpg", PIXELS, "no alpha"),
+        ("x.webp", PIXELS[..., :3].astype(np.uint16), "8 bits"),
+        ("x.gifx", PIXELS, "unknown image suffix"),
+    ],
+)
+def test_formats_that_cannot_hold_an_image_are_refused(name, pixels, text, tmp_path):
+    with pytest.raises(ImageError, match=text):
+        write_image(tmp_path / name, pixels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_image_is_said_to_be_none(tmp_path):
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / "none.png")
+    for content in (b"", b"hello"):
+        (tmp_path / "bad.png").write_bytes(content)
+        with pytest.raises(ImageError, match="no image that can be read"):
+            read_image(tmp_path / "bad.png")

@@ -1,0 +1,107 @@
+"""Official weights and the test sets: published figures, and the laws on every image."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import difference, need_basicsr, need_shared, official_pan
+
+from maskguided import MaskGuided, split
+from maskguided.images import read_image
+from maskguided.metrics import psnr, ssim
+from maskguided.weights import load_into, read
+
+
+def pairs(name: str, scale: int) -> list[tuple[torch.Tensor, np.ndarray]]:
+    folder = need_shared() / "data" / name
+    found = []
+    for path in sorted((folder / "HR").iterdir()):
+        lr, hr = read_image(folder / f"LRx{scale}" / path.name), read_image(path)
+        lr, hr = (np.dstack([i] * 3) if i.ndim == 2 else i for i in (lr, hr))
+        found.append((torch.from_numpy(lr).permute(2, 0, 1)[None] / 255, hr))
+    return found
+
+
+@functools.cache
+def dense(scale: int, name: str) -> list[torch.Tensor]:
+    model = official_pan(scale)
+    with torch.inference_mode():
+        return [model(x) for x, _ in pairs(name, scale)]
+
+
+def to_image(x: torch.Tensor) -> np.ndarray:
+    return (x[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "published"), [("Set5", 4, 32.13), ("Set14", 4, 28.61), ("Set5", 2, 38.00), ("Set5", 3, 34.40)]
+)
+def test_published_psnr(name, scale, published):
+    """PSNR on Y of BT.601, uint8-rounded, border = scale."""
+    need_shared()
+    found = []
+    for (_, hr), out in zip(pairs(name, scale), dense(scale, name), strict=True):
+        image = to_image(out)
+        found.append(psnr(image, hr[: image.shape[0], : image.shape[1]], crop=scale))
+    assert round(float(np.mean(found)), 2) == published
+
+
+@pytest.mark.parametrize("name", ["Set5", "Set14"])
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_laws_1_and_2_on_every_image(name, merge):
+    need_shared()
+    parts = split(official_pan(4), 12)
+    halo = parts.facts.body_radius if merge == "features" else parts.facts.radius
+    fast = MaskGuided(parts, keep=1, patch_size=32, halo=halo, merge=merge).eval()
+    for (x, _), whole in zip(pairs(name, 4), dense(4, name), strict=True):
+        assert torch.equal(parts.tail(parts.body(parts.prefix(x))), whole)
+        assert difference(fast(x), whole) < 1e-5
+
+
+def test_training_free_quality_on_set14():
+    """merge="features", n=8, patch 8, halo 2, keep 0.5, high-frequency score: at most 0.20 dB under dense."""
+    need_shared()
+    fast = MaskGuided(split(official_pan(4), 8), keep=0.5, patch_size=8, halo=2).eval()
+    lost = []
+    with torch.inference_mode():
+        for (x, hr), whole in zip(pairs("Set14", 4), dense(4, "Set14"), strict=True):
+            ours, theirs = to_image(fast(x)), to_image(whole)
+            hr = hr[: ours.shape[0], : ours.shape[1]]
+            lost.append(psnr(theirs, hr, 4) - psnr(ours, hr, 4))
+    assert 0 < float(np.mean(lost)) <= 0.20
+
+
+def test_real_esrgan_anime_video_splits():
+    module = need_basicsr("basicsr.archs.srvgg_arch")
+    weights = read(need_shared() / "weights" / "realesr-animevideov3.pth")
+    assert weights.key == "params"
+    model = load_into(module.SRVGGNetCompact(num_feat=64, num_conv=16, upscale=4), weights.tensors)
+    parts = split(model)
+    assert len(parts.blocks) == 16
+    x = pairs("Set5", 4)[1][0]
+    whole = model(x)
+    assert torch.equal(parts.tail(parts.body(parts.prefix(x))), whole)
+    fast = MaskGuided(parts, keep=1, patch_size=16, halo=parts.facts.radius, merge="image").eval()
+    assert difference(fast(x), whole) < 1e-5
+
+
+def test_metrics_are_those_of_basicsr():
+    metrics = need_basicsr("basicsr.metrics")
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (40, 51, 3), dtype=np.uint8)
+    b = np.clip(a + rng.normal(0, 9, a.shape), 0, 255).astype(np.uint8)
+    bgr = {"img": a[..., ::-1], "img2": b[..., ::-1]}
+    for crop in (0, 4):
+        theirs = {"crop_border": crop, "test_y_channel": True}
+        # basicsr rounds through float32 on its way to Y.
+        assert abs(psnr(a, b, crop) - metrics.calculate_psnr(**bgr, **theirs)) < 1e-5
+        assert abs(ssim(a, b, crop) - metrics.calculate_ssim(**bgr, **theirs)) < 1e-6
+
+
+def test_the_test_sets_are_whole():
+    folder = need_shared() / "data"
+    assert [len(list(Path(folder / name / "HR").iterdir())) for name in ("Set5", "Set14")] == [5, 14]

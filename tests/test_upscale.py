@@ -1,0 +1,230 @@
+"""Images of every kind through the network, tiles, and the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from maskguided.adapters.pan_net import PAN
+from skimage import data
+from support import scaled
+from typer.testing import CliRunner
+
+import maskguided
+from maskguided import ArgumentError, ImageError, cli
+from maskguided.cli import app
+from maskguided.images import read_image, resize, write_image
+from maskguided.infer import overlay, upscale
+
+PHOTO = data.astronaut()[:96:2, 60:180:2]  # 48 x 60
+
+
+@pytest.fixture(scope="module")
+def fast() -> maskguided.MaskGuided:
+    model = scaled(PAN(features=8, up_features=8, blocks=4, scale=2), gain=0.5)
+    return maskguided.wrap(model, patch_size=8, keep=0.5).eval()
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("weights") / "pan.pth"
+    torch.save({"params": scaled(PAN(features=8, up_features=8, blocks=4), gain=0.5).state_dict()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kind", ["grey", "colour", "alpha"])
+@pytest.mark.parametrize("alpha", ["model", "bicubic"])
+def test_the_result_is_of_the_kind_of_the_input(fast, dtype, kind, alpha):
+    pixels = PHOTO.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    pixels = {
+        "grey": pixels[..., 1],
+        "colour": pixels,
+        "alpha": np.dstack([pixels, pixels[..., 0]]),
+    }[kind]
+    done = upscale(fast, pixels, alpha=alpha)
+    assert done.image.dtype == dtype
+    assert done.image.shape == (96, 120, *pixels.shape[2:])
+    assert done.mask.shape == (48, 60)
+    assert 0.4 < done.mask.mean() < 0.6
+
+
+def test_16_bits_agree_with_8_to_a_level(fast):
+    eight, sixteen = upscale(fast, PHOTO).image, upscale(fast, PHOTO.astype(np.uint16) * 257).image
+    assert np.abs(eight.astype(int) - sixteen / 257).max() <= 1
+
+
+def test_bicubic_alpha_is_bicubic_and_colour_does_not_depend_on_it(fast):
+    rgba = np.dstack([PHOTO, PHOTO[..., 0]])
+    done = upscale(fast, rgba, alpha="bicubic").image
+    assert np.array_equal(done[..., 3], resize(PHOTO[..., 0], 96, 120))
+    assert np.array_equal(done[..., :3], upscale(fast, PHOTO).image)
+
+
+def test_a_network_for_one_channel_takes_colour_channel_by_channel():
+    fast = maskguided.wrap(scaled(PAN(channels=1, features=8, up_features=8, blocks=4, scale=2), gain=0.5), keep=1)
+    colour = upscale(fast, PHOTO).image
+    assert colour.shape == (96, 120, 3)
+    for channel in range(3):
+        assert np.array_equal(colour[..., channel], upscale(fast, np.ascontiguousarray(PHOTO[..., channel])).image)
+
+
+@pytest.mark.parametrize("tile", [16, 25, 48, 500])
+def test_tiles_leave_no_seam_when_the_pad_covers_the_receptive_field(tile):
+    model = scaled(PAN(features=8, up_features=8, blocks=4, scale=2), gain=0.5)
+    radius = maskguided.split(model, 1).facts.radius
+    fast = maskguided.wrap(model, 1, keep=1, halo=radius, patch_size=8).eval()
+    pad = radius + 6  # the whole network's, with its stem and first block
+    calls: list[tuple[int, int]] = []
+    whole = upscale(fast, PHOTO.astype(np.uint16) * 257).image
+    tiled = upscale(
+        fast, PHOTO.astype(np.uint16) * 257, tile=tile, tile_pad=pad, on_tile=lambda *c: calls.append(c)
+    ).image
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+    assert calls[-1][0] == calls[-1][1] == (-(-48 // tile)) * (-(-60 // tile))
+    if tile < 30:
+        torn = upscale(fast, PHOTO.astype(np.uint16) * 257, tile=tile, tile_pad=0).image
+        assert np.abs(whole.astype(int) - torn).max() > 100
+
+
+def test_shapes_that_are_no_image(fast):
+    for shape in [(4, 4, 2), (4,), (1, 3, 4, 4)]:
+        with pytest.raises(ImageError, match="must be"):
+            upscale(fast, np.zeros(shape, np.uint8))
+    with pytest.raises(ArgumentError, match="tile=-1"):
+        upscale(fast, PHOTO, tile=-1)
+
+
+def test_the_overlay_tints_the_mask_and_nothing_else():
+    mask = np.zeros((48, 60), bool)
+    mask[8:16, 8:24] = True
+    shown = overlay(PHOTO, mask)
+    assert np.array_equal(shown[~mask], PHOTO[~mask])
+    assert (shown[mask] != PHOTO[mask]).any(1).mean() > 0.95
+
+
+def run(*args: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, f"{result.output} {result.exception!r}"
+    return result
+
+
+def folder_of_images(path) -> None:
+    write_image(path / "colour.png", PHOTO)
+    write_image(path / "grey.jpg", PHOTO[..., 0])
+    write_image(path / "deep.tif", np.dstack([PHOTO, PHOTO[..., 0]]).astype(np.uint16) * 257)
+
+
+def test_a_folder_with_one_bad_file_gives_the_rest_and_exit_code_1(weights, tmp_path):
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    inputs.mkdir()
+    folder_of_images(inputs)
+    (inputs / "bad.png").write_bytes(b"no image")
+    (inputs / "notes.txt").write_text("nor this")
+    result = run("upscale", "-i", inputs, "-o", outputs, "--model", "pan", "--weights", weights, code=1)
+    assert "bad.png: no image that can be read" in result.output
+    assert "2 of 5 failed" in result.output
+    assert sorted(p.name for p in outputs.iterdir()) == ["colour_out.png", "deep_out.tif", "grey_out.jpg"]
+    assert read_image(outputs / "colour_out.png").shape == (192, 240, 3)
+    assert read_image(outputs / "grey_out.jpg").shape == (192, 240)
+    deep = read_image(outputs / "deep_out.tif")
+    assert (deep.shape, deep.dtype) == ((192, 240, 4), np.uint16)
+
+
+def test_one_file_to_one_file_with_its_mask_and_never_over_an_old_one(weights, tmp_path):
+    write_image(tmp_path / "a.png", PHOTO)
+    common = ("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", "pan", "--weights", weights)
+    run(*common, "--show-mask", "--keep", "0.25", "--split-at", "3", "--tile", "40")
+    first = (tmp_path / "b.png").read_bytes()
+    assert read_image(tmp_path / "b_mask.png").shape == (192, 240, 3)
+    result = run(*common, code=1)
+    assert "exists already; add --overwrite" in result.output
+    assert (tmp_path / "b.png").read_bytes() == first
+    run(*common, "--keep", "1", "--overwrite")
+    assert (tmp_path / "b.png").read_bytes() != first
+
+
+def test_a_saved_head_brings_its_settings(weights, tmp_path):
+    from maskguided.networks import network
+
+    write_image(tmp_path / "a.png", PHOTO)
+    saved = maskguided.wrap(network("pan", weights), 1, keep=0.125, scorer="head")
+    maskguided.save(saved, tmp_path / "head.safetensors")
+    args = ("-i", tmp_path / "a.png", "-o", tmp_path, "--model", "pan", "--weights", weights)
+    result = run("upscale", *args, "--head", tmp_path / "head.safetensors")
+    assert "a_out.png" in result.output
+    expected = upscale(saved.eval(), PHOTO).image
+    assert np.abs(read_image(tmp_path / "a_out.png").astype(int) - expected).max() <= 1
+
+
+def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
+    assert "body: 4 x SCPA" in run("inspect", "--model", "pan", "--weights", weights, "--split-at", 3).output
+    lr, hr = tmp_path / "lr", tmp_path / "hr"
+    write_image(lr / "a.png", PHOTO)
+    write_image(hr / "a.png", data.astronaut()[:192, :240])
+    result = run(
+        "bench", "-i", lr, "--hr", hr, "--model", "pan", "--weights", weights, "--split-at", "1,2", "--keep", "0,1",
+        "--merge", "features,image", "--rounds", 1, "--json", tmp_path / "r.json", "--markdown", tmp_path / "r.md",
+    )  # fmt: skip
+    assert "Y, uint8, border = scale" in result.output
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert len(rows) == 8
+    for row in rows:
+        assert (row["macs_ratio"] < 1) == (row["keep"] == 0 and row["merge"] == "features") or row["merge"] == "image"
+        assert row["time_ratio"] > 0
+        assert (row["psnr"] != row["dense_psnr"]) or row["keep"] == 1
+    assert (tmp_path / "r.md").read_text().count("\n| ") == 10
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["upscale", "-i", "nowhere.png", "-o", "out"], "nowhere.png: no such file or folder"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--keep", "2"], "keep=2.0"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--split-at", "99"], "use 1 to"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--split-at", "x"], "--split-at x"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--model", "esrgan", "--weights", "w"], "known: pan, edsr, rcan"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--model", "pan"], "needs --weights"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--weights", "w.pth"], "needs --model"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--model", "pan", "--weights", "{png}"], "not a readable"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--device", "cuda:77"], "not usable here"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--dtype", "int8"], "fp32, fp16, bf16"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--ext", "gif"], "--ext gif"),
+        (["upscale", "-i", "{tmp}", "-o", "{tmp}/o.png"], "name a folder"),
+        (["inspect", "--model", "pan"], "needs --weights"),
+        (["bench", "-i", "{png}", "--keep", "a"], "'a' is not valid"),
+        (["bench", "-i", "{png}", "--merge", "both"], "'both' is not valid"),
+        (["bench", "-i", "{png}", "--hr", "{tmp}/nowhere"], "no such file or folder"),
+    ],
+)
+def test_wrong_input_gets_one_sentence_and_exit_code_2(args, text, tmp_path, monkeypatch, capsys):
+    write_image(tmp_path / "a.png", PHOTO)
+    args = [a.format(png=tmp_path / "a.png", tmp=tmp_path) for a in args]
+    monkeypatch.setattr(sys, "argv", ["maskguided", *args])
+    monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, soft_wrap=True))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_process_ends_with_the_same_sentence_and_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "maskguided", "upscale", "-i", "nowhere.png", "-o", "o"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nowhere.png: no such file or folder\n")
+
+
+def test_the_starter_network_upscales_better_than_bicubic(tmp_path):
+    """With no option at all: the network that ships with the package."""
+    from maskguided.metrics import psnr
+
+    photo = data.astronaut()
+    small = photo.reshape(128, 4, 128, 4, 3).mean((1, 3)).round().astype(np.uint8)
+    write_image(tmp_path / "small.png", small)
+    run("upscale", "-i", tmp_path / "small.png", "-o", tmp_path / "big.png")
+    assert psnr(read_image(tmp_path / "big.png"), photo, 4) > psnr(resize(small, 512, 512), photo, 4)
