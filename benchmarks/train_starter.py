@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from maskguided.adapters.pan_net import PAN
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskguided.adapters.pan_net import PAN
 from maskguided.images import read_image
 from maskguided.integrations.basicsr_plugin import import_basicsr
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class Setting:
     """What is measured together with one run of the dense network."""
 
     merge: Merge
-    split_at: int
+    split_at: int | Literal["auto"]
     patch_size: int
     halo: int
     keeps: tuple[float, ...]
@@ -96,26 +96,30 @@ def measure(
     """Rows for every setting and keep; `progress` is called after each setting."""
     rows: list[Row] = []
     dense_macs = _total_macs(model, pairs)
-    dense_psnr = _mean_psnr(model, pairs, _scale(model, pairs))
     by_split = {n: split(model, n) for n in {setting.split_at for setting in settings}}
     for setting in settings:
-        fast = MaskGuided(
-            by_split[setting.split_at], patch_size=setting.patch_size, halo=setting.halo, merge=setting.merge
-        ).eval()
-        runs: list[tuple[float, Network]] = [(keep, _at(fast, keep)) for keep in setting.keeps]
-        psnrs = [_mean_psnr(run, pairs, fast.scale) for _, run in runs]
-        times = _times([model, *(run for _, run in runs)], pairs, rounds)
-        dense = statistics.median(times[0])
-        for (keep, run), quality, seconds in zip(runs, psnrs, times[1:], strict=True):
-            ratios = [ours / theirs for ours, theirs in zip(seconds, times[0], strict=True)]
+        parts = by_split[setting.split_at]
+        fast = MaskGuided(parts, patch_size=setting.patch_size, halo=setting.halo, merge=setting.merge).eval()
+        runs = [_at(fast, keep) for keep in setting.keeps]
+        dense, *ours = _rounds([model, *runs], pairs, rounds, fast.scale)
+        for keep, run, found in zip(setting.keeps, runs, ours, strict=True):
+            ratios = [a / b for a, b in zip(found.seconds, dense.seconds, strict=True)]
             middle = statistics.median(ratios)
-            spread = (max(ratios) - min(ratios)) / middle
             rows.append(
                 Row(
-                    setting.merge, setting.split_at, setting.patch_size, setting.halo, keep,
-                    _total_macs(run, pairs) / dense_macs, middle, spread, quality, dense_psnr, dense,
+                    merge=setting.merge,
+                    split_at=parts.split_at,
+                    patch_size=setting.patch_size,
+                    halo=setting.halo,
+                    keep=keep,
+                    macs_ratio=_total_macs(run, pairs) / dense_macs,
+                    time_ratio=middle,
+                    spread=(max(ratios) - min(ratios)) / middle,
+                    psnr=found.psnr,
+                    dense_psnr=dense.psnr,
+                    dense_seconds=statistics.median(dense.seconds),
                 )
-            )  # fmt: skip
+            )
         progress()
     return rows
 
@@ -140,31 +144,37 @@ def _at(fast: MaskGuided, keep: float) -> Network:
     return run
 
 
+@dataclass(frozen=True)
+class _Found:
+    seconds: list[float]
+    """For all images, by round."""
+    psnr: float | None
+
+
 @torch.inference_mode()
-def _times(networks: Sequence[Network], pairs: list[Pair], rounds: int) -> list[list[float]]:
-    """Seconds for all images, [network][round]."""
-    times: list[list[float]] = [[] for _ in networks]
-    for _ in range(rounds):
-        for network, record in zip(networks, times, strict=True):
-            start = time.perf_counter()
+def _rounds(networks: Sequence[Network], pairs: list[Pair], rounds: int, scale: int) -> list[_Found]:
+    """Run all networks over all images, in turn, `rounds` times; quality is read off outside the clock."""
+    for network in networks:
+        network(pairs[0].lr)
+    seconds = [[0.0] * rounds for _ in networks]
+    qualities: list[list[float]] = [[] for _ in networks]
+    for number in range(rounds):
+        for network, spent, quality in zip(networks, seconds, qualities, strict=True):
             for pair in pairs:
-                network(pair.lr)
-            if pairs[0].lr.is_cuda:
-                torch.cuda.synchronize()
-            record.append(time.perf_counter() - start)
-    return times
+                start = time.perf_counter()
+                out = network(pair.lr)
+                if out.is_cuda:
+                    torch.cuda.synchronize()
+                spent[number] += time.perf_counter() - start
+                if number == 0 and pair.hr is not None:
+                    quality.append(_psnr(out, pair.hr, scale))
+    return [_Found(s, float(np.mean(q)) if q else None) for s, q in zip(seconds, qualities, strict=True)]
 
 
-@torch.inference_mode()
-def _mean_psnr(network: Network, pairs: list[Pair], scale: int) -> float | None:
-    """Mean over the images; a first run of every size, too, so that nothing is timed cold."""
-    found = []
-    for pair in pairs:
-        out = (network(pair.lr)[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        if pair.hr is not None:
-            height, width = (min(a, b) for a, b in zip(out.shape, pair.hr.shape[:2], strict=False))
-            found.append(psnr(out[:height, :width], pair.hr[:height, :width], crop=scale))
-    return float(np.mean(found)) if found else None
+def _psnr(out: Tensor, hr: np.ndarray[Any, np.dtype[np.uint8]], scale: int) -> float:
+    image = (out[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    height, width = (min(a, b) for a, b in zip(image.shape[:2], hr.shape[:2], strict=True))
+    return psnr(image[:height, :width], hr[:height, :width], crop=scale)
 
 
 def _total_macs(network: Network, pairs: list[Pair]) -> int:
@@ -172,12 +182,6 @@ def _total_macs(network: Network, pairs: list[Pair]) -> int:
     sizes = [tuple(pair.lr.shape) for pair in pairs]
     counted = {size: macs(network, size, pairs[0].lr) for size in set(sizes)}
     return sum(counted[size] for size in sizes)
-
-
-@torch.inference_mode()
-def _scale(model: nn.Module, pairs: list[Pair]) -> int:
-    crop = pairs[0].lr[:, :, :32, :32]
-    return int(model(crop).shape[2]) // crop.shape[2]
 
 
 def _rgb(image: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -287,6 +287,7 @@ class CopiedTail(nn.Module):
         return image
 
 
+@torch.inference_mode(False)  # what is added must stay trainable wherever it is made
 def wrap(
     model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None, **settings: Any
 ) -> MaskGuided:

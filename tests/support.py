@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from maskguided.adapters.pan_net import PAN
 from torch import Tensor, nn
 
+from maskguided.adapters.pan_net import PAN
 from maskguided.errors import MissingDependency
 from maskguided.integrations.basicsr_plugin import import_basicsr
 

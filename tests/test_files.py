@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from maskguided.adapters.pan_net import PAN
 from support import image, need_shared, official_pan, scaled
 from torch import nn
 
 import maskguided
 from maskguided import CheckpointError, ImageError
+from maskguided.adapters.pan_net import PAN
 from maskguided.images import read_image, write_image
 from maskguided.networks import network
 from maskguided.weights import load_into, read, write_whole

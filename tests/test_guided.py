@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from maskguided.adapters.pan_net import PAN
 from support import OriginalEDSR, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 
 import maskguided
 from maskguided import ArgumentError, MaskGuided
+from maskguided.adapters.pan_net import PAN
 from maskguided.head import MaskHead, high_frequency, pool
 
 
@@ -137,6 +137,16 @@ def test_gradients_reach_every_part(merge):
     parts += [fast.coarse_tail] if fast.coarse_tail is not None else []
     for part in parts:
         assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in part.parameters())
+
+
+def test_wrapped_under_inference_mode_it_can_still_be_trained():
+    model = scaled(OriginalEDSR())
+    with torch.inference_mode():
+        fast = maskguided.wrap(model, merge="image", adapter="automatic")
+        fast(image(1, 3, 9, 9))
+    with torch.enable_grad():
+        fast(image(1, 3, 9, 9)).sum().backward()
+    assert all(p.grad is not None for p in fast.coarse_tail.parameters())
 
 
 def test_cost_follows_the_arithmetic():
@@ -281,3 +291,33 @@ def test_gpu_gives_the_same_and_never_waits(merge):
         torch.cuda.set_sync_debug_mode("default")
     assert difference(out.cpu(), expected) < 1e-3
     assert fast.half()(x.half()).dtype == torch.float16
+
+
+def test_an_adapter_of_another_package_is_found_by_its_entry_point(monkeypatch):
+    """The group maskguided.adapters: the module it names registers the adapter when a network is looked up."""
+    from importlib.metadata import EntryPoint
+
+    from maskguided import adapter
+
+    class Mine(OriginalEDSR):
+        pass
+
+    def load(entry):
+        from maskguided.adapters.edsr import EDSRAdapter
+
+        class MineAdapter(EDSRAdapter):
+            @classmethod
+            def missing(cls, model):
+                return None if isinstance(model, Mine) else "it is not Mine"
+
+        maskguided.register("mine")(MineAdapter)
+
+    adapter.adapters()
+    monkeypatch.setattr(adapter, "_registry", dict(adapter._registry))
+    monkeypatch.setattr(adapter, "_loaded", False)
+    monkeypatch.setattr(adapter, "entry_points", lambda group: [EntryPoint("mine", "mine", group)])
+    monkeypatch.setattr(EntryPoint, "load", load)
+    assert adapter.named("mine").name == "mine"
+    assert maskguided.split(Mine(), adapter="mine").name == "mine"
+    with pytest.raises(ArgumentError, match="it is not Mine"):
+        maskguided.split(OriginalEDSR(), adapter="mine")

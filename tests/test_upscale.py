@@ -9,13 +9,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from maskguided.adapters.pan_net import PAN
 from skimage import data
 from support import scaled
 from typer.testing import CliRunner
 
 import maskguided
 from maskguided import ArgumentError, ImageError, cli
+from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
 from maskguided.images import read_image, resize, write_image
 from maskguided.infer import overlay, upscale

@@ -1,0 +1,58 @@
+"""A network that maskguided has never seen, split without a word about it.
+
+python examples/02_new_backbone.py
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import maskguided
+
+
+class Distill(nn.Module):
+    """A block with a gate of its own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.spread, self.join = nn.Conv2d(width, 2 * width, 3, padding=1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        content, gate = self.spread(x).chunk(2, dim=1)
+        return x + self.join(content * gate.sigmoid())
+
+
+class Mine(nn.Module):
+    """Blocks as attributes, their outputs concatenated, a bilinear skip of the input: nothing standard."""
+
+    def __init__(self, width: int = 24, scale: int = 2) -> None:
+        super().__init__()
+        self.scale = scale
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.b1, self.b2, self.b3, self.b4 = (Distill(width) for _ in range(4))
+        self.fuse = nn.Conv2d(4 * width, width, 1)
+        self.up = nn.Conv2d(width, 3 * scale**2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        stem = self.stem(x)
+        one = self.b1(stem)
+        two = self.b2(one)
+        three = self.b3(two)
+        deep = self.fuse(torch.cat([one, two, three, self.b4(three)], dim=1)) + stem
+        skip = F.interpolate(x, size=(self.scale * height, self.scale * width), mode="bilinear")
+        return F.pixel_shuffle(self.up(deep), self.scale) + skip
+
+
+torch.manual_seed(0)
+model = Mine().eval()
+print(maskguided.inspect(model))
+
+fast = maskguided.wrap(model, split_at=2, keep=0.25, patch_size=8, halo=2).eval()
+x = torch.rand(2, 3, 47, 61)
+with torch.inference_mode():
+    print(fast(x).shape, fast.cost(47, 61), sep="\n")
+    exact = maskguided.wrap(model, split_at=2, keep=1, patch_size=8, halo=fast.split.facts.body_radius).eval()
+    difference = float((exact(x) - model(x)).abs().max())
+print(f"all patches, halo {exact.halo}: largest difference to the dense image {difference:.1e}")
+assert difference < 1e-5
