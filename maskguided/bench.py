@@ -1,7 +1,7 @@
 """Measure a wrapped network against the dense one: same run, same images, same treatment.
 
-Every round runs the dense network and each setting over all images, one after the other; times are compared
-within a round, so that whatever else the machine does falls on all of them, and the median of the ratios is
+In every round the dense network and each setting run on one image after the other, in turn, so that whatever
+else the machine does falls on all of them. Times are compared within a round, and the median of the ratios is
 reported with its spread.
 """
 
@@ -153,14 +153,14 @@ class _Found:
 
 @torch.inference_mode()
 def _rounds(networks: Sequence[Network], pairs: list[Pair], rounds: int, scale: int) -> list[_Found]:
-    """Run all networks over all images, in turn, `rounds` times; quality is read off outside the clock."""
+    """Run all networks on each image in turn, `rounds` times; quality is read off outside the clock."""
     for network in networks:
         network(pairs[0].lr)
     seconds = [[0.0] * rounds for _ in networks]
     qualities: list[list[float]] = [[] for _ in networks]
     for number in range(rounds):
-        for network, spent, quality in zip(networks, seconds, qualities, strict=True):
-            for pair in pairs:
+        for pair in pairs:
+            for network, spent, quality in zip(networks, seconds, qualities, strict=True):
                 start = time.perf_counter()
                 out = network(pair.lr)
                 if out.is_cuda:
