@@ -108,6 +108,11 @@ def upscale_command(
         torch.set_num_threads(threads)
     paths = list_images(input)
     targets = [_target(path, input, output, suffix, ext) for path in paths]
+    clashing = [str(target) for target in targets if targets.count(target) > 1]
+    if clashing:
+        raise ArgumentError(
+            f"--ext {ext}: {len(clashing)} images would all be written to {clashing[0]}; use --ext auto"
+        )
     net = network(model, weights, scale)
     if head is not None:
         fast = checkpoint.load(head, net)

@@ -118,6 +118,10 @@ class MaskGuided(nn.Module):
             x: in the network's own range.
             score: (B, rows, cols), to rank the patches by instead of the scorer's (an oracle, your own mask).
         """
+        return self.restore(x, score)[0]
+
+    def restore(self, x: Tensor, score: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`forward`, with the index (B, k) of the patches that were refined."""
         height, width = self._check_input(x)
         grid = self.grid(height, width)
         x = self._padded(x)
@@ -125,7 +129,7 @@ class MaskGuided(nn.Module):
         coarse = self.split.skip(state)
         index = self._choose(x, state, coarse, grid, score)
         image = self._merge(x, state, coarse, index, grid)
-        return image[:, :, : height * self.scale, : width * self.scale]
+        return image[:, :, : height * self.scale, : width * self.scale], index
 
     def _merge(self, x: Tensor, state: State, coarse: State, index: Tensor, grid: Grid) -> Tensor:
         """Refine the windows of `index` and put them back: into the features, or into the coarse image."""
@@ -196,11 +200,10 @@ class MaskGuided(nn.Module):
         coarse = self.split.skip(state)
         score = self._score(x, state, coarse) if score is None else score
         index = self._choose(x, state, coarse, grid, score)
-        mask = torch.zeros(x.shape[0], grid.count, dtype=torch.bool, device=x.device).scatter(1, index, True)
         rows, cols = slice(height * self.scale), slice(width * self.scale)
         refined = self._merge(x, state, coarse, index, grid)[:, :, rows, cols]
         image = self._coarse_image(x, coarse)[:, :, rows, cols]
-        return Explanation(refined, image, score, mask.view(-1, grid.rows, grid.cols), index)
+        return Explanation(refined, image, score, grid.mask(index), index)
 
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (nothing is computed)."""

@@ -158,9 +158,10 @@ def _run_tiles(
     mask = np.zeros((grid.height, grid.width), bool)
     for number, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         window = x[:, :, top : top + height, left : left + width].to(like.device, like.dtype)
-        found = model.explain(window.contiguous(memory_format=torch.channels_last))
-        refined = found.refined.float().cpu()
-        chosen = found.mask[0].repeat_interleave(model.patch_size, 0).repeat_interleave(model.patch_size, 1).cpu()
+        refined, index = model.restore(window.contiguous(memory_format=torch.channels_last))
+        refined = refined.float().cpu()
+        chosen = model.grid(height, width).mask(index)[0].repeat_interleave(model.patch_size, 0)
+        chosen = chosen.repeat_interleave(model.patch_size, 1).cpu()
         if result is None:
             result = torch.empty(x.shape[0], refined.shape[1], grid.height * scale, grid.width * scale)
         row, col = number // grid.cols * tile, number % grid.cols * tile

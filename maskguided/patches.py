@@ -78,6 +78,11 @@ class Grid:
         """Number of patches that the share `keep` (0..1) stands for, rounded to the nearest."""
         return int(keep * self.count + 0.5)
 
+    def mask(self, index: Tensor) -> Tensor:
+        """(B, rows, cols), bool: True at the patches of `index` (B, k)."""
+        flat = torch.zeros(index.shape[0], self.count, dtype=torch.bool, device=index.device)
+        return flat.scatter(1, index, True).view(-1, self.rows, self.cols)
+
     def corners(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Top row and left column of the windows of `index`, in LR pixels, shaped like `index`."""
         height, width = self.window

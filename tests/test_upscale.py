@@ -195,6 +195,7 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--dtype", "int8"], "fp32, fp16, bf16"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--ext", "gif"], "--ext gif"),
         (["upscale", "-i", "{tmp}", "-o", "{tmp}/o.png"], "name a folder"),
+        (["upscale", "-i", "{tmp}", "-o", "{tmp}/o", "--ext", "png"], "2 images would all be written to"),
         (["inspect", "--model", "pan"], "needs --weights"),
         (["bench", "-i", "{png}", "--keep", "a"], "'a' is not valid"),
         (["bench", "-i", "{png}", "--merge", "both"], "'both' is not valid"),
@@ -203,6 +204,7 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
 )
 def test_wrong_input_gets_one_sentence_and_exit_code_2(args, text, tmp_path, monkeypatch, capsys):
     write_image(tmp_path / "a.png", PHOTO)
+    write_image(tmp_path / "a.jpg", PHOTO)
     args = [a.format(png=tmp_path / "a.png", tmp=tmp_path) for a in args]
     monkeypatch.setattr(sys, "argv", ["maskguided", *args])
     monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, soft_wrap=True))
