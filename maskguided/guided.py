@@ -261,20 +261,22 @@ class MaskGuided(nn.Module):
 
 
 class LightTail(nn.Module):
-    """A coarse tail of one convolution: kxk to C' * s*s channels, PixelShuffle, plus the bilinear input.
+    """A coarse tail of one convolution: kxk to C' * f*f channels, PixelShuffle, plus the bilinear input.
 
-    Starts as the bilinear input alone.
+    Starts as the bilinear input alone. f is `factor`, from the features' resolution to the HR image's.
     """
 
-    def __init__(self, features: str, in_channels: int, out_channels: int, scale: int, kernel: int = 3) -> None:
+    def __init__(
+        self, features: str, in_channels: int, out_channels: int, *, scale: int, factor: int, kernel: int = 3
+    ) -> None:
         super().__init__()
-        self.features, self.scale = features, scale
-        self.conv = nn.Conv2d(in_channels, out_channels * scale**2, kernel, padding=kernel // 2)
+        self.features, self.scale, self.factor = features, scale, factor
+        self.conv = nn.Conv2d(in_channels, out_channels * factor**2, kernel, padding=kernel // 2)
         nn.init.zeros_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, state: State, x: Tensor) -> Tensor:
-        detail = F.pixel_shuffle(self.conv(state[self.features]), self.scale)
+        detail = F.pixel_shuffle(self.conv(state[self.features]), self.factor)
         return detail + F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
 
 
@@ -323,8 +325,14 @@ def _coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
             f"coarse_tail='light' adds the bilinear input, but this network maps {found.in_channels} to "
             f"{found.out_channels} channels; use 'copy'"
         )
-    tail = LightTail(split.features, split.feature_channels, found.out_channels, found.scale)
-    return tail.to(split.example(1, 1))
+    height, width = found.sizes[0]
+    with untouched(split.model):
+        features = split.prefix(split.example(height, width))[split.features]
+    factor, rest = divmod(found.scale * height, features.shape[2])
+    if rest:
+        raise ArgumentError("coarse_tail='light': the features are finer than the HR image; use 'copy'")
+    tail = LightTail(split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
+    return tail.to(features)
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -69,13 +69,14 @@ class ResidualOutside(Base):
 
 
 class InPlace(Base):
-    """ReLU(inplace=True) right after the cut, and `+=` onto a live value in the tail."""
+    """The input changed in place, ReLU(inplace=True) right after the cut, `+=` onto a live value in the tail."""
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.Sequential(conv(8, 8), nn.ReLU(inplace=True)) for _ in range(5))
 
     def forward(self, x):
+        x.sub_(0.5)
         first = self.first(x)
         y = first * 1.0
         for block in self.blocks:
@@ -170,6 +171,14 @@ def test_difficult_networks_obey_the_laws(toy, merge):
     fast.keep = 0
     assert torch.equal(fast(x), parts.tail(parts.skip(parts.prefix(x))))
     assert difference(fast(x), dense) > 1e-4
+
+
+def test_a_light_tail_grows_features_of_any_resolution():
+    fast = maskguided.wrap(scaled(Strided()), merge="image", coarse_tail="light", keep=0)
+    x = image(1, 3, 26, 38)
+    assert difference(fast(x), F.interpolate(x, scale_factor=2, mode="bilinear")) < 1e-6
+    fast.coarse_tail.conv.weight += 0.1
+    assert fast(x).shape == (1, 3, 52, 76)
 
 
 def test_skipping_a_block_whose_residual_sum_stands_outside_adds_nothing():

@@ -109,15 +109,14 @@ class AutomaticSplit(Split):
     def _protect_inputs(self) -> None:
         """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
         with untouched(self.model):
-            state = self.prefix(self.example(*self.probe.sizes[0]))
-            for name, part in (("body", self._parts["body"]), ("tail", self._parts["tail"])):
-                inputs = {key: state[key].clone() for key in part.inputs}
+            values = {name: self.example(*self.probe.sizes[0]) for name in self._parts["prefix"].inputs}
+            for name, outputs in (("prefix", self._live), ("body", self.writes), ("tail", ())):
+                part = self._parts[name]
+                inputs = {key: values[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}
                 made = self._run[name](*inputs.values())
-                changed = [key for key, value in inputs.items() if value._version != versions[key]]
-                _clone_placeholders(part.graph, changed)
-                if name == "body":
-                    state.update(zip(self.writes, made, strict=True))
+                _clone_placeholders(part.graph, [key for key in inputs if inputs[key]._version != versions[key]])
+                values.update(zip(outputs, made, strict=False))
         self._bind()
 
 
