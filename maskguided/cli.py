@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -108,11 +109,9 @@ def upscale_command(
         torch.set_num_threads(threads)
     paths = list_images(input)
     targets = [_target(path, input, output, suffix, ext) for path in paths]
-    clashing = [str(target) for target in targets if targets.count(target) > 1]
-    if clashing:
-        raise ArgumentError(
-            f"--ext {ext}: {len(clashing)} images would all be written to {clashing[0]}; use --ext auto"
-        )
+    target, count = Counter(targets).most_common(1)[0]
+    if count > 1:
+        raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
     net = network(model, weights, scale)
     if head is not None:
         fast = checkpoint.load(head, net)

@@ -24,8 +24,6 @@ class Value:
     """None: no tensor (a size, a number), or a tensor that is no map, vector or constant."""
     shape: tuple[int, ...] | None
     """On the first probe size; None: no tensor."""
-    ratio: Fraction | None = None
-    """Of a map to the LR image."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +152,7 @@ def _value(one: Any, two: Any, first: tuple[int, int], second: tuple[int, int]) 
             for a, b in zip(shape[2:], size, strict=True)
         }
         if len(ratios) == 1:
-            return Value("map", one, ratios.pop())
+            return Value("map", one)
     if one == two:
         return Value("constant", one)
     if one[1:] == two[1:] and (one[0], two[0]) == (1, 2):
