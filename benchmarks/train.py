@@ -1,10 +1,10 @@
-"""Train the starter network that ships with the package: a small PAN x4, from HR photographs alone.
+"""Train one of the small x4 networks of small_networks.py, from HR photographs alone.
 
-    python benchmarks/train_starter.py --hr FOLDER [--hr FOLDER] --work DIR [--iterations 12000]
+    python benchmarks/train.py --network NAME --hr FOLDER [--hr FOLDER] --work DIR [--iterations 12000]
 
 LR images are basicsr's MATLAB-like bicubic. L1 loss, AdamW, one-cycle learning rate, an average of the
 weights (EMA). A checkpoint is written every 200 steps; the same command resumes from it and, at the end,
-writes DIR/starter.safetensors (half precision).
+writes DIR/NAME.safetensors (half precision). "starter" is the network that ships with the package.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskguided.adapters.pan_net import PAN
 from maskguided.images import read_image
 from maskguided.integrations.basicsr_plugin import import_basicsr
 
-SCALE = 4
-STARTER = {"features": 32, "up_features": 12, "blocks": 12, "scale": SCALE}
+from small_networks import NETWORKS, SCALE
+
 
 
 def read_pairs(folders: list[Path], cache: Path) -> list[tuple[Tensor, Tensor]]:
@@ -74,6 +73,7 @@ def write(payload: dict[str, object], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=list(NETWORKS), required=True)
     parser.add_argument("--hr", type=Path, action="append", required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--iterations", type=int, default=12000)
@@ -87,11 +87,11 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     pairs = [pair for pair in read_pairs(args.hr, args.work / "pairs.pt") if min(pair[0].shape[1:]) >= args.size]
 
-    model = PAN(**STARTER).to(memory_format=torch.channels_last)
+    model = NETWORKS[args.network]().to(memory_format=torch.channels_last)
     ema = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.rate, total_steps=args.iterations, pct_start=0.05)
-    checkpoint, start = args.work / "checkpoint.pt", 0
+    checkpoint, start = args.work / f"{args.network}.checkpoint.pt", 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         for part, name in ((model, "model"), (ema, "ema"), (optimizer, "optimizer"), (schedule, "schedule")):
@@ -118,7 +118,7 @@ def main() -> None:
             state = {"model": model.state_dict(), "ema": ema.state_dict(), "step": step + 1}
             write({**state, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, checkpoint)
     half = {name: value.half().contiguous() for name, value in ema.state_dict().items()}
-    save_file(half, args.work / "starter.safetensors")
+    save_file(half, args.work / f"{args.network}.safetensors")
 
 
 if __name__ == "__main__":
