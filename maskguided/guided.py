@@ -73,8 +73,8 @@ class MaskGuided(nn.Module):
         super().__init__()
         _one_of("merge", merge, ("features", "image"))
         _one_of("coarse_tail", coarse_tail, ("copy", "light"))
-        _aligned("patch_size", patch_size, 1, split.probe.multiple_of)
-        _aligned("halo", halo, 0, split.probe.multiple_of)
+        _aligned("patch_size", patch_size, 1, split.multiple_of)
+        _aligned("halo", halo, 0, split.multiple_of)
         self.model = split.model
         self.split = split
         self.patch_size, self.halo = patch_size, halo
@@ -124,7 +124,7 @@ class MaskGuided(nn.Module):
         """`forward`, with the index (B, k) of the patches that were refined."""
         height, width = self._check_input(x)
         grid = self.grid(height, width)
-        x = self._padded(x)
+        x = self.split.padded(x)
         state = self.split.prefix(x)
         coarse = self.split.skip(state)
         index = self._choose(x, state, coarse, grid, score)
@@ -186,7 +186,7 @@ class MaskGuided(nn.Module):
 
     def grid(self, height: int, width: int) -> Grid:
         """The patches of an LR image of this size, once it is padded to what the network takes."""
-        multiple = self.split.probe.multiple_of
+        multiple = self.split.multiple_of
         height, width = (-(-side // multiple) * multiple for side in (height, width))
         return Grid(height, width, self.patch_size, self.halo)
 
@@ -195,7 +195,7 @@ class MaskGuided(nn.Module):
         """Refined and coarse image, score, mask and index, for the same arguments as `forward`."""
         height, width = self._check_input(x)
         grid = self.grid(height, width)
-        x = self._padded(x)
+        x = self.split.padded(x)
         state = self.split.prefix(x)
         coarse = self.split.skip(state)
         score = self._score(x, state, coarse) if score is None else score
@@ -213,7 +213,7 @@ class MaskGuided(nn.Module):
         grid = self.grid(height, width)
         try:
             with untouched(self):
-                dense = macs(lambda x: self.model(self._padded(x)), shape, like)
+                dense = macs(lambda x: self.model(self.split.padded(x)), shape, like)
                 guided = macs(self, shape, like)
                 self.keep = 0
                 coarse = macs(self, shape, like)
@@ -252,12 +252,6 @@ class MaskGuided(nn.Module):
         if x.dim() != 4 or x.shape[1] != channels:
             raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
         return x.shape[2], x.shape[3]
-
-    def _padded(self, x: Tensor) -> Tensor:
-        """`x` continued to the right and below to the size that the network can take."""
-        grid = self.grid(x.shape[2], x.shape[3])
-        right, below = grid.width - x.shape[3], grid.height - x.shape[2]
-        return F.pad(x, (0, right, 0, below), mode="replicate") if right or below else x
 
 
 class LightTail(nn.Module):

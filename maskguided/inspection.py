@@ -110,7 +110,7 @@ def _live(parts: Split) -> dict[str, str]:
 
 
 def _shares(parts: Split) -> dict[str, float]:
-    side = -(-_SIDE // parts.probe.multiple_of) * parts.probe.multiple_of
+    side = -(-_SIDE // parts.multiple_of) * parts.multiple_of
     shape = (1, parts.probe.in_channels, side, side)
     like = next(parts.model.parameters())
     whole = macs(parts.model, shape, like)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .errors import CannotSplit
 
-_LEAST = 17  # LR pixels a side: enough for reflection padding and small strides
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+_LEAST = (17, 48)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,25 @@ class Probe:
     scale: int
     multiple_of: int
     """Height and width of the input must be multiples of this (1: any size)."""
+    least: int
+    """The smallest height and width that were tried with success, before rounding up to a multiple."""
     device: torch.device
     dtype: torch.dtype
 
     @property
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Two small input sizes that the network takes, different in both directions."""
-        height, width = _size(self.multiple_of)
+        return self.sizes_of(self.multiple_of)
+
+    def sizes_of(self, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Two small input sizes, the sides being odd multiples of `multiple`."""
+        height, width = _size(multiple, self.least)
         return (height, width), (width, height)
 
-    @property
-    def round_size(self) -> tuple[int, int]:
+    def round_size(self, multiple: int) -> tuple[int, int]:
         """A third size, of many factors of 2: a network that pads its input may take another path on it."""
-        return max(16, 2 * self.multiple_of), max(32, 4 * self.multiple_of)
+        short = max(2, 2 ** (-(-self.least // multiple) - 1).bit_length())
+        return short * multiple, 2 * short * multiple
 
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:
         """A fixed random image, (batch, in_channels, height, width) in 0..1."""
@@ -57,30 +63,48 @@ def probe(model: nn.Module) -> Probe:
         raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
     failure: Exception | str = "it was never called"
     with untouched(model):
-        for multiple in _MULTIPLES:
-            for channels in _channel_guesses(model):
-                found = Probe(channels, 0, 0, multiple, parameter.device, parameter.dtype)
-                height, width = _size(multiple)
-                try:
-                    out = model(found.input(height, width))
-                except Exception as error:  # whatever a foreign network raises, another input may do
-                    failure = error
-                    continue
-                if not isinstance(out, Tensor) or out.dim() != 4:
-                    kind = type(out).__name__ if not isinstance(out, Tensor) else f"a tensor {tuple(out.shape)}"
-                    raise CannotSplit(
-                        f"{type(model).__name__} returns {kind}; it must return one image (B, C, H, W). "
-                        "Wrap it in a module whose forward returns that image alone"
-                    )
-                scale = out.shape[2] // height
-                if scale and out.shape[2:] == (scale * height, scale * width):
-                    return Probe(channels, out.shape[1], scale, multiple, parameter.device, parameter.dtype)
-                failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
+        for least in _LEAST:
+            for multiple in _MULTIPLES:
+                for channels in _channel_guesses(model):
+                    found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
+                    height, width = found.sizes[0]
+                    try:
+                        result = model(found.input(height, width))
+                    except Exception as error:  # whatever a foreign network raises, another input may do
+                        failure = error
+                        continue
+                    out = image_of(result)
+                    scale = out.shape[2] // height
+                    if scale and out.shape[2:] == (scale * height, scale * width):
+                        return replace(found, out_channels=out.shape[1], scale=scale)
+                    failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
     guesses = ", ".join(map(str, _channel_guesses(model)))
     raise CannotSplit(
         f"{type(model).__name__} could not be run on a random image (channels {guesses}; sizes from "
-        f"{_LEAST}x{_LEAST + 2} to multiples of {_MULTIPLES[-1]}); last answer: {failure}"
+        f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(_MULTIPLES)}); last answer: {failure}"
     )
+
+
+def image_of(result: Any) -> Tensor:
+    """The image that a network's result holds: the largest; of equal ones the last of a list, else the first.
+
+    A list is what a network collects (each one better than the one before); in a tuple or dict the image comes
+    first and what else it tells after it.
+
+    Raises:
+        CannotSplit: there is no (B, C, H, W) in it.
+    """
+    if isinstance(result, Tensor) and result.dim() == 4:
+        return result
+    parts = list(result.values()) if isinstance(result, dict) else result
+    images = [p for p in parts if isinstance(p, Tensor) and p.dim() == 4] if isinstance(parts, (tuple, list)) else []
+    if not images:
+        kind = f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise CannotSplit(
+            f"the network returns {kind} and no image (B, C, H, W) in it. "
+            "Wrap it in a module whose forward returns that image alone"
+        )
+    return max(reversed(images) if isinstance(result, list) else images, key=lambda p: p.shape[2] * p.shape[3])
 
 
 @contextmanager
@@ -113,9 +137,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _size(multiple: int) -> tuple[int, int]:
-    """The two smallest odd multiples from 17 on: a size that no larger multiple rule would accept."""
-    odd = -(-_LEAST // multiple) | 1
+def _size(multiple: int, least: int) -> tuple[int, int]:
+    """The two smallest odd multiples from `least` on: a size that no larger multiple rule would accept."""
+    odd = -(-least // multiple) | 1
     return odd * multiple, (odd + 2) * multiple
 
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from . import receptive
 from .errors import ArgumentError, CannotSplit
-from .probing import Probe, probe, untouched
+from .padding import Padding, pad_to
+from .probing import Probe, image_of, probe, untouched
 
 State = dict[str, Tensor]
 """Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
@@ -45,7 +46,11 @@ class Facts:
     radius: int | None
     """The same for blocks n+1..N and the tail together."""
     multiple_of: int
-    """Height and width of the network's input must be multiples of this; a MaskGuided pads by itself."""
+    """Patches, halos and windows must be multiples of this; a MaskGuided pads the image by itself."""
+    padding: Padding | None
+    """How the image is continued to such a multiple: as the network does it itself, so that nothing changes.
+    None: in a way that was not found, so that at other sizes the image may differ from the network's own near
+    the right and lower border."""
     supports_half: bool | None
     """Whether float16 is known to work; None: not known."""
 
@@ -66,6 +71,10 @@ class Split(ABC):
     constants: nn.Module | None = None
     """Tensors that the forward creates; they move with the wrapped network."""
     supports_half: bool | None = None
+    multiple_of: int
+    """See Facts."""
+    padding: Padding | None = None
+    """See Facts."""
 
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], split_at: int, probe: Probe) -> None:
         if isinstance(split_at, bool) or not isinstance(split_at, int) or not 1 <= split_at < len(blocks):
@@ -77,6 +86,7 @@ class Split(ABC):
         self.blocks = blocks
         self.split_at = split_at
         self.probe = probe
+        self.multiple_of = probe.multiple_of
 
     @abstractmethod
     def prefix(self, x: Tensor) -> State:
@@ -97,6 +107,10 @@ class Split(ABC):
     @abstractmethod
     def copy_tail(self) -> nn.Module:
         """A module that maps a state after block N to an image, with weights of its own."""
+
+    def padded(self, x: Tensor) -> Tensor:
+        """`x` (B, C, H, W) continued to the right and below to multiples of `multiple_of`."""
+        return pad_to(x, self.multiple_of, self.padding or "replicate")
 
     @property
     def scale(self) -> int:
@@ -120,14 +134,15 @@ class Split(ABC):
             blocks=self.blocks,
             body_radius=body_radius,
             radius=whole,
-            multiple_of=self.probe.multiple_of,
+            multiple_of=self.multiple_of,
+            padding=self.padding,
             supports_half=self.supports_half,
         )
 
     def _radius(self, part: receptive.Part) -> int | None:
         maps = [name for name, kind in self.kinds.items() if kind == "map"]
         with untouched(self.model):
-            return receptive.radius(lambda size: self.prefix(self.example(*size)), part, maps, self.probe.multiple_of)
+            return receptive.radius(lambda size: self.prefix(self.example(*size)), part, maps, self.multiple_of)
 
 
 def check_whole(split: Split) -> None:
@@ -136,10 +151,11 @@ def check_whole(split: Split) -> None:
     Raises:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
-    for size in (split.probe.sizes[0], split.probe.round_size):
+    probe = split.probe
+    for size in (probe.sizes[0], probe.sizes_of(split.multiple_of)[0], probe.round_size(split.multiple_of)):
         x = split.example(*size)
         with untouched(split.model):
-            whole = split.model(x.clone())  # a network may change its input
+            whole = image_of(split.model(x.clone()))  # a network may change its input
             parts = split.tail(split.body(split.prefix(x)))
         difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
         if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):

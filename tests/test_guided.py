@@ -174,7 +174,7 @@ def test_an_input_of_a_size_the_network_cannot_take_is_padded_and_cropped():
             return F.pixel_shuffle(self.last(self.body(self.first(F.pixel_unshuffle(x, 2)))), 2)
 
     fast = maskguided.wrap(scaled(Halves()), keep=1, patch_size=8, halo=10)
-    assert fast.split.probe.multiple_of == 2
+    assert fast.split.multiple_of == 2
     x = image(1, 3, 21, 33)
     padded = F.pad(x, (0, 1, 0, 1), mode="replicate")
     assert difference(fast(x), fast.model(padded)[:, :, :21, :33]) < 1e-5

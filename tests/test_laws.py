@@ -37,7 +37,7 @@ def parts(name: str, way: str) -> Split:
 
 
 def input_of(name: str, way: str) -> torch.Tensor:
-    multiple = parts(name, way).probe.multiple_of
+    multiple = parts(name, way).multiple_of
     return image(*BATCH[:2], *(side // multiple * multiple for side in BATCH[2:]))
 
 
@@ -57,7 +57,7 @@ def test_law_2_all_windows_with_halo_enough_are_the_network(name, way, merge):
     if name in GLOBAL:
         assert radius is None
         return
-    multiple = made.probe.multiple_of
+    multiple = made.multiple_of
     halo = -(-radius // multiple) * multiple
     fast = MaskGuided(made, keep=1, patch_size=8, halo=halo, merge=merge).eval()
     dense = network(name)(x)

@@ -1,7 +1,10 @@
 """Split a network that nobody here has seen, in steps that stand alone.
 
 body.py    which modules are the body's blocks
-trace.py   the forward as a graph, the blocks as leaves; what each value is
+record.py  what a forward does at one size, each block as one step
+sizes.py   numbers that follow from the size: seen at a few, known for all
+layout.py  where height and width stand in a live value: maps, tokens
+trace.py   the recordings as one graph for all sizes; what each value is
 cut.py     the graph in three, with the live values between the parts
 """
 

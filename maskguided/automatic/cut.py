@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit
+from ..padding import find_padding, pad_to
 from ..probing import Probe, untouched
 from ..split import Split, State
-from .trace import MODEL, Traced
+from .layout import Layout
+from .sizes import At, Size
+from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
 
-_CONSTANTS = "constants"
+_UNPADDED = "unpadded"
+"""Name in a state of the image before it was padded, for the tail to crop its own to."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,11 @@ class AutomaticSplit(Split):
     """A Split made of the network's own traced graph. The graphs run on the user's modules, not on copies."""
 
     def __init__(self, traced: Traced, split_at: int, names: tuple[str, ...], probe: Probe) -> None:
-        super().__init__(traced.holder.get_submodule(MODEL), names, split_at, probe)
-        self.constants = _constants(traced)
+        super().__init__(traced.model, names, split_at, probe)
+        self.constants = traced.constants
+        self.unit = self.multiple_of = traced.unit
+        if self.unit != probe.multiple_of:
+            self.padding = find_padding(traced.model, probe, self.unit)
         cut = cut_after(traced, names, split_at)
         body = _inputs(cut.body, traced)
         tail = _inputs(cut.tail, traced)
@@ -57,14 +64,16 @@ class AutomaticSplit(Split):
         self.writes = tuple(node.name for node in written)
         self.features = cut.features.name
         self._live = tuple(node.name for node in live)
-        self.feature_channels = (traced.values[cut.features].shape or (0, 0))[1]
-        kinds = {node.name: traced.values[node].kind for node in live}
-        self.kinds = {name: kind for name, kind in kinds.items() if kind is not None}
+        values = {node.name: traced.values[node] for node in [*live, *written]}
+        self.kinds = {name: kind for name in self._live if (kind := values[name].kind) is not None}
+        x = next(node for node in traced.graph.nodes if node.op == "placeholder" and node.name != AT)
+        values[x.name] = traced.values[x]
+        self._layouts = {name: value.layout for name, value in values.items() if value.layout is not None}
+        self.feature_channels = self._layouts[self.features].channels
         self._stand_in = {node.name: cut.stand_in[node].name for node in written}
         image = next(node for node in traced.graph.nodes if node.op == "output").args[0]
-        placeholder = [node for node in traced.graph.nodes if node.op == "placeholder"]
         self._parts = {
-            "prefix": _extract(cut.prefix, placeholder, live, traced),
+            "prefix": _extract(cut.prefix, [x], live, traced),
             "body": _extract(cut.body, body, written, traced),
             "tail": _extract(cut.tail, tail, image, traced),
         }
@@ -72,21 +81,30 @@ class AutomaticSplit(Split):
         self._protect_inputs()
 
     def prefix(self, x: Tensor) -> State:
-        return dict(zip(self._live, self._run["prefix"](x), strict=True))
+        padded = pad_to(x, self.unit, self.padding or "replicate")
+        state = self._made(self._live, "prefix", {self._parts["prefix"].inputs[0]: padded})
+        return state if padded is x else {**state, _UNPADDED: x}
 
     def body(self, state: State) -> State:
-        made = self._run["body"](*(state[name] for name in self._parts["body"].inputs))
-        return {**state, **dict(zip(self.writes, made, strict=True))}
+        return {**state, **self._made(self.writes, "body", state)}
 
     def skip(self, state: State) -> State:
         return {**state, **{name: state[stand_in] for name, stand_in in self._stand_in.items()}}
 
     def tail(self, state: State) -> Tensor:
-        image: Tensor = self._run["tail"](*(state[name] for name in self._parts["tail"].inputs))
-        return image
+        return _cropped(_run(self._run["tail"], self._parts["tail"], self._layouts, state), state, self.scale)
+
+    def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
+        """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
+        made = _run(self._run[part], self._parts[part], self._layouts, state)
+        at = _at(self._parts[part], self._layouts, state)
+        return {
+            name: self._layouts[name].to_map(value, at) if name in self._layouts else value
+            for name, value in zip(names, made, strict=True)
+        }
 
     def copy_tail(self) -> nn.Module:
-        return _CopiedTail(self._parts["tail"], self.model, self.constants)
+        return _CopiedTail(self)
 
     def code(self, part: str) -> str:
         """The Python code of "prefix", "body" or "tail", for reading."""
@@ -109,15 +127,40 @@ class AutomaticSplit(Split):
     def _protect_inputs(self) -> None:
         """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
         with untouched(self.model):
-            values = {name: self.example(*self.probe.sizes[0]) for name in self._parts["prefix"].inputs}
+            state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.unit)[0])}
             for name, outputs in (("prefix", self._live), ("body", self.writes), ("tail", ())):
                 part = self._parts[name]
-                inputs = {key: values[key].clone() for key in part.inputs}
+                inputs = {key: state[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}
-                made = self._run[name](*inputs.values())
+                if name == "tail":
+                    _run(self._run[name], part, self._layouts, inputs)
+                else:
+                    state.update(self._made(outputs, name, inputs))
                 _clone_placeholders(part.graph, [key for key in inputs if inputs[key]._version != versions[key]])
-                values.update(zip(outputs, made, strict=False))
         self._bind()
+
+
+def _run(module: fx.GraphModule, part: Part, layouts: Mapping[str, Layout], state: State) -> Any:
+    """What `part` makes of the state: maps in (B, C, H, W) are handed to it in the layout that it knows them in."""
+    at = _at(part, layouts, state)
+    values = (layouts[n].from_map(state[n], at) if n in layouts else state[n] for n in part.inputs)
+    return module(at, *values)
+
+
+def _at(part: Part, layouts: Mapping[str, Layout], state: State) -> At:
+    """The size of the LR image or windows, by the first map that `part` takes."""
+    name = next(name for name in part.inputs if name in layouts)
+    value, ratio = state[name], layouts[name].ratio
+    height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
+    return At(value.shape[0], height, width, value.device, value.dtype)
+
+
+def _cropped(image: Tensor, state: State, scale: int) -> Tensor:
+    """Without what grew from the padding; windows have none."""
+    if _UNPADDED not in state:
+        return image
+    height, width = state[_UNPADDED].shape[2:]
+    return image[:, :, : height * scale, : width * scale]
 
 
 def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
@@ -128,8 +171,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     """
     if len(traced.blocks) != len(blocks):
         raise CannotSplit(
-            f"tracing: {len(blocks)} blocks were called when the network ran, {len(traced.blocks)} when it was traced; "
-            "its forward chooses by values. An adapter can split it (docs/add_an_adapter.md)"
+            f"tracing: {len(blocks)} blocks were called in the first run, {len(traced.blocks)} in another. {ADAPTER}"
         )
     nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
     position = {node: i for i, node in enumerate(nodes)}
@@ -144,8 +186,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     features = next((a for a in traced.blocks[split_at].all_input_nodes if traced.values[a].kind == "map"), None)
     if features is None:
         raise CannotSplit(
-            f"cutting after block {split_at}: {traced.blocks[split_at].target} takes no map (B, C, H, W). "
-            "An adapter can put its input back on a map (docs/add_an_adapter.md)"
+            f"cutting after block {split_at}: {traced.blocks[split_at].target} takes nothing that lies on a map. {ADAPTER}"
         )
     return Cut(prefix, body, tail, _stand_ins(stages, split_at, body, tail, features, traced), features)
 
@@ -178,37 +219,33 @@ def _stand_ins(
 
 
 def _inputs(nodes: list[fx.Node], traced: Traced) -> list[fx.Node]:
-    """The tensors made outside `nodes` that they use, also by way of sizes that are read anew."""
-    inside, found = set(nodes), dict[fx.Node, None]()
-
-    def visit(node: fx.Node) -> None:
-        for used in node.all_input_nodes:
-            if used in inside:
-                continue
-            if _read_anew(used, traced):
-                visit(used)
-            else:
-                found[used] = None
-
-    for node in nodes:
-        visit(node)
-    return list(found)
+    """The tensors made outside `nodes` that they use."""
+    inside = set(nodes)
+    used = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in inside)
+    return [node for node in used if not _made_anew(node, traced)]
 
 
-def _read_anew(node: fx.Node, traced: Traced) -> bool:
-    """Sizes and the like are no live values: each part computes them from its own maps, whole or window."""
-    return node.op == "get_attr" or (node.op != "placeholder" and traced.values[node].shape is None)
+def _made_anew(node: fx.Node, traced: Traced) -> bool:
+    """What follows from weights and sizes alone (a size, an attention mask) is no live value: each part makes it.
+
+    But what lies on the map, as a position code does, is another at each place: it is gathered.
+    """
+    if node not in traced.values:
+        return True
+    value = traced.values[node]
+    return not value.from_input and value.kind != "map"
 
 
 def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, traced: Traced) -> Part:
     """The graph of `nodes`, from `inputs` to `outputs` (nodes, nested as the graph shall return them)."""
     graph = fx.Graph()
     inputs, inside = list(inputs), set(nodes)
-    copies = {node: graph.placeholder(node.name) for node in inputs}
+    at = next(node for node in traced.graph.nodes if node.name == AT)
+    copies = {at: graph.placeholder(AT), **{node: graph.placeholder(node.name) for node in inputs}}
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
-            if not (_read_anew(node, traced) or node in inside):
+            if node not in inside and node in traced.values and traced.values[node].from_input:
                 raise CannotSplit(f"cutting: {node.name} is used before it is made")
             for used in node.all_input_nodes:
                 copied(used)
@@ -223,59 +260,55 @@ def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, trac
 
 
 def _clone_placeholders(graph: fx.Graph, names: list[str]) -> None:
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in placeholders:
+    for node in [node for node in graph.nodes if node.op == "placeholder"]:
         if str(node.target) in names:
             with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
                 clone = graph.call_function(torch.clone, (node,))
             node.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)
 
 
-def _constants(traced: Traced) -> nn.Module:
-    """Tensors that the forward made while it was traced, as buffers that are not saved."""
-    module = nn.Module()
-    for node in traced.graph.nodes:
-        if node.op == "get_attr" and not node.target.startswith((f"{MODEL}.", f"{_CONSTANTS}.")):
-            module.register_buffer(node.target, getattr(traced.holder, node.target), persistent=False)
-            node.target = f"{_CONSTANTS}.{node.target}"
-    return module
-
-
 def _module(graph: fx.Graph, model: nn.Module, constants: nn.Module | None) -> fx.GraphModule:
     root = nn.Module()
     root.add_module(MODEL, model)
-    root.add_module(_CONSTANTS, constants)
+    root.add_module(CONSTANTS, constants)
     return fx.GraphModule(root, graph)
 
 
 class _CopiedTail(nn.Module):
     """The tail with weights of its own: only the modules that it calls."""
 
-    def __init__(self, part: Part, model: nn.Module, constants: nn.Module | None) -> None:
+    def __init__(self, split: AutomaticSplit) -> None:
         super().__init__()
-        self.inputs = part.inputs
-        self.graph = copy.deepcopy(_module(part.graph, model, constants))
+        self.part, self.layouts, self.scale = split._parts["tail"], split._layouts, split.scale
+        self.graph = copy.deepcopy(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
-        image: Tensor = self.graph(*(state[name] for name in self.inputs))
-        return image
+        return _cropped(_run(self.graph, self.part, self.layouts, state), state, self.scale)
 
 
 def _refuse_what_is_no_map(nodes: list[fx.Node], traced: Traced) -> None:
     for node in nodes:
         if traced.values[node].kind is None:
             raise CannotSplit(
-                f"cutting: the live value {node.name} of shape {traced.values[node].shape} is neither a map "
-                "(B, C, r*H, r*W) nor a vector (B, C). An adapter can put it back on its map (docs/add_an_adapter.md)"
+                f"cutting: the live value {node.name} of shape {_words(traced.values[node].shape)} lies on no map "
+                f"and is no vector (B, C). {ADAPTER}"
             )
 
 
 def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:
     """What each node does, whichever module does it."""
     return [
-        (n.op, type(traced.holder.get_submodule(str(n.target))) if n.op == "call_module" else n.target) for n in nodes
+        (n.op, type(_submodule(n, traced)) if n.op == "call_module" else n.target) for n in nodes
     ]
 
 
-def _shape(node: fx.Node, traced: Traced) -> tuple[int, ...] | None:
+def _submodule(node: fx.Node, traced: Traced) -> nn.Module:
+    return traced.model.get_submodule(str(node.target).removeprefix(f"{MODEL}."))
+
+
+def _shape(node: fx.Node, traced: Traced) -> tuple[int | Size, ...]:
     return traced.values[node].shape
+
+
+def _words(shape: tuple[int | Size, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"

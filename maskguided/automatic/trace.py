@@ -1,19 +1,28 @@
-"""Write a network's forward down as a graph in which the body's blocks, and all that holds none, are leaves."""
+"""Write a network's forward down as a graph that holds for every size, each body block as one node."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from fractions import Fraction
+import math
+import operator
+import types
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit
-from ..probing import Probe, untouched
+from ..probing import Probe
 from ..split import Kind
+from .layout import Layout, find_layout
+from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, rebuilt, record
+from .sizes import Size, fit, size
 
-MODEL = "model"
-"""Name of the network within the traced holder: every target in the graph begins with it."""
+MODEL, CONSTANTS, AT = "model", "constants", "at"
+"""Names within the graph: of the network, of tensors that came from elsewhere, and of the sizes."""
+
+_UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
 
 
 @dataclass(frozen=True)
@@ -21,140 +30,240 @@ class Value:
     """What a node of the graph yields."""
 
     kind: Kind | None
-    """None: no tensor (a size, a number), or a tensor that is no map, vector or constant."""
-    shape: tuple[int, ...] | None
-    """On the first probe size; None: no tensor."""
+    """None: a tensor that is no map, vector or constant."""
+    shape: tuple[int | Size, ...]
+    layout: Layout | None
+    """Of a map."""
+    from_input: bool
+    """Whether pixels reach it; what they don't reach is computed anew wherever it is used."""
 
 
 @dataclass(frozen=True)
 class Traced:
     """A network's graph, what its nodes yield, and where its blocks stand."""
 
-    holder: nn.Module
+    model: nn.Module
     graph: fx.Graph
+    constants: nn.Module
     values: dict[fx.Node, Value]
     blocks: list[fx.Node]
     """The calls of the body's blocks, in order."""
+    unit: int
+    """The graph holds for heights and widths that are multiples of this."""
 
 
 def trace(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> Traced:
-    """Trace `model` with torch.fx and learn from two probe inputs what each node yields.
+    """Record `model` at several sizes and generalise: the smallest unit wins whose multiples all agree.
 
     Raises:
-        CannotSplit: the forward branches on values or does what fx cannot follow.
+        CannotSplit: the forward branches on pixel values, or does other things at every size.
     """
-    holder = _Holder(model)
-    targets = {f"{MODEL}.{name}" for name in blocks}
+    leaves = leaves_around(model, blocks)
+    why = "it was never run"
+    for unit in sorted({math.lcm(probe.multiple_of, unit) for unit in _UNITS}, key=_units_first):
+        try:
+            return _Generaliser(model, _recordings(model, leaves, probe, unit), blocks, unit).traced()
+        except CannotFollow as error:
+            raise CannotSplit(f"recording {type(model).__name__}: {error}. {ADAPTER}") from error
+        except _Differs as difference:
+            why = str(difference)
+    raise CannotSplit(
+        f"tracing {type(model).__name__}: its steps differ from size to size, even at multiples of {unit} "
+        f"({why}). {ADAPTER}"
+    )
+
+
+ADAPTER = "An adapter can split it (docs/new_backbone.md)"
+
+
+class _Differs(Exception):
+    """Two recordings do not go together."""
+
+
+def _units_first(unit: int) -> tuple[int, int]:
+    return (_UNITS.index(unit) if unit in _UNITS else len(_UNITS)), unit
+
+
+def _recordings(model: nn.Module, leaves: set[str], probe: Probe, unit: int) -> Iterable[Recording]:
+    """The network at sizes that no larger unit would fit by chance, the cheap ones first."""
+    a = max(2, -(-probe.least // unit))
+    b, c = max(a + 2, -(-35 // unit)), max(a + 3, -(-66 // unit))
+    for batch, height, width in ((1, a, a + 1), (1, a + 1, a), (1, a + 1, b), (1, b, a), (1, c, a), (1, a, c)):
+        yield _recorded(model, leaves, probe.input(height * unit, width * unit, batch))
+    yield _recorded(model, leaves, probe.input(a * unit, (a + 1) * unit, 2))
+
+
+def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
     try:
-        graph = _traced(holder, targets, probe)
-    except Exception as error:  # fx hands on whatever the foreign forward raises on a proxy
-        raise CannotSplit(
-            f"tracing {type(model).__name__}: torch.fx cannot follow its forward "
-            f"({type(error).__name__}: {error}). An adapter can split it (docs/add_an_adapter.md)"
-        ) from error
-    with untouched(model):
-        first, second = probe.sizes
-        module = fx.GraphModule(holder, graph)
-        one = _observe(module, graph, probe.input(*first))
-        two = _observe(module, graph, probe.input(*second, batch=2))
-    values = {node: _value(one[node], two[node], first, second) for node in graph.nodes if node in one}
-    calls = [node for node in graph.nodes if node.op == "call_module" and node.target in targets]
-    return Traced(holder, graph, values, calls)
+        return record(model, leaves, x)
+    except CannotFollow:
+        raise
+    except Exception as error:  # whatever a foreign forward raises
+        text = str(error).splitlines()[0] if str(error) else ""
+        raise _Differs(f"an input of {tuple(x.shape)} raises {type(error).__name__}: {text}") from error
 
 
-class _Holder(nn.Module):
-    """Calls the network with the image alone, so that its other arguments keep their defaults."""
+@dataclass
+class _Generaliser:
+    """Recordings at several sizes -> one graph."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+    model: nn.Module
+    source: Iterable[Recording]
+    blocks: tuple[str, ...]
+    unit: int
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    constants: nn.Module = field(default_factory=nn.Module)
+    values: dict[fx.Node, Value] = field(default_factory=dict)
+    calls: list[fx.Node] = field(default_factory=list)
 
-    def forward(self, x: Tensor) -> Any:
-        return self.model(x)
+    def traced(self) -> Traced:
+        self.recordings = self._agreeing()
+        self.sizes = [r.size for r in self.recordings]
+        self.at = self.graph.placeholder(AT)
+        x = self.graph.placeholder("x")
+        self.made: dict[Made, fx.Node] = {Made(-1, ()): x}
+        self.values[x] = self._value([(b, r.channels, h, w) for r in self.recordings for b, h, w in [r.size]], from_input=True)
+        for number in range(len(self.recordings[0].steps)):
+            self._add(number)
+        self.graph.output(self.made[self.recordings[0].image])
+        return Traced(self.model, self.graph, self.constants, self.values, self.calls, self.unit)
+
+    def _agreeing(self) -> list[Recording]:
+        """All recordings, as soon as two differ in their steps an error."""
+        taken: list[Recording] = []
+        for recording in self.source:
+            taken.append(recording)
+            first = taken[0]
+            for one, other in zip(first.steps, recording.steps, strict=False):
+                if one.target != other.target:
+                    raise _Differs(f"{_name(one.target)} at {first.size[1:]}, {_name(other.target)} at {recording.size[1:]}")
+            if (len(first.steps), first.image) != (len(recording.steps), recording.image):
+                raise _Differs(f"{len(first.steps)} steps at {first.size}, {len(recording.steps)} at {recording.size}")
+        used = {made for step in taken[0].steps for made in _made_in((step.args, step.kwargs))}
+        self.used = used | {taken[0].image}
+        return taken
+
+    def _add(self, number: int) -> None:
+        """One step of all recordings as a node, and one node for each tensor of a nested result that is used."""
+        steps = [recording.steps[number] for recording in self.recordings]
+        step = steps[0]
+        args, kwargs = self._merged([(s.args, s.kwargs) for s in steps], _name(step.target))
+        from_input = any(self.values[n].from_input for n in _nodes((args, kwargs)) if n in self.values)
+        if isinstance(step.target, str):
+            node = self.graph.call_module(f"{MODEL}.{step.target}", args, kwargs)
+            if step.target in self.blocks:
+                self.calls.append(node)
+        elif (attribute := _property(step.target)) is not None:
+            node = self.graph.call_function(getattr, (args[0], attribute))
+        elif (method := _method(step.target)) is not None:
+            node = self.graph.call_method(method, args, kwargs)
+        else:
+            node = self.graph.call_function(step.target, args, kwargs)
+        self.values[node] = Value(None, (), None, from_input)
+        for path in step.shapes:
+            if path == () or Made(number, path) in self.used:
+                part = node
+                for key in path:
+                    part = self.graph.call_function(operator.getitem, (part, key))
+                    self.values[part] = Value(None, (), None, from_input)
+                self.made[Made(number, path)] = part
+                if any(s.shapes.keys() != step.shapes.keys() for s in steps):
+                    raise _Differs(f"{_name(step.target)} returns another number of tensors")
+                self.values[part] = self._value([s.shapes[path] for s in steps], from_input)
+
+    def _merged(self, values: list[Any], where: str) -> Any:
+        """What the same argument is in all recordings: a node, a literal, or a size as a node."""
+        first = values[0]
+        if isinstance(first, (Made, Held, Constant, Live)):
+            if any(value != first for value in values):
+                raise _Differs(f"{where} takes other tensors")
+            return self._node(first)
+        if any(type(value) is not type(first) for value in values):
+            raise _Differs(f"{where} takes {first!r} at {self.sizes[0]}, and other kinds of arguments elsewhere")
+        if isinstance(first, (tuple, list)):
+            if any(len(value) != len(first) for value in values):
+                raise _Differs(f"{where} takes more or fewer arguments")
+            merged = [self._merged(list(parts), where) for parts in zip(*values, strict=True)]
+            return tuple(merged) if isinstance(first, tuple) else merged
+        if isinstance(first, dict):
+            if any(value.keys() != first.keys() for value in values):
+                raise _Differs(f"{where} takes other keys")
+            return {key: self._merged([value[key] for value in values], where) for key in first}
+        if isinstance(first, slice):
+            parts = ([getattr(v, name) for v in values] for name in ("start", "stop", "step"))
+            return slice(*(self._merged(part, where) for part in parts))
+        if isinstance(first, (int, float)) and not isinstance(first, bool):
+            return self._number(values, where)
+        if any(value != first for value in values):
+            raise _Differs(f"{where} takes {first!r} at {self.sizes[0]}, other values elsewhere")
+        return first
+
+    def _number(self, values: list[Any], where: str) -> Any:
+        found = fit(values, self.sizes)
+        if found is None:
+            raise _Differs(f"{where} takes {values} at {self.sizes}, which no formula fits")
+        return self.graph.call_function(size, (self.at, *found.terms)) if isinstance(found, Size) else found
+
+    def _node(self, source: Made | Held | Constant | Live) -> fx.Node:
+        if isinstance(source, Made):
+            return self.made[source]
+        if isinstance(source, Live):
+            return self.graph.call_function(getattr, (self.at, source.name))
+        if isinstance(source, Held):
+            return self.graph.create_node("get_attr", f"{MODEL}.{source.name}")
+        name = f"tensor{source.number}"
+        if not hasattr(self.constants, name):
+            tensors = [recording.constants[source.number] for recording in self.recordings]
+            if any(t.shape != tensors[0].shape or not torch.equal(t, tensors[0]) for t in tensors):
+                raise _Differs(f"a tensor of shape {tuple(tensors[0].shape)} made outside torch's functions")
+            self.constants.register_buffer(name, tensors[0], persistent=False)
+        return self.graph.create_node("get_attr", f"{CONSTANTS}.{name}")
+
+    def _value(self, shapes: list[tuple[int, ...]], from_input: bool) -> Value:
+        if any(len(shape) != len(shapes[0]) for shape in shapes):
+            raise _Differs("a tensor has another number of dimensions")
+        dims = [fit(list(dim), self.sizes) for dim in zip(*shapes, strict=True)]
+        if any(dim is None for dim in dims):
+            return Value(None, (), None, from_input)
+        layout = find_layout(dims)
+        if layout is not None:
+            return Value("map", tuple(dims), layout, from_input)
+        if not any(isinstance(dim, Size) for dim in dims):
+            return Value("constant", tuple(dims), None, from_input)
+        vector = dims[0] == Size(1, 0, 0, 0, 1, True) and not any(isinstance(dim, Size) for dim in dims[1:])
+        return Value("vector" if vector else None, tuple(dims), None, from_input)
 
 
-def _traced(holder: nn.Module, blocks: set[str], probe: Probe) -> fx.Graph:
-    """Trace; where the forward branches on sizes (`assert h % 2 == 0`), trace again knowing how that one goes.
+def _made_in(described: Any) -> Iterable[Made]:
+    found: list[Made] = []
 
-    It goes as the probe's size makes it; that other sizes take the same path is checked on the finished split.
-    """
-    branches: list[bool] = []
-    while True:
-        tracer = _Tracer(blocks, branches)
-        # Restored before anything is computed: a traced forward that assigns to its module leaves a proxy there.
-        with untouched(holder.get_submodule(MODEL)):
-            try:
-                return tracer.trace(holder)
-            except _Undecided as open_branch:
-                asked = open_branch.node
-        with untouched(holder.get_submodule(MODEL)):
-            branches.append(_decide(tracer, asked, probe.input(*probe.sizes[0])))
+    def visit(value: Any) -> Any:
+        if isinstance(value, Made):
+            found.append(value)
+        return rebuilt(value, visit)
+
+    visit(described)
+    return found
 
 
-def _decide(tracer: fx.Tracer, asked: fx.Node, example: Tensor) -> bool:
-    so_far, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    so_far.graph_copy(tracer.graph, copies)
-    so_far.output(copies[asked])
-    value = fx.Interpreter(fx.GraphModule(tracer.root, so_far)).run(example)
-    if isinstance(value, Tensor):
-        raise fx.proxy.TraceError(f"the forward branches on pixel values, at {asked.name}")
-    return bool(value)
+def _nodes(args: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(args, lambda node: found.append(node))
+    return found
 
 
-class _Undecided(Exception):
-    """The traced forward asks whether `node` is true."""
-
-    def __init__(self, node: fx.Node) -> None:
-        self.node = node
+def _name(target: Any) -> str:
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
-class _Tracer(fx.Tracer):
-    """Enters only the modules that hold a block: what lies beside the body need not be traceable."""
-
-    def __init__(self, blocks: set[str], branches: list[bool]) -> None:
-        super().__init__()
-        self._branches = iter(list(branches))
-        self._holds_blocks = {name[:i] for name in blocks for i, c in enumerate(name) if c == "."}
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name not in self._holds_blocks
-
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        for known in self._branches:
-            return known
-        raise _Undecided(obj.node)
+def _property(target: Any) -> str | None:
+    """The name of a tensor's property whose getter this is: `x.T`."""
+    descriptor = getattr(target, "__self__", None)
+    getter = _name(target) == "__get__" and isinstance(descriptor, types.GetSetDescriptorType)
+    return str(descriptor.__name__) if getter else None  # type: ignore[union-attr]
 
 
-def _observe(module: fx.GraphModule, graph: fx.Graph, x: Tensor) -> dict[fx.Node, Any]:
-    """Shape of every tensor that a run yields, by node; other values as they are."""
-    seen: dict[fx.Node, Any] = {}
-
-    class Observer(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            seen[n] = tuple(result.shape) if isinstance(result, Tensor) else _NOT_A_TENSOR
-            return result
-
-    Observer(module, graph=graph).run(x)
-    return seen
-
-
-_NOT_A_TENSOR = object()
-
-
-def _value(one: Any, two: Any, first: tuple[int, int], second: tuple[int, int]) -> Value:
-    if one is _NOT_A_TENSOR:
-        return Value(None, None)
-    if len(one) == 4:
-        ratios = {
-            Fraction(a, b)
-            for shape, size in ((one, first), (two, second))
-            for a, b in zip(shape[2:], size, strict=True)
-        }
-        if len(ratios) == 1:
-            return Value("map", one)
-    if one == two:
-        return Value("constant", one)
-    if one[1:] == two[1:] and (one[0], two[0]) == (1, 2):
-        return Value("vector", one)
-    return Value(None, one)
+def _method(target: Any) -> str | None:
+    """The name of the tensor method that this is."""
+    name = _name(target)
+    return name if not name.startswith("__") and getattr(Tensor, name, None) is target else None

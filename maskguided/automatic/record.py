@@ -1,0 +1,253 @@
+"""Run a network once and write down what it does, each block as one step.
+
+The forward runs as it is, on real tensors: whatever Python does with sizes, loops and branches happens, and
+only the torch functions it calls and the modules it calls are seen. What holds for every size is found by
+comparing recordings (graph.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..probing import image_of, untouched
+
+Path = tuple[int | str, ...]
+"""Where a tensor stands within a nested result: () for the result itself."""
+
+
+class Made(NamedTuple):
+    """The tensor at `path` of what step `step` made; step -1 is the network's input."""
+
+    step: int
+    path: Path
+
+
+class Held(NamedTuple):
+    """A tensor that the network holds, by attribute."""
+
+    name: str
+
+
+class Constant(NamedTuple):
+    """A tensor that came from elsewhere: the number of it in `Recording.constants`."""
+
+    number: int
+
+
+class Live(NamedTuple):
+    """What the network has where it runs: its "device" or "dtype"."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One torch function, or one module, that the forward called."""
+
+    target: Callable[..., Any] | str
+    """The function, or the module's name."""
+    args: tuple[Any, ...]
+    """Its arguments, each tensor replaced by Made, Held or Constant."""
+    kwargs: dict[str, Any]
+    shapes: dict[Path, tuple[int, ...]]
+    """Of the tensors it made."""
+
+
+@dataclass
+class Recording:
+    """What one forward did, in order."""
+
+    size: tuple[int, int, int]
+    """Batch, height and width of the input."""
+    channels: int
+    steps: list[Step] = field(default_factory=list)
+    constants: list[Tensor] = field(default_factory=list)
+    image: Made = Made(-1, ())
+    """The image among the network's results."""
+
+
+class CannotFollow(Exception):
+    """The forward decides by pixel values."""
+
+
+def record(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
+    """Run `model` on `x` in eval mode and record it.
+
+    Args:
+        leaves: names of the modules whose inside is of no interest: each call of one is a step.
+
+    Raises:
+        CannotFollow: it reads pixel values to decide what to do.
+        Exception: whatever the forward itself raises.
+    """
+    with untouched(model):
+        recorder = _Recorder(model, x)
+        with _hooks(model, leaves, recorder), recorder:
+            result = model(x)
+        image = image_of(result)
+        if id(image) not in recorder.known:
+            raise CannotFollow("its image does not come from its input by torch functions")
+        made = recorder.known[id(image)]
+        assert isinstance(made, Made)
+        recorder.recording.image = made
+    return recorder.recording
+
+
+# Calls that hand a tensor's content to Python.
+_TO_PYTHON = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "is_nonzero", "equal"}
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.recording = Recording((x.shape[0], x.shape[2], x.shape[3]), x.shape[1])
+        self.known: dict[int, Made | Held | Constant] = {id(t): Held(name) for name, t in _held(model)}
+        self.known[id(x)] = Made(-1, ())
+        self.from_input: set[int] = {-1}
+        self.inside = 0
+        """How many leaves are open: what they do is theirs."""
+        self._dtype = x.dtype
+        self._alive: list[Any] = [x]  # a freed tensor's id would be given to another
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.inside:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _TO_PYTHON and self._by_pixels(self._described((args, kwargs))):
+            raise CannotFollow(f"its forward reads pixel values (Tensor.{name})")
+        if name == "__setitem__":
+            before = self._described((args, kwargs))
+            func(*args, **kwargs)
+            self.step(set_item, *before, args[0])
+            return None
+        before = self._described((args, kwargs))
+        result = func(*args, **kwargs)
+        if any(True for _ in tensors(result)):
+            self.step(func, *before, result)
+        return result
+
+    def step(self, target: Callable[..., Any] | str, args: Any, kwargs: Any, result: Any) -> None:
+        """Write down a call; `args` and `kwargs` as `described` gave them before it ran."""
+        made = dict(tensors(result))
+        number = len(self.recording.steps)
+        shapes = {path: tuple(tensor.shape) for path, tensor in made.items()}
+        self.recording.steps.append(Step(target, args, kwargs, shapes))
+        if self._by_pixels((args, kwargs)):
+            self.from_input.add(number)
+        for path, tensor in made.items():
+            self.known[id(tensor)] = Made(number, path)
+        self._alive.append(result)
+
+    def described(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Arguments with each tensor replaced by where it came from."""
+        described: tuple[Any, Any] = self._described((args, kwargs))
+        return described
+
+    def _described(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in self.known:
+                self.known[id(value)] = Constant(len(self.recording.constants))
+                self.recording.constants.append(value)
+                self._alive.append(value)
+            return self.known[id(value)]
+        if isinstance(value, torch.device):
+            return Live("device")
+        if isinstance(value, torch.dtype) and value == self._dtype:
+            return Live("dtype")
+        return rebuilt(value, self._described)
+
+    def _by_pixels(self, described: Any) -> bool:
+        if isinstance(described, Made):
+            return described.step in self.from_input
+        return any(self._by_pixels(part) for part in _parts(described))
+
+
+@contextmanager
+def _hooks(model: nn.Module, leaves: set[str], recorder: _Recorder) -> Iterator[None]:
+    names = {id(model.get_submodule(name)): name for name in leaves}
+    pending: list[tuple[Any, Any]] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not recorder.inside:
+            pending.append(recorder.described(args, kwargs))
+        recorder.inside += 1
+
+    def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+        recorder.inside -= 1
+        if not recorder.inside:
+            recorder.step(names[id(module)], *pending.pop(), result)
+
+    handles = []
+    for name in leaves:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def leaves_around(model: nn.Module, blocks: tuple[str, ...]) -> set[str]:
+    """The modules that hold none of `blocks`; the blocks are among them."""
+    holds_blocks = {name[:i] for name in blocks for i, c in enumerate(name) if c == "."}
+    return {name for name, _ in model.named_modules() if name and name not in holds_blocks}
+
+
+def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
+    """`x[index] = value` as a function, so that what uses `x` afterwards depends on it."""
+    x[index] = value
+    return x
+
+
+def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """The tensors within tuples, lists and dicts, with their paths."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, (tuple, list)):
+        for i, part in enumerate(value):
+            yield from tensors(part, (*path, i))
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from tensors(part, (*path, key))
+
+
+def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+    """`value` with `change` applied to each part of a tuple, list, dict or slice; other values as they are."""
+    if isinstance(value, (Made, Held, Constant, Live)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return (tuple if isinstance(value, tuple) else list)(change(part) for part in value)
+    if isinstance(value, dict):
+        return {key: change(part) for key, part in value.items()}
+    if isinstance(value, slice):
+        return slice(change(value.start), change(value.stop), change(value.step))
+    return value
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, (Made, Held, Constant, Live)):
+        return
+    if isinstance(value, (tuple, list)):
+        yield from value
+    elif isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in model.named_modules():
+        for table in (vars(module), module._parameters, module._buffers):
+            for name, value in table.items():
+                if isinstance(value, Tensor):
+                    yield f"{prefix}.{name}" if prefix else name, value
