@@ -109,26 +109,25 @@ BASICSR: tuple[Architecture, ...] = (
     ),
     _basicsr("SwinIR x1", "swinir_arch", "SwinIR", 1, "denoising", **_SWIN, upscale=1, upsampler=""),
     _basicsr(
-        "ECBSR x4", "ecbsr_arch", "ECBSR", 4,
+        "ECBSR x4", "ecbsr_arch", "ECBSR", 4, gain=0.25,
         **_RGB, num_block=6, num_channel=16, with_idt=False, act_type="prelu", scale=4,
     ),
     _basicsr(
-        "ECBSR x2", "ecbsr_arch", "ECBSR", 2, "identity branch",
+        "ECBSR x2", "ecbsr_arch", "ECBSR", 2, "identity branch", gain=0.2,
         **_RGB, num_block=6, num_channel=16, with_idt=True, act_type="prelu", scale=2,
     ),
-    _basicsr(
-        "RIDNet x1", "ridnet_arch", "RIDNet", 1, "denoising", in_channels=3, mid_channels=16, out_channels=3, num_block=4
-    ),
+    _basicsr("RIDNet x1", "ridnet_arch", "RIDNet", 1, "denoising", in_channels=3, mid_channels=16, out_channels=3),
 )  # fmt: skip
 
 _ATD: dict[str, Any] = {**_SWIN, "category_size": 64, "num_tokens": 16, "reducted_dim": 4}
-_DAT: dict[str, Any] = {"embed_dim": 24, "depth": _FOUR, "num_heads": [2, 2, 2, 2], "split_size": [8, 16]}
+# Narrower, and the layers that compute the position bias have a single channel, which their norms make constant.
+_DAT: dict[str, Any] = {"embed_dim": 96, "depth": _FOUR, "num_heads": [2, 2, 2, 2], "split_size": [8, 16]}
 _GRL: dict[str, Any] = {
     "embed_dim": 24, "depths": _FOUR, "num_heads_window": _FOUR, "num_heads_stripe": _FOUR, "window_size": 8,
     "mlp_ratio": 2, "anchor_window_down_factor": 2,
 }  # fmt: skip
 _HAT: dict[str, Any] = {**_SWIN, "window_size": 16, "squeeze_factor": 6, "num_feat": 16}
-_FDAT: dict[str, Any] = {"embed_dim": 24, "num_groups": 4, "depth_per_group": 2, "mid_dim": 16}
+_FDAT: dict[str, Any] = {"embed_dim": 24, "num_groups": 4, "depth_per_group": 2, "mid_dim": 16, "aim_reduction_ratio": 2}
 _MOESR: dict[str, Any] = {"dim": 16, "n_blocks": 4, "n_block": 2, "upsample_dim": 16}
 _PLK: dict[str, Any] = {"dim": 16, "n_blocks": 6}
 _SEEMORE: dict[str, Any] = {"num_experts": 3, "num_layers": 4, "embedding_dim": 16}
@@ -140,8 +139,8 @@ SPANDREL_SR: tuple[Architecture, ...] = (
         "ATD light x2", "ATD.atd_arch.ATD", 2, "pixelshuffledirect", **_ATD, upscale=2, upsampler="pixelshuffledirect"
     ),
     _spandrel("ATD real x4", "ATD.atd_arch.ATD", 4, "nearest+conv", **_ATD, upscale=4, upsampler="nearest+conv"),
-    _spandrel("CRAFT x4", "CRAFT.CRAFT.CRAFT", 4, embed_dim=24, depths=_FOUR, num_heads=[4, 4, 4, 4], upscale=4),
-    _spandrel("CRAFT x2", "CRAFT.CRAFT.CRAFT", 2, embed_dim=24, depths=_FOUR, num_heads=[4, 4, 4, 4], upscale=2),
+    _spandrel("CRAFT x4", "CRAFT.CRAFT.CRAFT", 4, embed_dim=96, depths=[1, 1, 1, 1], num_heads=[4, 4, 4, 4], upscale=4),
+    _spandrel("CRAFT x2", "CRAFT.CRAFT.CRAFT", 2, embed_dim=48, depths=_FOUR, num_heads=[6, 6, 6, 6], upscale=2),
     _spandrel("Compact x4", "Compact.SRVGG.SRVGGNetCompact", 4, num_feat=16, num_conv=8, upscale=4),
     _spandrel("Compact x2", "Compact.SRVGG.SRVGGNetCompact", 2, num_feat=16, num_conv=8, upscale=2),
     _spandrel("DAT x4", "DAT.DAT.DAT", 4, "pixelshuffle", **_DAT, upscale=4, expansion_factor=2.0),
@@ -167,7 +166,6 @@ SPANDREL_SR: tuple[Architecture, ...] = (
     _spandrel("FDAT direct x2", "FDAT.fdat.FDAT", 2, **_FDAT, scale=2, upsampler_type="pixelshuffledirect"),
     _spandrel("FDAT pixelshuffle x3", "FDAT.fdat.FDAT", 3, **_FDAT, scale=3, upsampler_type="pixelshuffle"),
     _spandrel("FDAT nearest+conv x4", "FDAT.fdat.FDAT", 4, **_FDAT, scale=4, upsampler_type="nearest+conv"),
-    _spandrel("FDAT dysample x2", "FDAT.fdat.FDAT", 2, **_FDAT, scale=2, upsampler_type="dysample"),
     _spandrel("FDAT lda x2", "FDAT.fdat.FDAT", 2, **_FDAT, scale=2, upsampler_type="lda"),
     _spandrel("FDAT pa_up x4", "FDAT.fdat.FDAT", 4, **_FDAT, scale=4, upsampler_type="pa_up"),
     _spandrel("FDAT unshuffle x2", "FDAT.fdat.FDAT", 2, "pixel-unshuffle", **_FDAT, scale=2, unshuffle_mod=True),
@@ -180,13 +178,11 @@ SPANDREL_SR: tuple[Architecture, ...] = (
     _spandrel("HAT x4", "HAT.HAT.HAT", 4, **_HAT, upscale=4, compress_ratio=3, conv_scale=0.5),
     _spandrel("HAT-S x2", "HAT.HAT.HAT", 2, "stronger compression", **_HAT, upscale=2, compress_ratio=8),
     _spandrel("IPT x2", "IPT.ipt.IPT", 2, "accepts patch_size only, here 64x64", patch_size=64, patch_dim=4, n_feats=4,
-              num_heads=4, num_layers=4, scale=[2]),
+              num_heads=4, num_layers=4, rgb_range=1, scale=[2]),
     _spandrel("IPT x4", "IPT.ipt.IPT", 4, "accepts patch_size only, here 64x64", patch_size=64, patch_dim=4, n_feats=4,
-              num_heads=4, num_layers=4, scale=[4]),
+              num_heads=4, num_layers=4, rgb_range=1, scale=[4]),
     _spandrel("MMRealSR x4", "MMRealSR.mmrealsr_arch.MMRRDBNet_test", 4, "returns (image, degrees)", **_RGB, **_DENSE,
               num_feats=[16, 16, 16, 16], num_blocks=[1, 1, 1, 1], scale=4),
-    _spandrel("MMRealSR x2", "MMRealSR.mmrealsr_arch.MMRRDBNet_test", 2, "returns (image, degrees); pixel-unshuffle",
-              **_RGB, **_DENSE, num_feats=[16, 16, 16, 16], num_blocks=[1, 1, 1, 1], scale=2),
     _spandrel("MoESR x4", "MoESR.MoESR.MoESR", 4, "pixelshuffledirect", **_MOESR, scale=4),
     _spandrel("MoESR pixelshuffle x2", "MoESR.MoESR.MoESR", 2, **_MOESR, scale=2, upsampler="pixelshuffle"),
     _spandrel("MoESR nearest+conv x4", "MoESR.MoESR.MoESR", 4, **_MOESR, scale=4, upsampler="nearest+conv"),
@@ -205,9 +201,10 @@ SPANDREL_SR: tuple[Architecture, ...] = (
     _spandrel("RealPLKSR x4", "PLKSR.RealPLKSR.RealPLKSR", 4, **_PLK, upscaling_factor=4),
     _spandrel("RealPLKSR dysample x2", "PLKSR.RealPLKSR.RealPLKSR", 2, **_PLK, upscaling_factor=2, dysample=True),
     _spandrel("RealPLKSR layer_norm x4", "PLKSR.RealPLKSR.RealPLKSR", 4, **_PLK, layer_norm=True, use_ea=False),
-    _spandrel("RCAN x4", "RCAN.rcan_arch.RCAN", 4, n_resgroups=4, n_resblocks=2, n_feats=16, reduction=4, scale=4),
-    _spandrel("RCAN unshuffle x2", "RCAN.rcan_arch.RCAN", 2, "pixel-unshuffle", n_resgroups=4, n_resblocks=2, n_feats=16,
-              reduction=4, scale=2, unshuffle_mod=True, norm=False),
+    _spandrel("RCAN x4", "RCAN.rcan_arch.RCAN", 4, "scales its input in place", n_resgroups=4, n_resblocks=2, n_feats=16,
+              reduction=4, scale=4),
+    _spandrel("RCAN unshuffle x2", "RCAN.rcan_arch.RCAN", 2, "pixel-unshuffle, in place", n_resgroups=4, n_resblocks=2,
+              n_feats=16, reduction=4, scale=2, unshuffle_mod=True, norm=False),
     _spandrel("RGT x4", "RGT.rgt.RGT", 4, **_DAT, mlp_ratio=2.0, upscale=4),
     _spandrel("RGT x2", "RGT.rgt.RGT", 2, "3conv", **_DAT, mlp_ratio=2.0, upscale=2, resi_connection="3conv"),
     _spandrel("RealCUGAN x2", "RealCUGAN.upcunet_v3.UpCunet2x", 2, "fixed width"),
@@ -220,8 +217,8 @@ SPANDREL_SR: tuple[Architecture, ...] = (
     _spandrel("SPAN x4", "SPAN.span.SPAN", 4, **_RGB, feature_channels=16, upscale=4),
     _spandrel("SPAN no norm x2", "SPAN.span.SPAN", 2, **_RGB, feature_channels=16, upscale=2, norm=False),
     _spandrel("SeemoRe x4", "SeemoRe.seemore_arch.SeemoRe", 4, "one expert of 3 per image", **_SEEMORE, scale=4),
-    _spandrel("SeemoRe x2", "SeemoRe.seemore_arch.SeemoRe", 2, "two experts of 3 per image", **_SEEMORE, scale=2, topk=2,
-              lr_space="exp", recursive=1, use_shuffle=False),
+    _spandrel("SeemoRe x2", "SeemoRe.seemore_arch.SeemoRe", 2, "two experts of 3 per image", **_SEEMORE, scale=2,
+              topk=2, lr_space="exp", recursive=1, use_shuffle=False),
     _spandrel("SwiftSRGAN x4", "SwiftSRGAN.SwiftSRGAN.Generator", 4, num_channels=16, num_blocks=6, upscale_factor=4),
     _spandrel("SwiftSRGAN x2", "SwiftSRGAN.SwiftSRGAN.Generator", 2, num_channels=16, num_blocks=6, upscale_factor=2),
     _spandrel("Swin2SR x4", "Swin2SR.Swin2SR.Swin2SR", 4, **_SWIN, upscale=4, upsampler="pixelshuffle"),
@@ -235,7 +232,7 @@ SPANDREL_SR: tuple[Architecture, ...] = (
               resi_connection="3conv"),
     _spandrel("SwinIR light x2", "SwinIR.SwinIR.SwinIR", 2, **_SWIN, upscale=2, upsampler="pixelshuffledirect"),
     _spandrel("SwinIR unshuffle x2", "SwinIR.SwinIR.SwinIR", 2, "pixel-unshuffle by 2", **_SWIN, upscale=4,
-              upsampler="pixelshuffle", in_chans=12, start_unshuffle=2),
+              upsampler="pixelshuffle", start_unshuffle=2),
 )  # fmt: skip
 
 _UNET: dict[str, Any] = {"in_nc": 3, "out_nc": 3, "nc": [8, 16, 32, 64], "nb": 2}
@@ -249,24 +246,24 @@ SPANDREL_RESTORE: tuple[Architecture, ...] = (
     _spandrel("MoESR x1", "MoESR.MoESR.MoESR", 1, **_MOESR, scale=1, upsampler="conv"),
     _spandrel("SAFMNBCIE x1", "SAFMNBCIE.safmn_bcie.SAFMN_BCIE", 1, dim=16, n_blocks=4, num_layers=2),
     _spandrel("IPT x1", "IPT.ipt.IPT", 1, "accepts patch_size only, here 64x64", patch_size=64, patch_dim=4, n_feats=4,
-              num_heads=4, num_layers=4, scale=[1]),
+              num_heads=4, num_layers=4, rgb_range=1, scale=[1]),
     _spandrel("DRUNet x1", "DRUNet.network_unet.DRUNet", 1, "without the noise map", **_UNET),
     _spandrel("DnCNN x1", "DnCNN.network_dncnn.DnCNN", 1, in_nc=3, out_nc=3, nc=16, nb=9),
     _spandrel("DnCNN no norm x1", "DnCNN.network_dncnn.DnCNN", 1, in_nc=3, out_nc=3, nc=16, nb=9, act_mode="R"),
-    _spandrel("FBCNN x1", "FBCNN.FBCNN.FBCNN", 1, "returns (image, quality)", **_UNET),
+    _spandrel("FBCNN x1", "FBCNN.FBCNN.FBCNN", 1, "returns (image, quality)", **{**_UNET, "nc": [8, 16, 32, 512]}),
     _spandrel("FFTformer x1", "FFTformer.fftformer_arch.FFTformer", 1, dim=16, num_blocks=[1, 1, 2],
               num_refinement_blocks=2),
     _spandrel("HVICIDNet x1", "HVICIDNet.cidnet.CIDNet", 1, channels=[12, 12, 24, 48]),
     _spandrel("KBNet-S x1", "KBNet.kbnet_s.KBNet_s", 1, width=8, middle_blk_num=4, enc_blk_nums=[1, 1, 1, 1],
               dec_blk_nums=[1, 1, 1, 1]),
-    _spandrel("KBNet-L x1", "KBNet.kbnet_l.KBNet_l", 1, dim=16, num_blocks=[1, 1, 1, 2], num_refinement_blocks=2),
+    _spandrel("KBNet-L x1", "KBNet.kbnet_l.KBNet_l", 1, dim=24, num_blocks=[1, 1, 1, 2], num_refinement_blocks=2),
     _spandrel("MixDehazeNet x1", "MixDehazeNet.MixDehazeNet.MixDehazeNet", 1, embed_dims=[8, 16, 32, 16, 8]),
     _spandrel("NAFNet x1", "NAFNet.NAFNet_arch.NAFNet", 1, width=8, middle_blk_num=4, enc_blk_nums=[1, 1, 1, 1],
               dec_blk_nums=[1, 1, 1, 1]),
     _spandrel("RetinexFormer x1", "RetinexFormer.retinexformer_arch.RetinexFormer", 1, n_feat=16, stage=2,
               num_blocks=[1, 1, 1]),
-    _spandrel("SCUNet x1", "SCUNet.SCUNet.SCUNet", 1, config=[2, 2, 2, 2, 2, 2, 2], dim=32),
-    _spandrel("Uformer x1", "Uformer.Uformer.Uformer", 1, img_size=128, embed_dim=8, depths=[2, 2, 2, 2, 2, 2, 2, 2, 2],
+    _spandrel("SCUNet x1", "SCUNet.SCUNet.SCUNet", 1, config=[2, 2, 2, 2, 2, 2, 2], dim=64),
+    _spandrel("Uformer x1", "Uformer.Uformer.Uformer", 1, "square images only", img_size=64, embed_dim=8, win_size=4,
               modulator=True),
 )  # fmt: skip
 
