@@ -81,14 +81,16 @@ def _basicsr(
     return Architecture(f"basicsr/{name}", partial(_make_basicsr, file, kind, arguments), scale, note, gain)
 
 
-def _spandrel(name: str, where: str, scale: int, /, note: str = "", gain: float = 0.8, **arguments: Any) -> Architecture:
+def _spandrel(
+    name: str, where: str, scale: int, /, note: str = "", gain: float = 0.8, **arguments: Any
+) -> Architecture:
     return Architecture(f"spandrel/{name}", partial(_make_spandrel, where, arguments), scale, note, gain)
 
 
-_RGB = {"num_in_ch": 3, "num_out_ch": 3}
+_RGB: dict[str, Any] = {"num_in_ch": 3, "num_out_ch": 3}
 _FOUR = [2, 2, 2, 2]
 _SWIN: dict[str, Any] = {"embed_dim": 24, "depths": _FOUR, "num_heads": [4, 4, 4, 4], "window_size": 8, "mlp_ratio": 2}
-_DENSE = {"num_feat": 16, "num_block": 4, "num_grow_ch": 8}
+_DENSE: dict[str, Any] = {"num_feat": 16, "num_block": 4, "num_grow_ch": 8}
 
 BASICSR: tuple[Architecture, ...] = (
     _basicsr("EDSR x4", "edsr_arch", "EDSR", 4, **_RGB, num_feat=16, num_block=6, upscale=4),
@@ -101,12 +103,8 @@ BASICSR: tuple[Architecture, ...] = (
     _basicsr("RRDBNet x1", "rrdbnet_arch", "RRDBNet", 1, "pixel-unshuffle by 4", **_RGB, scale=1, **_DENSE),
     _basicsr("SRVGGNetCompact x4", "srvgg_arch", "SRVGGNetCompact", 4, **_RGB, num_feat=16, num_conv=8, upscale=4),
     _basicsr("SwinIR x4", "swinir_arch", "SwinIR", 4, "pixelshuffle", **_SWIN, upscale=4, upsampler="pixelshuffle"),
-    _basicsr(
-        "SwinIR x2", "swinir_arch", "SwinIR", 2, "pixelshuffledirect", **_SWIN, upscale=2, upsampler="pixelshuffledirect"
-    ),
-    _basicsr(
-        "SwinIR x4 real", "swinir_arch", "SwinIR", 4, "nearest+conv", **_SWIN, upscale=4, upsampler="nearest+conv"
-    ),
+    _basicsr("SwinIR light x2", "swinir_arch", "SwinIR", 2, **_SWIN, upscale=2, upsampler="pixelshuffledirect"),
+    _basicsr("SwinIR real x4", "swinir_arch", "SwinIR", 4, **_SWIN, upscale=4, upsampler="nearest+conv"),
     _basicsr("SwinIR x1", "swinir_arch", "SwinIR", 1, "denoising", **_SWIN, upscale=1, upsampler=""),
     _basicsr(
         "ECBSR x4", "ecbsr_arch", "ECBSR", 4, gain=0.25,
@@ -120,14 +118,15 @@ BASICSR: tuple[Architecture, ...] = (
 )  # fmt: skip
 
 _ATD: dict[str, Any] = {**_SWIN, "category_size": 64, "num_tokens": 16, "reducted_dim": 4}
-# Narrower, and the layers that compute the position bias have a single channel, which their norms make constant.
+# Any narrower, and the norms in the layers that compute the position bias see one channel and make it constant.
+# In CRAFT, whose released networks are that narrow, it is so anyway.
 _DAT: dict[str, Any] = {"embed_dim": 96, "depth": _FOUR, "num_heads": [2, 2, 2, 2], "split_size": [8, 16]}
 _GRL: dict[str, Any] = {
     "embed_dim": 24, "depths": _FOUR, "num_heads_window": _FOUR, "num_heads_stripe": _FOUR, "window_size": 8,
     "mlp_ratio": 2, "anchor_window_down_factor": 2,
 }  # fmt: skip
 _HAT: dict[str, Any] = {**_SWIN, "window_size": 16, "squeeze_factor": 6, "num_feat": 16}
-_FDAT: dict[str, Any] = {"embed_dim": 24, "num_groups": 4, "depth_per_group": 2, "mid_dim": 16, "aim_reduction_ratio": 2}
+_FDAT: dict[str, Any] = {"embed_dim": 24, "num_groups": 4, "depth_per_group": 2, "mid_dim": 16}
 _MOESR: dict[str, Any] = {"dim": 16, "n_blocks": 4, "n_block": 2, "upsample_dim": 16}
 _PLK: dict[str, Any] = {"dim": 16, "n_blocks": 6}
 _SEEMORE: dict[str, Any] = {"num_experts": 3, "num_layers": 4, "embedding_dim": 16}
@@ -139,8 +138,8 @@ SPANDREL_SR: tuple[Architecture, ...] = (
         "ATD light x2", "ATD.atd_arch.ATD", 2, "pixelshuffledirect", **_ATD, upscale=2, upsampler="pixelshuffledirect"
     ),
     _spandrel("ATD real x4", "ATD.atd_arch.ATD", 4, "nearest+conv", **_ATD, upscale=4, upsampler="nearest+conv"),
-    _spandrel("CRAFT x4", "CRAFT.CRAFT.CRAFT", 4, embed_dim=96, depths=[1, 1, 1, 1], num_heads=[4, 4, 4, 4], upscale=4),
-    _spandrel("CRAFT x2", "CRAFT.CRAFT.CRAFT", 2, embed_dim=48, depths=_FOUR, num_heads=[6, 6, 6, 6], upscale=2),
+    _spandrel("CRAFT x4", "CRAFT.CRAFT.CRAFT", 4, embed_dim=24, depths=_FOUR, num_heads=[4, 4, 4, 4], upscale=4),
+    _spandrel("CRAFT x2", "CRAFT.CRAFT.CRAFT", 2, embed_dim=24, depths=_FOUR, num_heads=[4, 4, 4, 4], upscale=2),
     _spandrel("Compact x4", "Compact.SRVGG.SRVGGNetCompact", 4, num_feat=16, num_conv=8, upscale=4),
     _spandrel("Compact x2", "Compact.SRVGG.SRVGGNetCompact", 2, num_feat=16, num_conv=8, upscale=2),
     _spandrel("DAT x4", "DAT.DAT.DAT", 4, "pixelshuffle", **_DAT, upscale=4, expansion_factor=2.0),
@@ -201,8 +200,8 @@ SPANDREL_SR: tuple[Architecture, ...] = (
     _spandrel("RealPLKSR x4", "PLKSR.RealPLKSR.RealPLKSR", 4, **_PLK, upscaling_factor=4),
     _spandrel("RealPLKSR dysample x2", "PLKSR.RealPLKSR.RealPLKSR", 2, **_PLK, upscaling_factor=2, dysample=True),
     _spandrel("RealPLKSR layer_norm x4", "PLKSR.RealPLKSR.RealPLKSR", 4, **_PLK, layer_norm=True, use_ea=False),
-    _spandrel("RCAN x4", "RCAN.rcan_arch.RCAN", 4, "scales its input in place", n_resgroups=4, n_resblocks=2, n_feats=16,
-              reduction=4, scale=4),
+    _spandrel("RCAN x4", "RCAN.rcan_arch.RCAN", 4, "scales its input in place", n_resgroups=4, n_resblocks=2,
+              n_feats=16, reduction=4, scale=4),
     _spandrel("RCAN unshuffle x2", "RCAN.rcan_arch.RCAN", 2, "pixel-unshuffle, in place", n_resgroups=4, n_resblocks=2,
               n_feats=16, reduction=4, scale=2, unshuffle_mod=True, norm=False),
     _spandrel("RGT x4", "RGT.rgt.RGT", 4, **_DAT, mlp_ratio=2.0, upscale=4),
@@ -223,7 +222,7 @@ SPANDREL_SR: tuple[Architecture, ...] = (
     _spandrel("SwiftSRGAN x2", "SwiftSRGAN.SwiftSRGAN.Generator", 2, num_channels=16, num_blocks=6, upscale_factor=2),
     _spandrel("Swin2SR x4", "Swin2SR.Swin2SR.Swin2SR", 4, **_SWIN, upscale=4, upsampler="pixelshuffle"),
     _spandrel("Swin2SR aux x4", "Swin2SR.Swin2SR.Swin2SR", 4, **_SWIN, upscale=4, upsampler="pixelshuffle_aux"),
-    _spandrel("Swin2SR hf x2", "Swin2SR.Swin2SR.Swin2SR", 2, "returns three images", **_SWIN, upscale=2,
+    _spandrel("Swin2SR hf x2", "Swin2SR.Swin2SR.Swin2SR", 2, "returns three images, the base first", **_SWIN, upscale=2,
               upsampler="pixelshuffle_hf"),
     _spandrel("Swin2SR light x2", "Swin2SR.Swin2SR.Swin2SR", 2, **_SWIN, upscale=2, upsampler="pixelshuffledirect"),
     _spandrel("Swin2SR real x4", "Swin2SR.Swin2SR.Swin2SR", 4, **_SWIN, upscale=4, upsampler="nearest+conv"),
@@ -269,4 +268,34 @@ SPANDREL_RESTORE: tuple[Architecture, ...] = (
 
 ARCHITECTURES: tuple[Architecture, ...] = BASICSR + SPANDREL_SR + SPANDREL_RESTORE
 
-NOT_TRIED: dict[str, str] = {}
+_VIDEO = "takes a sequence of frames"
+_FACE = "restores one aligned face, not images in general"
+_JUDGE = "returns no image but scores or features"
+_MAP = "takes the noise level as a fourth channel of its input; the variant without it is in the table"
+
+NOT_TRIED: dict[str, str] = {
+    "basicsr/BasicVSR": _VIDEO,
+    "basicsr/IconVSR": _VIDEO,
+    "basicsr/BasicVSRPlusPlus": _VIDEO,
+    "basicsr/EDVR": _VIDEO,
+    "basicsr/DUF": _VIDEO,
+    "basicsr/TOFlow": _VIDEO,
+    "basicsr/SpyNet": "takes two frames and returns the motion between them",
+    "basicsr/DFDNet": "restores one aligned face, and needs its landmarks and a dictionary of faces",
+    "basicsr/HiFaceGAN": _FACE,
+    "basicsr/StyleGAN2Generator": "makes images out of noise",
+    "basicsr/StyleGAN2Discriminator": _JUDGE,
+    "basicsr/VGGStyleDiscriminator": _JUDGE,
+    "basicsr/UNetDiscriminatorSN": _JUDGE,
+    "basicsr/HiFaceGANDiscriminator": _JUDGE,
+    "basicsr/VGGFeatureExtractor": _JUDGE,
+    "basicsr/InceptionV3": _JUDGE,
+    "spandrel/GFPGAN": _FACE,
+    "spandrel/RestoreFormer": _FACE,
+    "spandrel/AuraSR": "enlarges tiles of 64x64 only, with fresh noise in every run",
+    "spandrel/LaMa": "takes a mask besides the image",
+    "spandrel/FDAT dysample": "asks for pinned memory in every run, which fails without a GPU",
+    "spandrel/MMRealSR x2, x1": "fail in spandrel: a branch built for the pixel-unshuffled image is given the image",
+    "spandrel/FDnCNN": _MAP,
+    "spandrel/DRUNet with noise map": _MAP,
+}
