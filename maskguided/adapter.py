@@ -214,9 +214,7 @@ def split(
             check_whole(parts)
     else:
         try:
-            parts = automatic_split(model, split_at, found)
-            if check:
-                check_whole(parts)
+            parts = automatic_split(model, split_at, found, check)
         except CannotSplit as error:
             tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
             raise CannotSplit(f"{error}. Adapters tried: {tried or 'none'}") from error

@@ -46,8 +46,8 @@ class MaskGuided(nn.Module):
     Args:
         split: the network in three parts.
         keep: share of the patches to refine, 0..1; k follows from it and the image's size alone.
-        patch_size: side of a patch, in LR pixels.
-        halo: context around a patch that is computed and thrown away, in LR pixels.
+        patch_size: side of a patch, in LR pixels. Default: 16, or the next multiple that the network works on.
+        halo: context around a patch that is computed and thrown away, in LR pixels. Default: 2, likewise.
         merge: where refined patches go back. "features": into the map at the end of the body, and the
             network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
             coarse tail having weights of its own and the network's tail running on the patches.
@@ -63,8 +63,8 @@ class MaskGuided(nn.Module):
         split: Split,
         *,
         keep: float = 0.5,
-        patch_size: int = 16,
-        halo: int = 2,
+        patch_size: int | None = None,
+        halo: int | None = None,
         merge: Merge = "features",
         scorer: Scorer = "input",
         coarse_tail: CoarseTail = "copy",
@@ -73,8 +73,11 @@ class MaskGuided(nn.Module):
         super().__init__()
         _one_of("merge", merge, ("features", "image"))
         _one_of("coarse_tail", coarse_tail, ("copy", "light"))
-        _aligned("patch_size", patch_size, 1, split.multiple_of)
-        _aligned("halo", halo, 0, split.multiple_of)
+        multiple = split.multiple_of
+        patch_size = -(-16 // multiple) * multiple if patch_size is None else patch_size
+        halo = -(-2 // multiple) * multiple if halo is None else halo
+        _aligned("patch_size", patch_size, 1, multiple)
+        _aligned("halo", halo, 0, multiple)
         self.model = split.model
         self.split = split
         self.patch_size, self.halo = patch_size, halo
@@ -124,7 +127,7 @@ class MaskGuided(nn.Module):
         """`forward`, with the index (B, k) of the patches that were refined."""
         height, width = self._check_input(x)
         grid = self.grid(height, width)
-        x = self.split.padded(x)
+        x = self._accepted(x)
         state = self.split.prefix(x)
         coarse = self.split.skip(state)
         index = self._choose(x, state, coarse, grid, score)
@@ -138,8 +141,9 @@ class MaskGuided(nn.Module):
         image: Tensor = self.coarse_tail(coarse, x)
         if index.shape[1] == 0:
             return image
-        windows = self.split.body(self._gather(state, tuple(state), index, grid))
-        return scatter(self.split.tail(windows), index, grid, onto=image)
+        windows = self.split.body(self._gather(state, tuple(self.split.kinds), index, grid))
+        canvas = _continued(image, grid.height * self.scale, grid.width * self.scale)
+        return scatter(self.split.tail(windows), index, grid, onto=canvas)
 
     def _refine_features(self, state: State, coarse: State, index: Tensor, grid: Grid) -> State:
         if index.shape[1] == 0:
@@ -172,12 +176,14 @@ class MaskGuided(nn.Module):
 
     def _score(self, x: Tensor, state: State, coarse: State) -> Tensor:
         """(B, rows, cols), float32."""
+        height, width = self._full_size(x)
         if self.scorer == "input":
-            return high_frequency(x, self.patch_size)
+            return high_frequency(_continued(x, height, width), self.patch_size)
         if self.scorer == "coarse":
-            return high_frequency(self._coarse_image(x, coarse), self.patch_size * self.scale)
+            image = _continued(self._coarse_image(x, coarse), height * self.scale, width * self.scale)
+            return high_frequency(image, self.patch_size * self.scale)
         features = state[self.split.features]
-        score: Tensor = self.head(features, self.patch_size * features.shape[-1] // x.shape[-1])
+        score: Tensor = self.head(features, self.patch_size * features.shape[-1] // width)
         return score
 
     def _coarse_image(self, x: Tensor, coarse: State) -> Tensor:
@@ -185,17 +191,15 @@ class MaskGuided(nn.Module):
         return image
 
     def grid(self, height: int, width: int) -> Grid:
-        """The patches of an LR image of this size, once it is padded to what the network takes."""
-        multiple = self.split.multiple_of
-        height, width = (-(-side // multiple) * multiple for side in (height, width))
-        return Grid(height, width, self.patch_size, self.halo)
+        """The patches of an LR image of this size, rounded up to what windows can be cut from."""
+        return Grid(*_rounded(height, width, self.split.multiple_of), self.patch_size, self.halo)
 
     @torch.no_grad()
     def explain(self, x: Tensor, score: Tensor | None = None) -> Explanation:
         """Refined and coarse image, score, mask and index, for the same arguments as `forward`."""
         height, width = self._check_input(x)
         grid = self.grid(height, width)
-        x = self.split.padded(x)
+        x = self._accepted(x)
         state = self.split.prefix(x)
         coarse = self.split.skip(state)
         score = self._score(x, state, coarse) if score is None else score
@@ -213,7 +217,7 @@ class MaskGuided(nn.Module):
         grid = self.grid(height, width)
         try:
             with untouched(self):
-                dense = macs(lambda x: self.model(self.split.padded(x)), shape, like)
+                dense = macs(lambda x: self.model(self._accepted(x)), shape, like)
                 guided = macs(self, shape, like)
                 self.keep = 0
                 coarse = macs(self, shape, like)
@@ -252,6 +256,13 @@ class MaskGuided(nn.Module):
         if x.dim() != 4 or x.shape[1] != channels:
             raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
         return x.shape[2], x.shape[3]
+
+    def _accepted(self, x: Tensor) -> Tensor:
+        """`x` continued to a size that the network accepts; most accept any."""
+        return _continued(x, *_rounded(x.shape[2], x.shape[3], self.split.probe.multiple_of))
+
+    def _full_size(self, x: Tensor) -> tuple[int, int]:
+        return _rounded(x.shape[2], x.shape[3], self.split.multiple_of)
 
 
 class LightTail(nn.Module):
@@ -327,6 +338,16 @@ def _coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
         raise ArgumentError("coarse_tail='light': the features are finer than the HR image; use 'copy'")
     tail = LightTail(split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
     return tail.to(features)
+
+
+def _rounded(height: int, width: int, multiple: int) -> tuple[int, int]:
+    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
+
+def _continued(x: Tensor, height: int, width: int) -> Tensor:
+    """`x` (B, C, H, W) with its last row and column repeated up to this size."""
+    below, right = height - x.shape[2], width - x.shape[3]
+    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .adapter import AUTOMATIC, Adapter, recognise, split
-from .automatic import candidates
+from .automatic import find_bodies
 from .cost import macs
 from .errors import CannotSplit
 from .split import Facts, Split, probed
@@ -77,7 +77,7 @@ def inspect(model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapt
     known, missed = recognise(model) if adapter is None else (None, {})
     used = known.name if known else adapter or AUTOMATIC
     try:
-        runs = tuple(str(c) for c in candidates(model, probed(model)))
+        runs = tuple(str(c) for c in find_bodies(model, probed(model)))
         parts = split(model, split_at, adapter=used)
     except CannotSplit as error:
         return Inspection(name, used, missed, str(error))

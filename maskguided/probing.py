@@ -40,10 +40,11 @@ class Probe:
         height, width = _size(multiple, self.least)
         return (height, width), (width, height)
 
-    def round_size(self, multiple: int) -> tuple[int, int]:
-        """A third size, of many factors of 2: a network that pads its input may take another path on it."""
-        short = max(2, 2 ** (-(-self.least // multiple) - 1).bit_length())
-        return short * multiple, 2 * short * multiple
+    @property
+    def round_size(self) -> tuple[int, int]:
+        """A size of many factors of 2: a network that rounds its input up may take another path on it."""
+        height, width = (side * -(-self.least // 32) for side in (32, 48))
+        return height + -height % self.multiple_of, width + -width % self.multiple_of
 
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:
         """A fixed random image, (batch, in_channels, height, width) in 0..1."""

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from . import receptive
 from .errors import ArgumentError, CannotSplit
-from .padding import Padding, pad_to
 from .probing import Probe, image_of, probe, untouched
 
 State = dict[str, Tensor]
@@ -46,11 +45,7 @@ class Facts:
     radius: int | None
     """The same for blocks n+1..N and the tail together."""
     multiple_of: int
-    """Patches, halos and windows must be multiples of this; a MaskGuided pads the image by itself."""
-    padding: Padding | None
-    """How the image is continued to such a multiple: as the network does it itself, so that nothing changes.
-    None: in a way that was not found, so that at other sizes the image may differ from the network's own near
-    the right and lower border."""
+    """Patches, halos and windows are multiples of this many LR pixels; 1: any size. Images may have any size."""
     supports_half: bool | None
     """Whether float16 is known to work; None: not known."""
 
@@ -72,8 +67,6 @@ class Split(ABC):
     """Tensors that the forward creates; they move with the wrapped network."""
     supports_half: bool | None = None
     multiple_of: int
-    """See Facts."""
-    padding: Padding | None = None
     """See Facts."""
 
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], split_at: int, probe: Probe) -> None:
@@ -108,10 +101,6 @@ class Split(ABC):
     def copy_tail(self) -> nn.Module:
         """A module that maps a state after block N to an image, with weights of its own."""
 
-    def padded(self, x: Tensor) -> Tensor:
-        """`x` (B, C, H, W) continued to the right and below to multiples of `multiple_of`."""
-        return pad_to(x, self.multiple_of, self.padding or "replicate")
-
     @property
     def scale(self) -> int:
         """HR pixels per LR pixel, in each direction."""
@@ -135,7 +124,6 @@ class Split(ABC):
             body_radius=body_radius,
             radius=whole,
             multiple_of=self.multiple_of,
-            padding=self.padding,
             supports_half=self.supports_half,
         )
 
@@ -146,13 +134,13 @@ class Split(ABC):
 
 
 def check_whole(split: Split) -> None:
-    """Law 1 on two small inputs: the parts together are the network.
+    """Law 1 on three small inputs: the parts together are the network.
 
     Raises:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
     probe = split.probe
-    for size in (probe.sizes[0], probe.sizes_of(split.multiple_of)[0], probe.round_size(split.multiple_of)):
+    for size in (probe.sizes[0], probe.round_size, probe.sizes_of(split.multiple_of)[0]):
         x = split.example(*size)
         with untouched(split.model):
             whole = image_of(split.model(x.clone()))  # a network may change its input

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided
-from maskguided.automatic import candidates, find_body
+from maskguided.automatic import find_bodies
 from maskguided.probing import image_of, probe
 
 
@@ -225,7 +225,7 @@ def test_skipped_outputs_in_a_concat_are_stood_in_for_by_the_last_computed():
 )
 def test_the_body_is_found(toy, expected):
     model = toy().eval()
-    assert list(find_body(model, probe(model)).names) == expected
+    assert list(find_bodies(model, probe(model))[0].names) == expected
 
 
 def test_the_radius_is_that_of_the_convolutions():
@@ -337,4 +337,4 @@ def test_inspect_tells_what_it_sees():
     assert {what.split()[0] for what in found.live.values()} >= {"8", "vector"}
     for part in ("5 x Block", "cut after block 3", "radius", "not pan: it has no conv_first"):
         assert part in text
-    assert len(candidates(SizesAndVectors().eval(), probe(SizesAndVectors()))) >= 2
+    assert len(find_bodies(SizesAndVectors().eval(), probe(SizesAndVectors()))) >= 2

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import CannotSplit
 from ..probing import Probe, untouched
 
+_LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
 _NEAR_BEST = 0.75  # of the best candidate's MACs: close enough to prefer the outer level
 
 
@@ -48,19 +49,22 @@ class Candidate:
         return f"{len(self.names)} x {self.class_name} ({first} .. {last}), {self.share:.0%} of the MACs"
 
 
-def candidates(model: nn.Module, probe: Probe) -> list[Candidate]:
-    """All runs of at least two same-shape blocks on maps no larger than the input, the best first.
+def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
+    """All runs of at least two same-shape blocks on maps of about the input's size or less, the best first.
 
     Best is the outermost level among the runs that hold nearly as many MACs as the largest one does;
     runs of three and more come before pairs.
+
+    Raises:
+        CannotSplit: no two blocks of the network have the same shape.
     """
-    height, width = probe.sizes[0]
-    calls = list(_record(model, probe))
+    height, width = probe.round_size
+    calls = list(_record(model, probe, height, width))
     total = max(calls[-1].macs, 1)
     groups: dict[Any, list[Call]] = {}
     for call in calls:
-        small = call.out_shape is not None and _area(call.out_shape) <= height * width
-        if small and call.depth and any(True for _ in call.module.parameters()):
+        area = _area(call.out_shape or (), height, width)
+        if 1 < area <= _LARGEST * height * width and call.depth and any(True for _ in call.module.parameters()):
             groups.setdefault(_signature(call), []).append(call)
     runs = [
         Candidate(
@@ -73,27 +77,15 @@ def candidates(model: nn.Module, probe: Probe) -> list[Candidate]:
         if len(group) >= 2
     ]
     if not runs:
-        return []
+        raise CannotSplit(
+            f"finding the body: no two modules of {type(model).__name__} have one class, the same parameter shapes "
+            "and the same map sizes, so there is no run of blocks to cut. An adapter can name the blocks "
+            "(docs/new_backbone.md)"
+        )
     longer = [run for run in runs if len(run.names) >= 3] or runs
     best = max(run.share for run in longer)
     near = [run for run in longer if run.share >= _NEAR_BEST * best]
     return sorted(runs, key=lambda run: (run in near, -run.depth, run.share), reverse=True)
-
-
-def find_body(model: nn.Module, probe: Probe) -> Candidate:
-    """The best candidate.
-
-    Raises:
-        CannotSplit: no two blocks of the network have the same shape.
-    """
-    found = candidates(model, probe)
-    if not found:
-        raise CannotSplit(
-            f"finding the body: no two modules of {type(model).__name__} have one class, the same parameter shapes "
-            "and the same map sizes, so there is no run of blocks to cut. An adapter can name the blocks "
-            "(docs/add_an_adapter.md)"
-        )
-    return found[0]
 
 
 @dataclass
@@ -117,7 +109,7 @@ class _Recorder:
         call.macs = (call.macs + self.counter.get_total_flops()) // 2
 
 
-def _record(model: nn.Module, probe: Probe) -> Iterator[Call]:
+def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator[Call]:
     """Every module call of one forward in the order they begin; the network's own call last."""
     with untouched(model), FlopCounterMode(display=False) as counter:
         recorder = _Recorder({id(module): name for name, module in model.named_modules()}, counter)
@@ -126,7 +118,7 @@ def _record(model: nn.Module, probe: Probe) -> Iterator[Call]:
             handles.append(module.register_forward_pre_hook(recorder.enter))
             handles.append(module.register_forward_hook(recorder.leave))
         try:
-            model(probe.input(*probe.sizes[0]))
+            model(probe.input(height, width))
         finally:
             for handle in handles:
                 handle.remove()
@@ -139,5 +131,9 @@ def _signature(call: Call) -> Any:
     return type(call.module), shapes, call.in_shape, call.out_shape
 
 
-def _area(shape: tuple[int, ...]) -> int:
-    return shape[-1] * shape[-2] if len(shape) == 4 else 0
+def _area(shape: tuple[int, ...], height: int, width: int) -> int:
+    """Pixels of a map (B, C, H, W) or (B, H, W, C), or the number of tokens (B, H*W, C), of an image's size."""
+    if len(shape) == 4:
+        channels_last = shape[1] * width == shape[2] * height and shape[2] * width != shape[3] * height
+        return shape[1] * shape[2] if channels_last else shape[2] * shape[3]
+    return shape[1] if len(shape) == 3 else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,15 +13,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit
-from ..padding import find_padding, pad_to
 from ..probing import Probe, untouched
 from ..split import Split, State
 from .layout import Layout
 from .sizes import At, Size
 from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
 
-_UNPADDED = "unpadded"
-"""Name in a state of the image before it was padded, for the tail to crop its own to."""
+_IMAGE = "lr image"
+"""Name in the state of an image whose size is no multiple of the unit: there the maps are larger than the image."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class AutomaticSplit(Split):
         super().__init__(traced.model, names, split_at, probe)
         self.constants = traced.constants
         self.unit = self.multiple_of = traced.unit
-        if self.unit != probe.multiple_of:
-            self.padding = find_padding(traced.model, probe, self.unit)
         cut = cut_after(traced, names, split_at)
         body = _inputs(cut.body, traced)
         tail = _inputs(cut.tail, traced)
@@ -81,9 +79,8 @@ class AutomaticSplit(Split):
         self._protect_inputs()
 
     def prefix(self, x: Tensor) -> State:
-        padded = pad_to(x, self.unit, self.padding or "replicate")
-        state = self._made(self._live, "prefix", {self._parts["prefix"].inputs[0]: padded})
-        return state if padded is x else {**state, _UNPADDED: x}
+        odd = {_IMAGE: x} if x.shape[2] % self.multiple_of or x.shape[3] % self.multiple_of else {}
+        return {**self._made(self._live, "prefix", {**odd, self._parts["prefix"].inputs[0]: x}), **odd}
 
     def body(self, state: State) -> State:
         return {**state, **self._made(self.writes, "body", state)}
@@ -92,14 +89,14 @@ class AutomaticSplit(Split):
         return {**state, **{name: state[stand_in] for name, stand_in in self._stand_in.items()}}
 
     def tail(self, state: State) -> Tensor:
-        return _cropped(_run(self._run["tail"], self._parts["tail"], self._layouts, state), state, self.scale)
+        image: Tensor = _run(self._run["tail"], self._parts["tail"], self._layouts, self.unit, state)[0]
+        return image
 
     def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
         """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
-        made = _run(self._run[part], self._parts[part], self._layouts, state)
-        at = _at(self._parts[part], self._layouts, state)
+        made, at = _run(self._run[part], self._parts[part], self._layouts, self.unit, state)
         return {
-            name: self._layouts[name].to_map(value, at) if name in self._layouts else value
+            name: self._layouts[name].to_map(value, at, self.multiple_of) if name in self._layouts else value
             for name, value in zip(names, made, strict=True)
         }
 
@@ -133,34 +130,30 @@ class AutomaticSplit(Split):
                 inputs = {key: state[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}
                 if name == "tail":
-                    _run(self._run[name], part, self._layouts, inputs)
+                    _run(self._run[name], part, self._layouts, self.unit, inputs)
                 else:
                     state.update(self._made(outputs, name, inputs))
                 _clone_placeholders(part.graph, [key for key in inputs if inputs[key]._version != versions[key]])
         self._bind()
 
 
-def _run(module: fx.GraphModule, part: Part, layouts: Mapping[str, Layout], state: State) -> Any:
-    """What `part` makes of the state: maps in (B, C, H, W) are handed to it in the layout that it knows them in."""
-    at = _at(part, layouts, state)
+def _run(module: nn.Module, part: Part, layouts: Mapping[str, Layout], unit: int, state: State) -> tuple[Any, At]:
+    """What `part` makes of the state, and for which size: it is handed maps in the layout that it knows them in."""
+    at = _at(part, layouts, unit, state)
     values = (layouts[n].from_map(state[n], at) if n in layouts else state[n] for n in part.inputs)
-    return module(at, *values)
+    return module(at, *values), at
 
 
-def _at(part: Part, layouts: Mapping[str, Layout], state: State) -> At:
-    """The size of the LR image or windows, by the first map that `part` takes."""
+def _at(part: Part, layouts: Mapping[str, Layout], unit: int, state: State) -> At:
+    """The size of the LR image, or of windows: that of the first map that `part` takes."""
     name = next(name for name in part.inputs if name in layouts)
     value, ratio = state[name], layouts[name].ratio
-    height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
-    return At(value.shape[0], height, width, value.device, value.dtype)
-
-
-def _cropped(image: Tensor, state: State, scale: int) -> Tensor:
-    """Without what grew from the padding; windows have none."""
-    if _UNPADDED not in state:
-        return image
-    height, width = state[_UNPADDED].shape[2:]
-    return image[:, :, : height * scale, : width * scale]
+    if _IMAGE in state:
+        height, width = state[_IMAGE].shape[2:]
+    else:
+        height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
+    full = (-(-side // unit) * unit for side in (height, width))
+    return At(value.shape[0], height, width, *full, value.device, value.dtype)
 
 
 def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
@@ -180,15 +173,24 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     last = nodes[starts[-1] : starts[-1] + len(stages[-1])]
     if _roles(last, traced) != _roles(stages[-1], traced):
         last = last[:1]
+    last += [node for node in nodes[starts[-1] + len(last) :] if _takes_apart(node, last)]
     stages.append(last)
-    begin, end = starts[split_at], starts[-1] + len(last)
-    prefix, body, tail = nodes[:begin], nodes[begin:end], nodes[end:]
-    features = next((a for a in traced.blocks[split_at].all_input_nodes if traced.values[a].kind == "map"), None)
+    begin = starts[split_at]
+    prefix, body = nodes[:begin], [*nodes[begin : starts[-1]], *last]
+    tail = [node for node in nodes[starts[-1] :] if node not in last]
+    taken = [node for node in traced.blocks[split_at].all_input_nodes if not _made_anew(node, traced)]
+    features = next((node for node in taken if traced.values[node].kind == "map"), None)
     if features is None:
         raise CannotSplit(
-            f"cutting after block {split_at}: {traced.blocks[split_at].target} takes nothing that lies on a map. {ADAPTER}"
+            f"cutting after block {split_at}: {traced.blocks[split_at].target} takes nothing that lies on a map. "
+            f"{ADAPTER}"
         )
     return Cut(prefix, body, tail, _stand_ins(stages, split_at, body, tail, features, traced), features)
+
+
+def _takes_apart(node: fx.Node, last: list[fx.Node]) -> bool:
+    """Whether `node` is one tensor of the several that the block `last[0]` returns."""
+    return node.target is operator.getitem and node.args[0] in last
 
 
 def _stand_ins(
@@ -212,7 +214,7 @@ def _stand_ins(
         if not fitting:
             raise CannotSplit(
                 f"skipping blocks {split_at + 1} to {len(stages)}: nothing computed before them has the shape "
-                f"{_shape(node, traced)} of {node.name}, which the tail uses. Try another split_at"
+                f"{_words(_shape(node, traced))} of {node.name}, which the tail uses. Try another split_at"
             )
         found[node] = fitting[0]
     return found
@@ -279,11 +281,12 @@ class _CopiedTail(nn.Module):
 
     def __init__(self, split: AutomaticSplit) -> None:
         super().__init__()
-        self.part, self.layouts, self.scale = split._parts["tail"], split._layouts, split.scale
+        self.part, self.layouts, self.unit = split._parts["tail"], split._layouts, split.unit
         self.graph = copy.deepcopy(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
-        return _cropped(_run(self.graph, self.part, self.layouts, state), state, self.scale)
+        image: Tensor = _run(self.graph, self.part, self.layouts, self.unit, state)[0]
+        return image
 
 
 def _refuse_what_is_no_map(nodes: list[fx.Node], traced: Traced) -> None:
@@ -297,9 +300,7 @@ def _refuse_what_is_no_map(nodes: list[fx.Node], traced: Traced) -> None:
 
 def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:
     """What each node does, whichever module does it."""
-    return [
-        (n.op, type(_submodule(n, traced)) if n.op == "call_module" else n.target) for n in nodes
-    ]
+    return [(n.op, type(_submodule(n, traced)) if n.op == "call_module" else n.target) for n in nodes]
 
 
 def _submodule(node: fx.Node, traced: Traced) -> nn.Module:

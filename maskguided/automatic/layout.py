@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from torch import Tensor
+from torch.nn import functional as F
 
-from .sizes import At, Size
+from .sizes import BATCH, At, Size
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a value of any layout becomes a map (B, C, r*H, r*W), and a map that value again."""
+    """How a value of any layout becomes a map (B, C, r*H, r*W), and a map that value again.
+
+    In a state, H and W are those of the image rounded up to multiples that windows can be cut from. A value
+    that is smaller, because the network does not pad it or not as far, is continued, and cropped again.
+    """
 
     shape: tuple[int | Size, ...]
     batch: int | None
@@ -23,38 +28,48 @@ class Layout:
     width: int
     """The axes of height and width; the same one where they are flattened into tokens."""
     ratio: Fraction
-
-    @property
-    def plain(self) -> bool:
-        """Whether the value is a map as it stands."""
-        return len(self.shape) == 4 and (self.batch, self.height, self.width) == (0, 2, 3)
+    full: bool
+    """Whether it is as large as the image rounded up to the network's unit, or as the image itself."""
 
     @property
     def channels(self) -> int:
+        """C of the map."""
         return math.prod(self._channel_sizes())
 
-    def to_map(self, value: Tensor, at: At) -> Tensor:
-        """(B, C, r*H, r*W); a view wherever strides allow."""
-        if self.plain:
-            return value
-        if self.batch is None:
-            value = value.unsqueeze(0).expand(at.batch, *value.shape)
-        if self.height == self.width:
-            value = value.unflatten(self._own(self.height), self._extent(at))
-        batch, channels, height, width = self._axes()
-        return value.permute(batch, *channels, height, width).flatten(1, -3) if channels else value.unsqueeze(1)
+    def to_map(self, value: Tensor, at: At, multiple: int) -> Tensor:
+        """(B, C, r*H, r*W) with H and W rounded up to multiples of `multiple`; a view wherever strides allow."""
+        height, width = self._extent(at)
+        if not self._plain:
+            if self.batch is None:
+                value = value.unsqueeze(0).expand(at.batch, *value.shape)
+            if self.height == self.width:
+                value = value.unflatten(self._own(self.height), (height, width))
+            batch, channels, rows, cols = self._axes()
+            value = value.permute(batch, *channels, rows, cols)
+            value = value.flatten(1, -3) if channels else value.unsqueeze(1)
+        up, down = self.ratio.numerator, self.ratio.denominator
+        below = -(-at.height // multiple) * multiple * up // down - height
+        right = -(-at.width // multiple) * multiple * up // down - width
+        return F.pad(value, (0, right, 0, below), mode="replicate") if below or right else value
 
     def from_map(self, value: Tensor, at: At) -> Tensor:
-        """The value of this layout, of the size of `value`; a value without a batch gets that of `value`."""
-        if self.plain:
+        """The value of this layout; one without a batch gets that of `value`."""
+        height, width = self._extent(at)
+        if value.shape[2:] != (height, width):
+            value = value[:, :, :height, :width]
+        if self._plain:
             return value
-        batch, channels, height, width = self._axes()
+        batch, channels, rows, cols = self._axes()
         value = value.unflatten(1, self._channel_sizes()) if channels else value.squeeze(1)
-        order = (batch, *channels, height, width)
+        order = (batch, *channels, rows, cols)
         value = value.permute(*(order.index(axis) for axis in range(len(order))))
         if self.height == self.width:
             value = value.flatten(self._own(self.height), self._own(self.height) + 1)
         return value.squeeze(1) if self._unit_batch else value
+
+    @property
+    def _plain(self) -> bool:
+        return len(self.shape) == 4 and (self.batch, self.height, self.width) == (0, 2, 3)
 
     @property
     def _unit_batch(self) -> bool:
@@ -79,29 +94,28 @@ class Layout:
 
     def _extent(self, at: At) -> tuple[int, int]:
         up, down = self.ratio.numerator, self.ratio.denominator
-        return at.height * up // down, at.width * up // down
+        height, width = at[3:5] if self.full else at[1:3]
+        return height * up // down, width * up // down
 
 
 def find_layout(shape: Sequence[int | Size]) -> Layout | None:
     """The layout of a value with these sizes; None for one that lies on no map."""
     batch = [a for a, s in enumerate(shape) if isinstance(s, Size) and s.batched]
-    if len(batch) > 1 or any(shape[a] != Size(1, 0, 0, 0, 1, True) for a in batch):
+    if len(batch) > 1 or any(shape[a] != BATCH for a in batch):
         return None
     of_image = {a: s for a, s in enumerate(shape) if isinstance(s, Size) and not s.batched}
-    if any(s.one or s.inverse for s in of_image.values()):
-        return None
-    tall = [a for a, s in of_image.items() if s.h and not s.w and not s.area]
-    wide = [a for a, s in of_image.items() if s.w and not s.h and not s.area]
-    flat = [a for a, s in of_image.items() if s.area and not s.h and not s.w]
     first = batch[0] if batch else None
-    if len(of_image) == 2 and len(tall) == len(wide) == 1:
-        ratios = Fraction(of_image[tall[0]].h, of_image[tall[0]].over), Fraction(
-            of_image[wide[0]].w, of_image[wide[0]].over
-        )
-        return Layout(tuple(shape), first, tall[0], wide[0], ratios[0]) if ratios[0] == ratios[1] else None
-    if len(of_image) == len(flat) == 1:
-        ratio = _root(Fraction(of_image[flat[0]].area, of_image[flat[0]].over))
-        return None if ratio is None else Layout(tuple(shape), first, flat[0], flat[0], ratio)
+    for full, (tall, wide, flat) in ((False, "HWA"), (True, "PQR")):
+        heights = {a: r for a, s in of_image.items() if (r := s.only(tall)) is not None}
+        widths = {a: r for a, s in of_image.items() if (r := s.only(wide)) is not None}
+        areas = [r for s in of_image.values() if (r := s.only(flat)) is not None]
+        if len(of_image) == 2 and len(heights) == len(widths) == 1:
+            (row, ratio), (col, other) = *heights.items(), *widths.items()
+            return Layout(tuple(shape), first, row, col, ratio, full) if ratio == other else None
+        # Without a batch, height times width counts windows, as in an attention mask.
+        if len(of_image) == len(areas) == 1 and batch:
+            axis, side = next(iter(of_image)), _root(areas[0])
+            return None if side is None else Layout(tuple(shape), first, axis, axis, side, full)
     return None
 
 

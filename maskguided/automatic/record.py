@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -69,7 +70,7 @@ class Recording:
     channels: int
     steps: list[Step] = field(default_factory=list)
     constants: list[Tensor] = field(default_factory=list)
-    image: Made = Made(-1, ())
+    image: Made | None = None
     """The image among the network's results."""
 
 
@@ -162,6 +163,8 @@ class _Recorder(TorchFunctionMode):
             return Live("device")
         if isinstance(value, torch.dtype) and value == self._dtype:
             return Live("dtype")
+        if isinstance(value, np.generic):
+            return value.item()
         return rebuilt(value, self._described)
 
     def _by_pixels(self, described: Any) -> bool:
@@ -198,9 +201,17 @@ def _hooks(model: nn.Module, leaves: set[str], recorder: _Recorder) -> Iterator[
 
 
 def leaves_around(model: nn.Module, blocks: tuple[str, ...]) -> set[str]:
-    """The modules that hold none of `blocks`; the blocks are among them."""
+    """The outermost modules that hold none of `blocks`, and the blocks themselves."""
     holds_blocks = {name[:i] for name in blocks for i, c in enumerate(name) if c == "."}
-    return {name for name, _ in model.named_modules() if name and name not in holds_blocks}
+
+    def below(module: nn.Module, prefix: str) -> Iterator[str]:
+        for name, child in module.named_children():
+            if prefix + name in holds_blocks or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+                yield from below(child, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return set(below(model, ""))
 
 
 def set_item(x: Tensor, index: Any, value: Any) -> Tensor:

@@ -15,106 +15,120 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-_BASES = ("1", "H", "W", "1H", "1W", "A", "HW", "1HW", "1A", "1HWA")  # A: height times width
+_BASES = (
+    *("1", "H", "W", "1H", "1W", "A", "HW", "1HW", "1A", "1HWA"),
+    *("P", "Q", "1P", "1Q", "PH", "QW", "R", "1R", "PQ", "1PQ", "1PQR"),
+)
+_TERMS = "1HWAPQR"
 _LARGEST_DIVISOR = 1 << 14
 
 
 class At(NamedTuple):
-    """Where and on what a part runs: sizes of the LR image or window, device and dtype."""
+    """Where and on what a part runs: the LR image or window, its size rounded up to the network's unit."""
 
     batch: int
     height: int
     width: int
+    full_height: int
+    full_width: int
     device: torch.device
     dtype: torch.dtype
+
+    def terms(self) -> tuple[int, ...]:
+        """1, H, W, A = H*W; P and Q, the same rounded up to the unit, R = P*Q."""
+        h, w, p, q = self[1:5]
+        return 1, h, w, h * w, p, q, p * q
 
 
 @dataclass(frozen=True)
 class Size:
-    """(one + h * height + w * width + area * height * width) / over, of each image if `batched`."""
+    """(a polynomial of the image's height and width, see `At.terms`) / over, of each image if `batched`."""
 
-    one: int
-    h: int
-    w: int
-    area: int
-    over: int
-    batched: bool
+    factors: tuple[int, ...]
+    over: int = 1
+    batched: bool = False
     inverse: bool = False
     """Whether the number is one over that (only for real numbers)."""
 
     def __str__(self) -> str:
-        parts = ((self.one, ""), (self.h, "H"), (self.w, "W"), (self.area, "H*W"))
-        terms = " + ".join(f"{n}*{x}" if x and n != 1 else x or str(n) for n, x in parts if n)
+        parts = [("" if f == 1 else f"{f}*") + t for f, t in zip(self.factors[1:], _TERMS[1:], strict=True) if f]
+        terms = " + ".join([*parts, *([str(self.factors[0])] if self.factors[0] else [])])
         whole = terms if self.over == 1 else f"({terms})/{self.over}"
-        return f"B*{whole}" if self.batched and terms != "1" else "B" if self.batched else whole
+        return "B" if self == BATCH else f"B*{whole}" if self.batched else whole
 
-    @property
-    def terms(self) -> tuple[int | bool, ...]:
-        """The arguments of `size` after `at`."""
-        return (self.one, self.h, self.w, self.area, self.over, self.batched, self.inverse)
+    def only(self, terms: str) -> Fraction | None:
+        """What `terms` (one letter) is multiplied by, if nothing else is in it."""
+        at = _TERMS.index(terms)
+        alone = not self.inverse and all(not f for i, f in enumerate(self.factors) if i != at)
+        return Fraction(self.factors[at], self.over) if alone and self.factors[at] else None
 
 
-def size(at: At, one: int, h: int, w: int, area: int, over: int, batched: bool, inverse: bool) -> Any:
-    """The number that a Size of these terms stands for.
+BATCH = Size((1, 0, 0, 0, 0, 0, 0), batched=True)
 
-    >>> at = At(2, 16, 24, torch.device("cpu"), torch.float32)
-    >>> size(at, *Size(0, 0, 0, 1, over=64, batched=True).terms)     # 8x8 windows of two images
+
+def size(at: At, factors: tuple[int, ...], over: int, batched: bool, inverse: bool) -> Any:
+    """The number that `Size(factors, over, batched, inverse)` stands for.
+
+    >>> at = At(2, 13, 24, 16, 24, torch.device("cpu"), torch.float32)
+    >>> size(at, (0, 0, 0, 0, 0, 0, 1), 64, True, False)     # 8x8 windows of two images of 13x24
     12
     """
-    total = one + h * at.height + w * at.width + area * at.height * at.width
+    total = sum(factor * term for factor, term in zip(factors, at.terms(), strict=True))
     if batched:
         total = total * at.batch
     return over / total if inverse else total // over
 
 
-def fit(values: Sequence[Any], sizes: Sequence[tuple[int, int, int]]) -> Any:
+def fit(values: Sequence[Any], at: Sequence[At]) -> Any:
     """One number for all sizes: itself where it is always the same, else a Size; None where no polynomial fits.
 
     Args:
         values: whole or real numbers, one for each size.
-        sizes: (batch, height, width); one of them with another batch than 1, at a size that stands there with 1.
+        at: one of them with another batch than 1, at a size that stands there with 1.
 
-    >>> fit([34, 38, 46, 34], [(1, 17, 19), (1, 19, 17), (1, 23, 20), (2, 17, 19)])
-    Size(one=0, h=2, w=0, area=0, over=1, batched=False, inverse=False)
+    >>> sizes = [At(b, h, w, h, w, None, None) for b, h, w in ((1, 17, 19), (1, 19, 17), (1, 23, 20), (2, 17, 19))]
+    >>> str(fit([34, 38, 46, 34], sizes)), str(fit([323, 323, 460, 646], sizes)), fit([1, 2, 1, 1], sizes)
+    ('2*H', 'B*A', None)
     """
     if all(value == values[0] for value in values):
         return values[0]
-    batched = _batched(values, sizes)
+    batched = _batched(values, at)
     if batched is None:
         return None
-    single = [(value, at) for value, at in zip(values, sizes, strict=True) if at[0] == 1]
+    single = [(value, where) for value, where in zip(values, at, strict=True) if where.batch == 1]
     whole = all(isinstance(value, int) for value in values)
-    for basis in _BASES:
+    for basis in _BASES if any(w[1:3] != w[3:5] for w in at) else _BASES[:10]:
         found = _solve(single, basis, batched, inverse=False)
         if found is None and not whole and all(values):
-            found = _solve([(1 / value, at) for value, at in single], basis, batched, inverse=True)
+            found = _solve([(1 / value, where) for value, where in single], basis, batched, inverse=True)
         if found is not None:
             return found
     return None
 
 
-def _batched(values: Sequence[Any], sizes: Sequence[tuple[int, int, int]]) -> bool | None:
+def _batched(values: Sequence[Any], at: Sequence[At]) -> bool | None:
     """Whether a value grows with the batch; None if it does in another way than by proportion."""
-    single = {at[1:]: value for value, at in zip(values, sizes, strict=True) if at[0] == 1}
-    more = [(value, single[at[1:]], at[0]) for value, at in zip(values, sizes, strict=True) if at[0] != 1]
+    single = {where[1:3]: value for value, where in zip(values, at, strict=True) if where.batch == 1}
+    more = [(value, single[w[1:3]], w.batch) for value, w in zip(values, at, strict=True) if w.batch != 1]
     if all(value == one for value, one, _ in more):
         return False
     return True if all(value == one * batch for value, one, batch in more) else None
 
 
-def _solve(samples: list[tuple[Any, tuple[int, int, int]]], basis: str, batched: bool, inverse: bool) -> Size | None:
-    terms = {"1": lambda h, w: 1, "H": lambda h, w: h, "W": lambda h, w: w, "A": lambda h, w: h * w}
-    rows = np.array([[terms[t](h, w) for t in basis] for _, (_, h, w) in samples], dtype=np.float64)
+def _solve(samples: list[tuple[Any, At]], basis: str, batched: bool, inverse: bool) -> Size | None:
+    columns = [_TERMS.index(term) for term in basis]
+    rows = np.array([[where.terms()[c] for c in columns] for _, where in samples], dtype=np.float64)
     wanted = np.array([value for value, _ in samples], dtype=np.float64)
     solution, _, rank, _ = np.linalg.lstsq(rows, wanted, rcond=None)
     if rank < len(basis) or not np.allclose(rows @ solution, wanted, rtol=1e-9, atol=1e-9):
         return None
-    parts = {t: Fraction(float(c)).limit_denominator(_LARGEST_DIVISOR) for t, c in zip(basis, solution, strict=True)}
-    over = lcm(*(part.denominator for part in parts.values()))
-    one, h, w, area = (int(parts.get(t, Fraction(0)) * over) for t in "1HWA")
-    found = Size(one, h, w, area, over, batched, inverse)
-    exact = all(
-        abs(Fraction(one + h * height + w * width + area * height * width, over) - Fraction(value)) < Fraction(1, 10**6)
-        for value, (_, height, width) in samples
-    )
-    return found if exact else None
+    parts = [Fraction(float(c)).limit_denominator(_LARGEST_DIVISOR) for c in solution]
+    over = lcm(*(part.denominator for part in parts))
+    factors = [0] * len(_TERMS)
+    for column, part in zip(columns, parts, strict=True):
+        factors[column] = int(part * over)
+    for value, where in samples:
+        total = sum(f * t for f, t in zip(factors, where.terms(), strict=True))
+        if abs(Fraction(total, over) - Fraction(value)) > Fraction(1, 10**6):
+            return None
+    return Size(tuple(factors), over, batched, inverse)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import types
 from collections.abc import Iterable
@@ -17,12 +16,13 @@ from ..probing import Probe
 from ..split import Kind
 from .layout import Layout, find_layout
 from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, rebuilt, record
-from .sizes import Size, fit, size
+from .sizes import BATCH, At, Size, fit, size
 
 MODEL, CONSTANTS, AT = "model", "constants", "at"
 """Names within the graph: of the network, of tensors that came from elsewhere, and of the sizes."""
 
-_UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
+UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
+"""What networks round the size of their input up to, in the order of trying."""
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,34 @@ class Traced:
     """The graph holds for heights and widths that are multiples of this."""
 
 
-def trace(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> Traced:
-    """Record `model` at several sizes and generalise: the smallest unit wins whose multiples all agree.
+def recordings(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> list[Recording]:
+    """`model` at sizes that tell what follows from them, with blocks as single steps.
+
+    The sides are primes (of the network's own multiple), so that a network that rounds them up always does.
 
     Raises:
-        CannotSplit: the forward branches on pixel values, or does other things at every size.
+        CannotSplit: the forward branches on pixel values, or takes other steps at every size.
     """
-    leaves = leaves_around(model, blocks)
-    why = "it was never run"
-    for unit in sorted({math.lcm(probe.multiple_of, unit) for unit in _UNITS}, key=_units_first):
-        try:
-            return _Generaliser(model, _recordings(model, leaves, probe, unit), blocks, unit).traced()
-        except CannotFollow as error:
-            raise CannotSplit(f"recording {type(model).__name__}: {error}. {ADAPTER}") from error
-        except _Differs as difference:
-            why = str(difference)
-    raise CannotSplit(
-        f"tracing {type(model).__name__}: its steps differ from size to size, even at multiples of {unit} "
-        f"({why}). {ADAPTER}"
-    )
+    leaves, made = leaves_around(model, blocks), list[Recording]()
+    try:
+        for batch, height, width in _sizes(probe):
+            made.append(_recorded(model, leaves, probe.input(height, width, batch)))
+            _same_steps(made[0], made[-1])
+    except (CannotFollow, _Differs) as error:
+        raise CannotSplit(f"recording {type(model).__name__}: {error}. {ADAPTER}") from error
+    return made
+
+
+def trace(model: nn.Module, blocks: tuple[str, ...], runs: list[Recording], unit: int) -> Traced:
+    """Generalise recordings: one graph for all sizes, of a network that rounds them up to multiples of `unit`.
+
+    Raises:
+        CannotSplit: some number in the recordings does not follow from the size in this way.
+    """
+    try:
+        return _Generaliser(model, runs, blocks, unit).traced()
+    except _Differs as error:
+        raise CannotSplit(f"tracing {type(model).__name__}: {error}. {ADAPTER}") from error
 
 
 ADAPTER = "An adapter can split it (docs/new_backbone.md)"
@@ -80,17 +89,13 @@ class _Differs(Exception):
     """Two recordings do not go together."""
 
 
-def _units_first(unit: int) -> tuple[int, int]:
-    return (_UNITS.index(unit) if unit in _UNITS else len(_UNITS)), unit
-
-
-def _recordings(model: nn.Module, leaves: set[str], probe: Probe, unit: int) -> Iterable[Recording]:
-    """The network at sizes that no larger unit would fit by chance, the cheap ones first."""
-    a = max(2, -(-probe.least // unit))
-    b, c = max(a + 2, -(-35 // unit)), max(a + 3, -(-66 // unit))
-    for batch, height, width in ((1, a, a + 1), (1, a + 1, a), (1, a + 1, b), (1, b, a), (1, c, a), (1, a, c)):
-        yield _recorded(model, leaves, probe.input(height * unit, width * unit, batch))
-    yield _recorded(model, leaves, probe.input(a * unit, (a + 1) * unit, 2))
+def _sizes(probe: Probe) -> list[tuple[int, int, int]]:
+    step, few = probe.multiple_of, probe.multiple_of >= 8
+    primes = [p for p in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 37, 43, 53, 61, 67) if p * step >= probe.least]
+    a, b, c = (p * step for p in primes[:3])
+    d, e = (c, c) if few else (next(p * step for p in primes if p * step > least) for least in (36, 66))
+    sizes = [(1, a, b), (1, b, a), (1, c, d), (1, d, a), (1, a, e), (1, e, b), (2, a, b)]
+    return list(dict.fromkeys(sizes))
 
 
 def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
@@ -103,12 +108,20 @@ def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
         raise _Differs(f"an input of {tuple(x.shape)} raises {type(error).__name__}: {text}") from error
 
 
+def _same_steps(one: Recording, other: Recording) -> None:
+    for a, b in zip(one.steps, other.steps, strict=False):
+        if a.target != b.target:
+            raise _Differs(f"{_name(a.target)} at {one.size}, {_name(b.target)} at {other.size}")
+    if (len(one.steps), one.image) != (len(other.steps), other.image):
+        raise _Differs(f"{len(one.steps)} steps at {one.size}, {len(other.steps)} at {other.size}")
+
+
 @dataclass
 class _Generaliser:
     """Recordings at several sizes -> one graph."""
 
     model: nn.Module
-    source: Iterable[Recording]
+    recordings: list[Recording]
     blocks: tuple[str, ...]
     unit: int
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -117,31 +130,20 @@ class _Generaliser:
     calls: list[fx.Node] = field(default_factory=list)
 
     def traced(self) -> Traced:
-        self.recordings = self._agreeing()
-        self.sizes = [r.size for r in self.recordings]
+        first = self.recordings[0]
+        assert first.image is not None
+        self.sizes = [_at(recording, self.unit) for recording in self.recordings]
+        self.used = {made for step in first.steps for made in _made_in((step.args, step.kwargs))} | {first.image}
         self.at = self.graph.placeholder(AT)
         x = self.graph.placeholder("x")
         self.made: dict[Made, fx.Node] = {Made(-1, ()): x}
-        self.values[x] = self._value([(b, r.channels, h, w) for r in self.recordings for b, h, w in [r.size]], from_input=True)
-        for number in range(len(self.recordings[0].steps)):
+        self.values[x] = self._value(
+            [(at.batch, first.channels, at.height, at.width) for at in self.sizes], from_input=True
+        )
+        for number in range(len(first.steps)):
             self._add(number)
-        self.graph.output(self.made[self.recordings[0].image])
+        self.graph.output(self.made[first.image])
         return Traced(self.model, self.graph, self.constants, self.values, self.calls, self.unit)
-
-    def _agreeing(self) -> list[Recording]:
-        """All recordings, as soon as two differ in their steps an error."""
-        taken: list[Recording] = []
-        for recording in self.source:
-            taken.append(recording)
-            first = taken[0]
-            for one, other in zip(first.steps, recording.steps, strict=False):
-                if one.target != other.target:
-                    raise _Differs(f"{_name(one.target)} at {first.size[1:]}, {_name(other.target)} at {recording.size[1:]}")
-            if (len(first.steps), first.image) != (len(recording.steps), recording.image):
-                raise _Differs(f"{len(first.steps)} steps at {first.size}, {len(recording.steps)} at {recording.size}")
-        used = {made for step in taken[0].steps for made in _made_in((step.args, step.kwargs))}
-        self.used = used | {taken[0].image}
-        return taken
 
     def _add(self, number: int) -> None:
         """One step of all recordings as a node, and one node for each tensor of a nested result that is used."""
@@ -179,7 +181,9 @@ class _Generaliser:
                 raise _Differs(f"{where} takes other tensors")
             return self._node(first)
         if any(type(value) is not type(first) for value in values):
-            raise _Differs(f"{where} takes {first!r} at {self.sizes[0]}, and other kinds of arguments elsewhere")
+            raise _Differs(
+                f"{where} takes {first!r} at {self.recordings[0].size}, and other kinds of arguments elsewhere"
+            )
         if isinstance(first, (tuple, list)):
             if any(len(value) != len(first) for value in values):
                 raise _Differs(f"{where} takes more or fewer arguments")
@@ -195,14 +199,18 @@ class _Generaliser:
         if isinstance(first, (int, float)) and not isinstance(first, bool):
             return self._number(values, where)
         if any(value != first for value in values):
-            raise _Differs(f"{where} takes {first!r} at {self.sizes[0]}, other values elsewhere")
+            raise _Differs(f"{where} takes {first!r} at {self.recordings[0].size}, other values elsewhere")
         return first
 
     def _number(self, values: list[Any], where: str) -> Any:
         found = fit(values, self.sizes)
         if found is None:
-            raise _Differs(f"{where} takes {values} at {self.sizes}, which no formula fits")
-        return self.graph.call_function(size, (self.at, *found.terms)) if isinstance(found, Size) else found
+            raise _Differs(f"{where} takes {values} at {[r.size for r in self.recordings]}, which no formula fits")
+        return (
+            self.graph.call_function(size, (self.at, found.factors, found.over, found.batched, found.inverse))
+            if isinstance(found, Size)
+            else found
+        )
 
     def _node(self, source: Made | Held | Constant | Live) -> fx.Node:
         if isinstance(source, Made):
@@ -230,8 +238,14 @@ class _Generaliser:
             return Value("map", tuple(dims), layout, from_input)
         if not any(isinstance(dim, Size) for dim in dims):
             return Value("constant", tuple(dims), None, from_input)
-        vector = dims[0] == Size(1, 0, 0, 0, 1, True) and not any(isinstance(dim, Size) for dim in dims[1:])
+        vector = dims[0] == BATCH and not any(isinstance(dim, Size) for dim in dims[1:])
         return Value("vector" if vector else None, tuple(dims), None, from_input)
+
+
+def _at(recording: Recording, unit: int) -> At:
+    batch, height, width = recording.size
+    full = (-(-side // unit) * unit for side in (height, width))
+    return At(batch, height, width, *full, torch.device("cpu"), torch.float32)
 
 
 def _made_in(described: Any) -> Iterable[Made]:
