@@ -48,6 +48,8 @@ class Facts:
     """Height and width of the network's input must be multiples of this; a MaskGuided pads by itself."""
     supports_half: bool | None
     """Whether float16 is known to work; None: not known."""
+    tiling: str | None = None
+    """Whether an image may be run in tiles: "supported", "discouraged" or "internal"; None: not known."""
 
 
 class Split(ABC):
@@ -66,6 +68,7 @@ class Split(ABC):
     constants: nn.Module | None = None
     """Tensors that the forward creates; they move with the wrapped network."""
     supports_half: bool | None = None
+    tiling: str | None = None
 
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], split_at: int, probe: Probe) -> None:
         if isinstance(split_at, bool) or not isinstance(split_at, int) or not 1 <= split_at < len(blocks):
@@ -122,6 +125,7 @@ class Split(ABC):
             radius=whole,
             multiple_of=self.probe.multiple_of,
             supports_half=self.supports_half,
+            tiling=self.tiling,
         )
 
     def _radius(self, part: receptive.Part) -> int | None:
