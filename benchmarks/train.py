@@ -26,6 +26,7 @@ from maskguided.integrations.basicsr_plugin import import_basicsr
 from small_networks import NETWORKS, SCALE
 
 
+
 def read_pairs(folders: list[Path], cache: Path) -> list[tuple[Tensor, Tensor]]:
     """(LR, HR) uint8 tensors (3, H, W) of every image; HR cropped to a multiple of the scale."""
     if cache.exists():

@@ -145,9 +145,9 @@ def _recognised(weights: Mapping[str, Tensor], scale: int | None) -> Loaded:
     try:
         descriptor = describe(weights)
     except (CheckpointError, MissingDependency) as error:
-        few = ", ".join(sorted(weights)[:4])
+        few = ", ".join(sorted(weights)[:4]) + (", ..." if len(weights) > 4 else "")
         raise CheckpointError(
-            f"no network is known for these {len(weights)} weights ({few}, ...). Adapters tried: {', '.join(tried)}; "
+            f"no network is known for these weights ({few}). Adapters tried: {', '.join(tried)}; "
             f"{error}. Build the network in Python, load the weights into it and give it to maskguided.wrap"
         ) from None
     return _by_spandrel(descriptor, scale)
