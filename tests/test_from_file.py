@@ -120,7 +120,7 @@ def test_the_published_large_edsr_has_its_res_scale(tmp_path):
 
 def test_a_network_that_spandrel_calls_in_its_own_way(tmp_path):
     """FBCNN returns the image and an estimate of the JPEG quality."""
-    model = from_spandrel("FBCNN", nc=[8, 8, 8, 8], nb=1).eval()
+    model = from_spandrel("FBCNN", nc=[8, 8, 8, 512], nb=2).eval()
     loaded = load_network(saved(model, tmp_path / "net.pth"))
     x = image(1, 3, 16, 24)
     assert loaded.scale == 1
@@ -177,7 +177,7 @@ def test_the_adapter_wins_over_spandrel_only_if_all_weights_fit(tmp_path, monkey
     assert load_network(path).architecture == "other-compact"
     assert load_network(other).architecture == "RealESRGAN Compact"
     torch.save({"body.0.weight": torch.ones(1)}, tmp_path / "c.pth")
-    with pytest.raises(CheckpointError, match=r"other-compact \(these weights are not of this Compact"):
+    with pytest.raises(CheckpointError, match=r"other-compact \(these weights are not of this SRVGGNetCompact"):
         load_network(tmp_path / "c.pth")
 
 
@@ -188,10 +188,11 @@ def test_what_nobody_knows_gets_the_whole_story(tmp_path, monkeypatch):
     torch.save(STATE, tmp_path / "net.pth")
     common = (
         r"net\.pth: no network is known for these weights \(a\.weight, b\.weight, c\.weight, d\.weight, \.\.\.\)\. "
-        r"Adapters tried: pan, edsr, rcan; {} .*wrap"
+        r"Adapters tried: pan, edsr, rcan; {} Build .*wrap"
     )
     monkeypatch.setitem(sys.modules, "spandrel", None)
-    with pytest.raises(CheckpointError, match=common.format(r"spandrel is not installed: pip install 'maskguided\[sp")):
+    absent = r"spandrel is not installed: pip install 'maskguided\[spandrel\]'\."
+    with pytest.raises(CheckpointError, match=common.format(absent)):
         maskguided.from_file(tmp_path / "net.pth")
     monkeypatch.undo()
     need_spandrel()
