@@ -17,6 +17,8 @@ from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.split import State
 from maskguided.weights import count_blocks, load_into
 
+from .edsr_net import EDSR
+
 _BASICSR = ("conv_first", "body", "conv_after_body", "upsample", "conv_last", "img_range", "mean")
 _ORIGINAL = ("sub_mean", "head", "body", "tail", "add_mean")
 
@@ -33,6 +35,8 @@ class MeanShiftedAdapter(Adapter):
             return f"for basicsr's layout {basicsr}; for the original one {original}"
         if not isinstance(model.body, nn.Sequential) or len(model.body) < 2:
             return "its body is no Sequential of blocks"
+        if hasattr(model, "rgb_range"):
+            return "it brings its input to another range itself (rgb_range)"
         return cls.missing_in_block(model.body[0])
 
     @classmethod
@@ -72,30 +76,67 @@ class EDSRAdapter(MeanShiftedAdapter):
         return lacks(block, "res_scale") or (lacks(block, "conv1", "conv2") and lacks(block, "body.2"))
 
     @classmethod
+    def recognises(cls, weights: Mapping[str, Tensor]) -> bool:
+        basicsr = {"body.0.conv1.weight", "conv_after_body.weight", "upsample.0.weight"}
+        original = {"sub_mean.weight", "head.0.weight", "body.0.body.2.weight", "add_mean.weight"}
+        return basicsr <= weights.keys() or original <= weights.keys()
+
+    @classmethod
     def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
-        """Weights of basicsr's EDSR; needs basicsr."""
-        settings = basicsr_settings(cls.name, weights)
+        """Weights of basicsr's EDSR (needs basicsr) or of the original layout, for images in 0..1 either way.
+
+        res_scale is not among them: it is 0.1 for 256 features and more, else 1, as in all published models.
+        """
+        if "sub_mean.weight" in weights:
+            return load_into(_original(weights, scale), weights)
+        settings = basicsr_settings(weights, scale)
         model: nn.Module = import_basicsr("basicsr.archs.edsr_arch").EDSR(
-            num_block=count_blocks(weights, "body"), **settings
+            num_block=count_blocks(weights, "body"), res_scale=_res_scale(settings["num_feat"]), **settings
         )
         return load_into(model, weights)
 
 
-def basicsr_settings(name: str, weights: Mapping[str, Tensor]) -> dict[str, int]:
+def basicsr_settings(weights: Mapping[str, Tensor], scale: int | None) -> dict[str, int]:
     """Constructor arguments that basicsr's EDSR and RCAN share, read off the shapes."""
-    if "conv_after_body.weight" not in weights:
-        raise ArgumentError(
-            f"--model {name}: these weights are not of basicsr's layout (no conv_after_body.weight); "
-            "for the original layout, make the network in Python and wrap it"
-        )
     features, channels = weights["conv_first.weight"].shape[:2]
-    widening = [w.shape[0] // features for key, w in weights.items() if key.startswith("upsample.") and w.dim() == 4]
-    scale = 1
-    for factor in widening:
-        scale *= round(factor**0.5)
     return {
         "num_in_ch": channels,
         "num_out_ch": weights["conv_last.weight"].shape[0],
         "num_feat": features,
-        "upscale": scale,
+        "upscale": _agreed(_shuffled_scale(weights, "upsample.", features), scale),
     }
+
+
+def _original(weights: Mapping[str, Tensor], scale: int | None) -> EDSR:
+    features, channels = weights["head.0.weight"].shape[:2]
+    light = "tail.0.weight" in weights
+    found = _shuffled_scale(weights, "tail.0.", channels if light else features)
+    return EDSR(
+        channels,
+        features,
+        count_blocks(weights, "body") - 1,
+        _agreed(found, scale),
+        res_scale=_res_scale(features),
+        # The mean of 0..255 images is about 114, that of 0..1 images below 1.
+        value_range=255 if float(weights["sub_mean.bias"].abs().max()) > 1 else 1,
+        light_tail=light,
+    )
+
+
+def _shuffled_scale(weights: Mapping[str, Tensor], prefix: str, channels: int) -> int:
+    """The product of the PixelShuffle factors, from how much the convolutions under `prefix` widen."""
+    scale = 1
+    for name, weight in weights.items():
+        if name.startswith(prefix) and weight.dim() == 4:
+            scale *= round((weight.shape[0] // channels) ** 0.5)
+    return scale
+
+
+def _agreed(found: int, scale: int | None) -> int:
+    if scale not in (None, found):
+        raise ArgumentError(f"these weights are of a x{found} network, not x{scale}; leave scale out (--scale)")
+    return found
+
+
+def _res_scale(features: int) -> float:
+    return 0.1 if features >= 256 else 1.0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskguided.adapter import Adapter, lacks, register
+from maskguided.errors import ArgumentError
 from maskguided.split import State
 from maskguided.weights import count_blocks, load_into
 
@@ -28,12 +29,23 @@ class PANAdapter(Adapter):
         return lacks(model, "conv_first", "SCPA_trunk", "trunk_conv", "upconv1", "att1", "HRconv1", "conv_last")
 
     @classmethod
+    def recognises(cls, weights: Mapping[str, Tensor]) -> bool:
+        return {"conv_first.weight", "SCPA_trunk.0.conv1_a.weight", "att1.conv.weight"} <= weights.keys()
+
+    @classmethod
     def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
-        """Official weights or ours. x2 and x3 files have the same names and shapes: x3 needs `scale=3`."""
-        if scale is None:
-            scale = 4 if "upconv2.weight" in weights else 2
+        """Official weights or ours. x2 and x3 files have the same names and shapes: they need `scale`."""
         features, channels = weights["conv_first.weight"].shape[:2]
-        model = PAN(channels, features, weights["upconv1.weight"].shape[0], count_blocks(weights, "SCPA_trunk"), scale)
+        up_features = weights["upconv1.weight"].shape[0]
+        fitting = (4,) if "upconv2.weight" in weights else (2, 3)
+        if scale is None and len(fitting) > 1:
+            raise ArgumentError(
+                "weights of a PAN that is x2 or x3, which they do not tell: give scale=2 or scale=3 (--scale)"
+            )
+        scale = scale or fitting[0]
+        if scale not in fitting:
+            raise ArgumentError(f"weights of a PAN that is {' or '.join(f'x{s}' for s in fitting)}, not x{scale}")
+        model = PAN(channels, features, up_features, count_blocks(weights, "SCPA_trunk"), scale)
         return load_into(model, weights)
 
     def stem(self, x: Tensor) -> State:

@@ -28,6 +28,10 @@ class RCANAdapter(MeanShiftedAdapter):
         return lacks(block, "residual_group") and lacks(block, "body.0.body.3.conv_du")
 
     @classmethod
+    def recognises(cls, weights: Mapping[str, Tensor]) -> bool:
+        return {"body.0.residual_group.0.rcab.0.weight", "conv_after_body.weight"} <= weights.keys()
+
+    @classmethod
     def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
         """Weights of basicsr's RCAN; needs basicsr."""
         squeeze = weights["body.0.residual_group.0.rcab.3.attention.1.weight"].shape
@@ -35,6 +39,6 @@ class RCANAdapter(MeanShiftedAdapter):
             num_group=count_blocks(weights, "body"),
             num_block=count_blocks(weights, "body.0.residual_group"),
             squeeze_factor=squeeze[1] // squeeze[0],
-            **basicsr_settings(cls.name, weights),
+            **basicsr_settings(weights, scale),
         )
         return load_into(model, weights)

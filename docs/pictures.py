@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 import maskguided
 from maskguided.images import read_image
-from maskguided.networks import network
+from maskguided.networks import load_network
 from maskguided.patches import gather, scatter
 
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ def montage(windows: torch.Tensor, cols: int) -> torch.Tensor:
 @torch.inference_mode()
 def main() -> None:
     lr = torch.from_numpy(read_image(HERE.parent / "examples" / "astronaut.png")).permute(2, 0, 1)[None] / 255
-    fast = maskguided.wrap(network(None, None), keep=0.25, patch_size=16, halo=4, merge="image").eval()
+    fast = maskguided.wrap(load_network().model, keep=0.25, patch_size=16, halo=4, merge="image").eval()
     found, grid, scale = fast.explain(lr), fast.grid(*lr.shape[2:]), fast.scale
 
     figure, axes = plt.subplots(1, 4, figsize=(16, 4.9), constrained_layout=True)

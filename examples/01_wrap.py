@@ -11,10 +11,10 @@ import torch
 from skimage import data
 
 import maskguided
-from maskguided.networks import network
+from maskguided.networks import load_network
 
 weights = sys.argv[1] if len(sys.argv) > 1 else None
-model = network("pan" if weights else None, weights)
+model = load_network(weights).model
 
 photo = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None] / 255  # (1, 3, 512, 512)
 lr = torch.nn.functional.interpolate(photo, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)

@@ -20,6 +20,7 @@ from .errors import (
 )
 from .guided import Explanation, MaskGuided, wrap
 from .inspection import inspect
+from .networks import from_file
 from .split import Facts, Split
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "MaskGuidedError",
     "MissingDependency",
     "Split",
+    "from_file",
     "inspect",
     "load",
     "register",

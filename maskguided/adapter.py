@@ -70,10 +70,21 @@ class Adapter(Split):
         """Blocks 1..N, each a map from (B, C, H, W) to the same shape."""
 
     @classmethod
-    def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
-        """The network that these weights belong to, loaded with them (for `--model NAME --weights FILE`).
+    def recognises(cls, weights: Mapping[str, Tensor]) -> bool:
+        """Whether these look like weights that `build` takes, by their names; `build` then makes sure of it."""
+        return False
 
-        `scale` is asked for only where shapes do not tell it.
+    @classmethod
+    def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
+        """The network that these weights belong to, loaded with all of them and in eval mode.
+
+        Args:
+            weights: a flat state dict.
+            scale: needed only where names and shapes do not tell it.
+
+        Raises:
+            KeyError, CheckpointError: they belong to another network.
+            ArgumentError: `scale` is needed, or is not theirs.
         """
         raise ArgumentError(f"adapter {cls.name!r} cannot build a network from weights: wrap one from Python")
 

@@ -13,11 +13,10 @@ from torch import nn
 from .adapter import AUTOMATIC, Adapter
 from .errors import CheckpointError
 from .guided import MaskGuided, wrap
-from .weights import Weights, load_into, read, safetensors_file, write_whole
+from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
 
 __all__ = ["Weights", "fingerprint", "load", "read", "save"]
 
-_FORMAT = "maskguided-1"
 _ADDED = ("head", "coarse_tail")
 
 
@@ -34,7 +33,7 @@ def save(fast: MaskGuided, path: str | Path) -> None:
         for name, value in fast.state_dict().items()
         if name.partition(".")[0] in _ADDED
     }
-    header = {"format": _FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_base(fast))}
+    header = {"format": HEAD_FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_base(fast))}
     save_file = safetensors_file("save_file")
     write_whole(path, lambda beside: save_file(tensors, beside, metadata=header))
 
@@ -57,7 +56,7 @@ def load(path: str | Path, model: nn.Module) -> MaskGuided:
     True
     """
     content = read(path)
-    if content.metadata.get("format") != _FORMAT:
+    if content.metadata.get("format") != HEAD_FORMAT:
         raise CheckpointError(
             f"{path}: no file that maskguided.save wrote (its format is {content.metadata.get('format')})"
         )

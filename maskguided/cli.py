@@ -30,7 +30,7 @@ from .errors import ArgumentError, ImageError, MaskGuidedError
 from .guided import MaskGuided, wrap
 from .images import SUFFIXES, list_images, read_image, resize, write_image
 from .infer import overlay, pick_device, pick_dtype, upscale
-from .networks import network
+from .networks import Loaded, load_network
 
 app = typer.Typer(
     add_completion=False,
@@ -50,11 +50,14 @@ class Alpha(str, Enum):
 
 
 ModelName = Annotated[
-    str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: the starter network.")
+    str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are.")
 ]
-WeightFile = Annotated[Path | None, typer.Option("--weights", "-w", help="Weight file: .pth, .pt or .safetensors.")]
+WeightFile = Annotated[
+    Path | None,
+    typer.Option("--weights", "-w", help="Weight file: .pth, .pt or .safetensors; default: the starter network."),
+]
 NetScale = Annotated[
-    int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x3).")
+    int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x2, x3).")
 ]
 SplitAt = Annotated[str, typer.Option(help="Blocks that run on the whole image; auto: half of them.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
@@ -112,11 +115,14 @@ def upscale_command(
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
-    net = network(model, weights, scale)
+    loaded = load_network(weights, model, scale)
     if head is not None:
-        fast = checkpoint.load(head, net)
+        fast = checkpoint.load(head, loaded.model)
     else:
-        fast = wrap(net, _split_at(split_at), patch_size=patch_size, halo=halo)
+        fast = wrap(loaded.model, _split_at(split_at), patch_size=patch_size, halo=halo)
+    loaded.inform(fast.split)
+    if tile and fast.split.tiling in ("discouraged", "internal"):
+        err.print(f"[yellow]warning:[/yellow] --tile {tile}: {_plain(_against_tiles(loaded))}")
     if keep is not None:
         fast.keep = keep
     where = pick_device(device)
@@ -148,7 +154,10 @@ def inspect_command(
     model: ModelName = None, weights: WeightFile = None, scale: NetScale = None, split_at: SplitAt = "auto"
 ) -> None:
     """Say what the body of a network is, what a cut costs, or why it cannot be split."""
-    found = inspection.inspect(network(model, weights, scale), _split_at(split_at))
+    loaded = load_network(weights, model, scale)
+    if weights is not None:
+        out.print(f"{weights.name}: {loaded}", markup=False)
+    found = inspection.inspect(loaded.model, _split_at(split_at))
     out.print(str(found), markup=False)
     if not found.can_split:
         raise typer.Exit(1)
@@ -178,7 +187,8 @@ def bench_command(
     torch.set_num_threads(threads)
     where = pick_device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    net = network(model, weights, scale).to(where, pick_dtype(dtype, where, None)).to(memory_format=layout)
+    loaded = load_network(weights, model, scale)
+    net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
     like = next(net.parameters())
     pairs = bench.read_pairs(lr, hr, like.device, like.dtype, channels_last)
     settings = [
@@ -301,8 +311,13 @@ def _listed(name: str, text: str, kind: Any) -> list[str]:
     return parts
 
 
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", "\\[")
+def _against_tiles(loaded: Loaded) -> str:
+    why = "looks at the whole image" if loaded.tiling == "discouraged" else "cuts tiles itself"
+    return f"{loaded.architecture} {why}, so borders of tiles may show; leave --tile out if memory allows"
+
+
+def _plain(text: object) -> str:
+    return str(text).replace("[", "\\[")
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def pick_dtype(name: str, device: torch.device, supports_half: bool | None) -> t
     if name not in DTYPES:
         raise ArgumentError(f"--dtype {name}: use auto, {', '.join(DTYPES)}")
     if name == "fp16" and supports_half is False:
-        raise ArgumentError("--dtype fp16: this network leaves the range of float16; use bf16 or fp32")
+        raise ArgumentError("--dtype fp16: this network leaves the range of float16, or may; use bf16 or fp32")
     return DTYPES[name]
 
 

@@ -48,6 +48,8 @@ class Facts:
     """Patches, halos and windows are multiples of this many LR pixels; 1: any size. Images may have any size."""
     supports_half: bool | None
     """Whether float16 is known to work; None: not known."""
+    tiling: str | None = None
+    """Whether an image may be run in tiles: "supported", "discouraged" or "internal"; None: not known."""
 
 
 class Split(ABC):
@@ -68,6 +70,7 @@ class Split(ABC):
     supports_half: bool | None = None
     multiple_of: int
     """See Facts."""
+    tiling: str | None = None
 
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], split_at: int, probe: Probe) -> None:
         if isinstance(split_at, bool) or not isinstance(split_at, int) or not 1 <= split_at < len(blocks):
@@ -125,6 +128,7 @@ class Split(ABC):
             radius=whole,
             multiple_of=self.multiple_of,
             supports_half=self.supports_half,
+            tiling=self.tiling,
         )
 
     def _radius(self, part: receptive.Part) -> int | None:

@@ -30,6 +30,9 @@ _KEYS = (
 )
 _PREFIXES = ("module.", "_orig_mod.", "netG.")
 
+HEAD_FORMAT = "maskguided-1"
+"""What `metadata["format"]` says in a file of maskguided.save."""
+
 Module = TypeVar("Module", bound=nn.Module)
 
 

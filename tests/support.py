@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from maskguided.adapters.pan_net import PAN
 from maskguided.errors import MissingDependency
 from maskguided.integrations.basicsr_plugin import import_basicsr
+from maskguided.integrations.spandrel_bridge import import_spandrel
 
 SHARED = Path(os.environ.get("MASKGUIDED_SHARED", Path(__file__).parents[2] / "shared"))
 IN_CI = os.environ.get("CI") == "true"
@@ -32,6 +35,15 @@ def need_basicsr(module: str) -> object:
         return import_basicsr(module)
     except MissingDependency as error:
         pytest.fail(str(error)) if IN_CI else pytest.skip(str(error))
+
+
+def need_spandrel(module: str = "spandrel") -> Any:
+    """A spandrel module; skips where spandrel is not installed, fails in CI."""
+    try:
+        import_spandrel()
+    except MissingDependency as error:
+        pytest.fail(str(error)) if IN_CI else pytest.skip(str(error))
+    return importlib.import_module(module)
 
 
 def scaled(model: nn.Module, gain: float = 0.8, seed: int = 0) -> nn.Module:
@@ -58,9 +70,9 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def official_pan(scale: int) -> nn.Module:
-    from maskguided.networks import network
+    from maskguided.networks import load_network
 
-    return network("pan", need_shared() / "weights" / f"PANx{scale}_DF2K.pth", scale)
+    return load_network(need_shared() / "weights" / f"PANx{scale}_DF2K.pth", "pan", scale).model
 
 
 class OriginalEDSR(nn.Module):

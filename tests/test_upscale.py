@@ -149,10 +149,10 @@ def test_one_file_to_one_file_with_its_mask_and_never_over_an_old_one(weights, t
 
 
 def test_a_saved_head_brings_its_settings(weights, tmp_path):
-    from maskguided.networks import network
+    from maskguided.networks import load_network
 
     write_image(tmp_path / "a.png", PHOTO)
-    saved = maskguided.wrap(network("pan", weights), 1, keep=0.125, scorer="head")
+    saved = maskguided.wrap(load_network(weights).model, 1, keep=0.125, scorer="head")
     maskguided.save(saved, tmp_path / "head.safetensors")
     args = ("-i", tmp_path / "a.png", "-o", tmp_path, "--model", "pan", "--weights", weights)
     result = run("upscale", *args, "--head", tmp_path / "head.safetensors")
@@ -189,7 +189,7 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--split-at", "x"], "--split-at x"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--model", "esrgan", "--weights", "w"], "known: pan, edsr, rcan"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--model", "pan"], "needs --weights"),
-        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--weights", "w.pth"], "needs --model"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--weights", "w.pth"], "w.pth: no such file"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--model", "pan", "--weights", "{png}"], "not a readable"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--device", "cuda:77"], "not usable here"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--dtype", "int8"], "fp32, fp16, bf16"),
