@@ -117,6 +117,8 @@ class ChannelAttention(nn.Module):
         self.attention = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), conv(c, c // 2, 1), nn.LeakyReLU(0.1), conv(c // 2, c, 1), nn.Sigmoid()
         )
+        for layer in (self.attention[1], self.attention[3]):
+            nn.init.normal_(layer.weight)  # pooled values differ little: larger weights let the gate differ
 
     def forward(self, x):
         res = self.convs(x)
