@@ -273,9 +273,9 @@ class RandomNetwork(nn.Module):
         padded = self._padded(x, h, w) if plan.pad else x
         mean = self._mean(padded) if plan.mean else None
         first = self.stem(padded if mean is None else padded - mean)
+        gate = self.gate(first.mean((2, 3))) if plan.gate else None
         y = features = self._body(first)
-        if plan.gate:
-            y = y * self.gate(first.mean((2, 3)))[:, :, None, None]
+        y = y if gate is None else y * gate[:, :, None, None]
         if plan.upsampler == "nearest":
             y = F.interpolate(y, scale_factor=self.factor, mode="nearest")
         image = self.up(y)
