@@ -17,14 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from small_networks import NETWORKS, SCALE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskguided.images import read_image
 from maskguided.integrations.basicsr_plugin import import_basicsr
-
-from small_networks import NETWORKS, SCALE
-
 
 
 def read_pairs(folders: list[Path], cache: Path) -> list[tuple[Tensor, Tensor]]:

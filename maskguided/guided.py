@@ -176,7 +176,7 @@ class MaskGuided(nn.Module):
 
     def _score(self, x: Tensor, state: State, coarse: State) -> Tensor:
         """(B, rows, cols), float32."""
-        height, width = self._full_size(x)
+        height, width = self.split.full_size(x.shape[2], x.shape[3])
         if self.scorer == "input":
             return high_frequency(_continued(x, height, width), self.patch_size)
         if self.scorer == "coarse":
@@ -192,7 +192,7 @@ class MaskGuided(nn.Module):
 
     def grid(self, height: int, width: int) -> Grid:
         """The patches of an LR image of this size, rounded up to what windows can be cut from."""
-        return Grid(*_rounded(height, width, self.split.multiple_of), self.patch_size, self.halo)
+        return Grid(*self.split.full_size(height, width), self.patch_size, self.halo)
 
     @torch.no_grad()
     def explain(self, x: Tensor, score: Tensor | None = None) -> Explanation:
@@ -259,10 +259,8 @@ class MaskGuided(nn.Module):
 
     def _accepted(self, x: Tensor) -> Tensor:
         """`x` continued to a size that the network accepts; most accept any."""
-        return _continued(x, *_rounded(x.shape[2], x.shape[3], self.split.probe.multiple_of))
-
-    def _full_size(self, x: Tensor) -> tuple[int, int]:
-        return _rounded(x.shape[2], x.shape[3], self.split.multiple_of)
+        multiple = self.split.probe.multiple_of
+        return _continued(x, *(-(-side // multiple) * multiple for side in x.shape[2:]))
 
 
 class LightTail(nn.Module):
@@ -338,10 +336,6 @@ def _coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
         raise ArgumentError("coarse_tail='light': the features are finer than the HR image; use 'copy'")
     tail = LightTail(split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
     return tail.to(features)
-
-
-def _rounded(height: int, width: int, multiple: int) -> tuple[int, int]:
-    return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
 def _continued(x: Tensor, height: int, width: int) -> Tensor:

@@ -46,6 +46,13 @@ class Probe:
         height, width = (side * -(-self.least // 32) for side in (32, 48))
         return height + -height % self.multiple_of, width + -width % self.multiple_of
 
+    @property
+    def telling_sizes(self) -> list[tuple[int, int]]:
+        """Sizes that show whether something holds for all: odd ones, small and not, and round ones."""
+        step = self.multiple_of
+        larger = (-(-max(self.least, least) // step) * step for least in (47, 61))
+        return [self.sizes[0], self.round_size, (*larger,)]  # type: ignore[list-item]
+
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:
         """A fixed random image, (batch, in_channels, height, width) in 0..1."""
         generator = torch.Generator().manual_seed(0)

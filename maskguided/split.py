@@ -104,6 +104,11 @@ class Split(ABC):
     def copy_tail(self) -> nn.Module:
         """A module that maps a state after block N to an image, with weights of its own."""
 
+    def full_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that the maps of a state stand for: those of the image, rounded up for windows to fit."""
+        multiple = self.multiple_of
+        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+
     @property
     def scale(self) -> int:
         """HR pixels per LR pixel, in each direction."""
@@ -138,13 +143,13 @@ class Split(ABC):
 
 
 def check_whole(split: Split) -> None:
-    """Law 1 on three small inputs: the parts together are the network.
+    """Law 1 on small inputs: the parts together are the network.
 
     Raises:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
     probe = split.probe
-    for size in (probe.sizes[0], probe.round_size, probe.sizes_of(split.multiple_of)[0]):
+    for size in probe.telling_sizes:
         x = split.example(*size)
         with untouched(split.model):
             whole = image_of(split.model(x.clone()))  # a network may change its input

@@ -332,11 +332,11 @@ class RandomNetwork(nn.Module):
 
     def _padded(self, x, h, w):
         m = self.plan.pad
-        if self.plan.pad_mode == "flip":  # as SwinIR's test code does: a multiple is padded by one more
-            below, right = (h // m + 1) * m - h, (w // m + 1) * m - w
+        below, right = (m - h % m) % m, (m - w % m) % m
+        if self.plan.pad_mode == "flip":
             x = torch.cat([x, torch.flip(x, [2])], 2)[:, :, : h + below, :]
             return torch.cat([x, torch.flip(x, [3])], 3)[:, :, :, : w + right]
-        return F.pad(x, (0, (m - w % m) % m, 0, (m - h % m) % m), mode=self.plan.pad_mode)
+        return F.pad(x, (0, right, 0, below), mode=self.plan.pad_mode)
 
     def _mean(self, x):
         if self.plan.mean == "buffer":

@@ -20,10 +20,13 @@ from ..probing import Probe
 from ..split import Split, check_whole, choose
 from .body import Candidate, find_bodies
 from .cut import AutomaticSplit
-from .trace import UNITS, recordings, trace
+from .sizes import Rounding
+from .trace import recordings, trace
 
 _TRIED = 4
 """Runs of blocks."""
+_UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
+"""What networks round the size of their input up to multiples of, in the order of trying."""
 
 
 def automatic_split(model: nn.Module, split_at: int | Literal["auto"], probe: Probe, check: bool = True) -> Split:
@@ -43,9 +46,9 @@ def automatic_split(model: nn.Module, split_at: int | Literal["auto"], probe: Pr
         except CannotSplit as error:
             failures.append(error)
             continue
-        for unit in sorted({lcm(unit, probe.multiple_of) for unit in UNITS}, key=_in_order):
+        for rounding in _roundings(probe):
             try:
-                traced = trace(model, body.names, runs, unit)
+                traced = trace(model, body.names, runs, rounding)
                 split = AutomaticSplit(traced, choose(split_at, len(body.names)), body.names, probe)
                 if check:
                     check_whole(split)
@@ -55,8 +58,9 @@ def automatic_split(model: nn.Module, split_at: int | Literal["auto"], probe: Pr
     raise failures[0]
 
 
-def _in_order(unit: int) -> tuple[bool, int]:
-    return (unit not in UNITS, UNITS.index(unit) if unit in UNITS else unit)
+def _roundings(probe: Probe) -> list[Rounding]:
+    units = dict.fromkeys(lcm(unit, probe.multiple_of) for unit in _UNITS)
+    return [Rounding(unit, beyond) for beyond in (False, True) for unit in units if unit > 1 or not beyond]
 
 
 __all__ = ["AutomaticSplit", "Candidate", "automatic_split", "find_bodies", "recordings", "trace"]

@@ -59,7 +59,11 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
         CannotSplit: no two blocks of the network have the same shape.
     """
     height, width = probe.round_size
-    calls = list(_record(model, probe, height, width))
+    try:
+        calls = list(_record(model, probe, height, width))
+    except Exception:  # a network with a rule of its own for sizes
+        height, width = probe.sizes[0]
+        calls = list(_record(model, probe, height, width))
     total = max(calls[-1].macs, 1)
     groups: dict[Any, list[Call]] = {}
     for call in calls:

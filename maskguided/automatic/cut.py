@@ -16,7 +16,7 @@ from ..errors import CannotSplit
 from ..probing import Probe, untouched
 from ..split import Split, State
 from .layout import Layout
-from .sizes import At, Size
+from .sizes import At, Rounding, Size
 from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
 
 _IMAGE = "lr image"
@@ -50,7 +50,7 @@ class AutomaticSplit(Split):
     def __init__(self, traced: Traced, split_at: int, names: tuple[str, ...], probe: Probe) -> None:
         super().__init__(traced.model, names, split_at, probe)
         self.constants = traced.constants
-        self.unit = self.multiple_of = traced.unit
+        self.rounding, self.multiple_of = traced.rounding, traced.rounding.unit
         cut = cut_after(traced, names, split_at)
         body = _inputs(cut.body, traced)
         tail = _inputs(cut.tail, traced)
@@ -79,8 +79,12 @@ class AutomaticSplit(Split):
         self._protect_inputs()
 
     def prefix(self, x: Tensor) -> State:
-        odd = {_IMAGE: x} if x.shape[2] % self.multiple_of or x.shape[3] % self.multiple_of else {}
-        return {**self._made(self._live, "prefix", {**odd, self._parts["prefix"].inputs[0]: x}), **odd}
+        size = x.shape[2], x.shape[3]
+        rounded = {} if self.full_size(*size) == size else {_IMAGE: x}
+        return {**self._made(self._live, "prefix", {**rounded, self._parts["prefix"].inputs[0]: x}), **rounded}
+
+    def full_size(self, height: int, width: int) -> tuple[int, int]:
+        return super().full_size(self.rounding.full(height), self.rounding.full(width))
 
     def body(self, state: State) -> State:
         return {**state, **self._made(self.writes, "body", state)}
@@ -89,14 +93,15 @@ class AutomaticSplit(Split):
         return {**state, **{name: state[stand_in] for name, stand_in in self._stand_in.items()}}
 
     def tail(self, state: State) -> Tensor:
-        image: Tensor = _run(self._run["tail"], self._parts["tail"], self._layouts, self.unit, state)[0]
+        image: Tensor = _run(self._run["tail"], self._parts["tail"], self._layouts, self.rounding, state)[0]
         return image
 
     def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
         """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
-        made, at = _run(self._run[part], self._parts[part], self._layouts, self.unit, state)
+        made, at = _run(self._run[part], self._parts[part], self._layouts, self.rounding, state)
+        full = self.full_size(at.height, at.width) if _IMAGE in state else (at.height, at.width)
         return {
-            name: self._layouts[name].to_map(value, at, self.multiple_of) if name in self._layouts else value
+            name: self._layouts[name].to_map(value, at, full) if name in self._layouts else value
             for name, value in zip(names, made, strict=True)
         }
 
@@ -124,35 +129,37 @@ class AutomaticSplit(Split):
     def _protect_inputs(self) -> None:
         """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
         with untouched(self.model):
-            state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.unit)[0])}
+            state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.multiple_of)[0])}
             for name, outputs in (("prefix", self._live), ("body", self.writes), ("tail", ())):
                 part = self._parts[name]
                 inputs = {key: state[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}
                 if name == "tail":
-                    _run(self._run[name], part, self._layouts, self.unit, inputs)
+                    _run(self._run[name], part, self._layouts, self.rounding, inputs)
                 else:
                     state.update(self._made(outputs, name, inputs))
                 _clone_placeholders(part.graph, [key for key in inputs if inputs[key]._version != versions[key]])
         self._bind()
 
 
-def _run(module: nn.Module, part: Part, layouts: Mapping[str, Layout], unit: int, state: State) -> tuple[Any, At]:
+def _run(
+    module: nn.Module, part: Part, layouts: Mapping[str, Layout], rounding: Rounding, state: State
+) -> tuple[Any, At]:
     """What `part` makes of the state, and for which size: it is handed maps in the layout that it knows them in."""
-    at = _at(part, layouts, unit, state)
+    at = _at(part, layouts, rounding, state)
     values = (layouts[n].from_map(state[n], at) if n in layouts else state[n] for n in part.inputs)
     return module(at, *values), at
 
 
-def _at(part: Part, layouts: Mapping[str, Layout], unit: int, state: State) -> At:
-    """The size of the LR image, or of windows: that of the first map that `part` takes."""
+def _at(part: Part, layouts: Mapping[str, Layout], rounding: Rounding, state: State) -> At:
+    """The size of the LR image, or of windows: that of the first map that `part` takes. Windows are not enlarged."""
     name = next(name for name in part.inputs if name in layouts)
     value, ratio = state[name], layouts[name].ratio
     if _IMAGE in state:
         height, width = state[_IMAGE].shape[2:]
+        full = rounding.full(height), rounding.full(width)
     else:
-        height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
-    full = (-(-side // unit) * unit for side in (height, width))
+        full = height, width = [side * ratio.denominator // ratio.numerator for side in value.shape[2:]]
     return At(value.shape[0], height, width, *full, value.device, value.dtype)
 
 
@@ -281,11 +288,11 @@ class _CopiedTail(nn.Module):
 
     def __init__(self, split: AutomaticSplit) -> None:
         super().__init__()
-        self.part, self.layouts, self.unit = split._parts["tail"], split._layouts, split.unit
+        self.part, self.layouts, self.rounding = split._parts["tail"], split._layouts, split.rounding
         self.graph = copy.deepcopy(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
-        image: Tensor = _run(self.graph, self.part, self.layouts, self.unit, state)[0]
+        image: Tensor = _run(self.graph, self.part, self.layouts, self.rounding, state)[0]
         return image
 
 

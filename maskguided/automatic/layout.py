@@ -36,8 +36,8 @@ class Layout:
         """C of the map."""
         return math.prod(self._channel_sizes())
 
-    def to_map(self, value: Tensor, at: At, multiple: int) -> Tensor:
-        """(B, C, r*H, r*W) with H and W rounded up to multiples of `multiple`; a view wherever strides allow."""
+    def to_map(self, value: Tensor, at: At, full: tuple[int, int]) -> Tensor:
+        """(B, C, r*H, r*W) with (H, W) = `full`; a view wherever strides allow."""
         height, width = self._extent(at)
         if not self._plain:
             if self.batch is None:
@@ -48,8 +48,7 @@ class Layout:
             value = value.permute(batch, *channels, rows, cols)
             value = value.flatten(1, -3) if channels else value.unsqueeze(1)
         up, down = self.ratio.numerator, self.ratio.denominator
-        below = -(-at.height // multiple) * multiple * up // down - height
-        right = -(-at.width // multiple) * multiple * up // down - width
+        below, right = full[0] * up // down - height, full[1] * up // down - width
         return F.pad(value, (0, right, 0, below), mode="replicate") if below or right else value
 
     def from_map(self, value: Tensor, at: At) -> Tensor:

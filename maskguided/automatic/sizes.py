@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 _BASES = (
-    *("1", "H", "W", "1H", "1W", "A", "HW", "1HW", "1A", "1HWA"),
-    *("P", "Q", "1P", "1Q", "PH", "QW", "R", "1R", "PQ", "1PQ", "1PQR"),
+    *("1", "H", "W", "A", "P", "Q", "R", "PH", "QW"),
+    *("1H", "1W", "HW", "1HW", "1A", "1HWA", "1P", "1Q", "PQ", "1PQ", "1R", "1PQR"),
 )
 _TERMS = "1HWAPQR"
 _LARGEST_DIVISOR = 1 << 14
 
 
 class At(NamedTuple):
-    """Where and on what a part runs: the LR image or window, its size rounded up to the network's unit."""
+    """Where and on what a part runs: the LR image or window, its size and that size rounded up."""
 
     batch: int
     height: int
@@ -38,6 +38,23 @@ class At(NamedTuple):
         """1, H, W, A = H*W; P and Q, the same rounded up to the unit, R = P*Q."""
         h, w, p, q = self[1:5]
         return 1, h, w, h * w, p, q, p * q
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a network enlarges its input before it works on it: to the next multiple of `unit`.
+
+    >>> [Rounding(8).full(side) for side in (15, 16)], [Rounding(8, beyond=True).full(side) for side in (15, 16)]
+    ([16, 16], [16, 24])
+    """
+
+    unit: int
+    beyond: bool = False
+    """Whether a side that is a multiple already becomes the next one all the same."""
+
+    def full(self, side: int) -> int:
+        """What `side` becomes."""
+        return side // self.unit * self.unit + self.unit if self.beyond else -(-side // self.unit) * self.unit
 
 
 @dataclass(frozen=True)
@@ -86,9 +103,9 @@ def fit(values: Sequence[Any], at: Sequence[At]) -> Any:
         values: whole or real numbers, one for each size.
         at: one of them with another batch than 1, at a size that stands there with 1.
 
-    >>> sizes = [At(b, h, w, h, w, None, None) for b, h, w in ((1, 17, 19), (1, 19, 17), (1, 23, 20), (2, 17, 19))]
-    >>> str(fit([34, 38, 46, 34], sizes)), str(fit([323, 323, 460, 646], sizes)), fit([1, 2, 1, 1], sizes)
-    ('2*H', 'B*A', None)
+    >>> sizes = [At(b, h, w, h, w, None, None) for b, h, w in ((1, 17, 19), (1, 19, 17), (1, 23, 20), (1, 29, 31), (2, 17, 19))]
+    >>> str(fit([34, 38, 46, 58, 34], sizes)), str(fit([323, 323, 460, 899, 646], sizes))
+    ('2*H', 'B*A')
     """
     if all(value == values[0] for value in values):
         return values[0]
@@ -97,7 +114,7 @@ def fit(values: Sequence[Any], at: Sequence[At]) -> Any:
         return None
     single = [(value, where) for value, where in zip(values, at, strict=True) if where.batch == 1]
     whole = all(isinstance(value, int) for value in values)
-    for basis in _BASES if any(w[1:3] != w[3:5] for w in at) else _BASES[:10]:
+    for basis in _BASES:
         found = _solve(single, basis, batched, inverse=False)
         if found is None and not whole and all(values):
             found = _solve([(1 / value, where) for value, where in single], basis, batched, inverse=True)

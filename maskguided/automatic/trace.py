@@ -16,13 +16,10 @@ from ..probing import Probe
 from ..split import Kind
 from .layout import Layout, find_layout
 from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, rebuilt, record
-from .sizes import BATCH, At, Size, fit, size
+from .sizes import BATCH, At, Rounding, Size, fit, size
 
 MODEL, CONSTANTS, AT = "model", "constants", "at"
 """Names within the graph: of the network, of tensors that came from elsewhere, and of the sizes."""
-
-UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
-"""What networks round the size of their input up to, in the order of trying."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,12 @@ class Traced:
     values: dict[fx.Node, Value]
     blocks: list[fx.Node]
     """The calls of the body's blocks, in order."""
-    unit: int
-    """The graph holds for heights and widths that are multiples of this."""
+    rounding: Rounding
+    """What the network makes of the size of its input."""
 
 
 def recordings(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> list[Recording]:
     """`model` at sizes that tell what follows from them, with blocks as single steps.
-
-    The sides are primes (of the network's own multiple), so that a network that rounds them up always does.
 
     Raises:
         CannotSplit: the forward branches on pixel values, or takes other steps at every size.
@@ -70,14 +65,14 @@ def recordings(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> list[
     return made
 
 
-def trace(model: nn.Module, blocks: tuple[str, ...], runs: list[Recording], unit: int) -> Traced:
-    """Generalise recordings: one graph for all sizes, of a network that rounds them up to multiples of `unit`.
+def trace(model: nn.Module, blocks: tuple[str, ...], runs: list[Recording], rounding: Rounding) -> Traced:
+    """Generalise recordings: one graph for all sizes, of a network that rounds them up like this.
 
     Raises:
         CannotSplit: some number in the recordings does not follow from the size in this way.
     """
     try:
-        return _Generaliser(model, runs, blocks, unit).traced()
+        return _Generaliser(model, runs, blocks, rounding).traced()
     except _Differs as error:
         raise CannotSplit(f"tracing {type(model).__name__}: {error}. {ADAPTER}") from error
 
@@ -90,12 +85,15 @@ class _Differs(Exception):
 
 
 def _sizes(probe: Probe) -> list[tuple[int, int, int]]:
-    step, few = probe.multiple_of, probe.multiple_of >= 8
-    primes = [p for p in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 37, 43, 53, 61, 67) if p * step >= probe.least]
-    a, b, c = (p * step for p in primes[:3])
-    d, e = (c, c) if few else (next(p * step for p in primes if p * step > least) for least in (36, 66))
-    sizes = [(1, a, b), (1, b, a), (1, c, d), (1, d, a), (1, a, e), (1, e, b), (2, a, b)]
-    return list(dict.fromkeys(sizes))
+    """Batch, height and width. In each pair of sides one is an odd multiple, of no large factors: it is rounded up."""
+    step = probe.multiple_of
+    a = -(-probe.least // step) | 1
+    c, e = (max(a + 2, -(-least // step) | 1) for least in (37, 67))
+    b, d = a + 1, c + 1
+    pairs = [(a, b), (b, a), (a + 2, d), (c, b), (a, e), (e, a + 2)]
+    if step >= 8:  # such large multiples are few
+        pairs = [(a, b), (b, a), (a + 2, b), (b, a + 2), (a + 2, a)]
+    return [*((1, h * step, w * step) for h, w in pairs), (2, a * step, b * step)]
 
 
 def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
@@ -123,7 +121,7 @@ class _Generaliser:
     model: nn.Module
     recordings: list[Recording]
     blocks: tuple[str, ...]
-    unit: int
+    rounding: Rounding
     graph: fx.Graph = field(default_factory=fx.Graph)
     constants: nn.Module = field(default_factory=nn.Module)
     values: dict[fx.Node, Value] = field(default_factory=dict)
@@ -132,7 +130,7 @@ class _Generaliser:
     def traced(self) -> Traced:
         first = self.recordings[0]
         assert first.image is not None
-        self.sizes = [_at(recording, self.unit) for recording in self.recordings]
+        self.sizes = [_at(recording, self.rounding) for recording in self.recordings]
         self.used = {made for step in first.steps for made in _made_in((step.args, step.kwargs))} | {first.image}
         self.at = self.graph.placeholder(AT)
         x = self.graph.placeholder("x")
@@ -143,7 +141,7 @@ class _Generaliser:
         for number in range(len(first.steps)):
             self._add(number)
         self.graph.output(self.made[first.image])
-        return Traced(self.model, self.graph, self.constants, self.values, self.calls, self.unit)
+        return Traced(self.model, self.graph, self.constants, self.values, self.calls, self.rounding)
 
     def _add(self, number: int) -> None:
         """One step of all recordings as a node, and one node for each tensor of a nested result that is used."""
@@ -242,10 +240,9 @@ class _Generaliser:
         return Value("vector" if vector else None, tuple(dims), None, from_input)
 
 
-def _at(recording: Recording, unit: int) -> At:
+def _at(recording: Recording, rounding: Rounding) -> At:
     batch, height, width = recording.size
-    full = (-(-side // unit) * unit for side in (height, width))
-    return At(batch, height, width, *full, torch.device("cpu"), torch.float32)
+    return At(batch, height, width, rounding.full(height), rounding.full(width), torch.device("cpu"), torch.float32)
 
 
 def _made_in(described: Any) -> Iterable[Made]:
