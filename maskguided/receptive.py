@@ -8,7 +8,7 @@ strips: a radius of hundreds of pixels is measured on a few thousand.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ Part = Callable[[State], State]
 StateOf = Callable[[tuple[int, int]], State]
 
 _LENGTHS = (64, 128, 256, 512, 1024)
-_BREADTH = 8
+_BREADTHS = (8, 32)  # the second for networks that take no such narrow maps
 
 
 def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int) -> int | None:
@@ -33,15 +33,24 @@ def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int)
     Returns:
         The radius; None where even the longest strip turns NaN from end to end, as after a global pooling.
     """
-    maps = list(maps)
-    with _plain_convolutions():
-        across = _extent(state_of, part, maps, multiple_of, vertical=False)
-        down = None if across is None else _extent(state_of, part, maps, multiple_of, vertical=True)
-    return None if across is None or down is None else max(across, down)
+    maps, extents = list(maps), list[int | None]()
+    for vertical in (False, True):
+        if None not in extents:
+            extents.append(_extent_of_some_breadth(state_of, part, maps, multiple_of, vertical))
+    return None if None in extents else max(e for e in extents if e is not None)
+
+
+def _extent_of_some_breadth(
+    state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool
+) -> int | None:
+    for breadth in _BREADTHS:
+        with suppress(RuntimeError, ValueError, IndexError), plain_convolutions():
+            return _extent(state_of, part, maps, multiple_of, vertical, breadth)
+    return None
 
 
 @contextmanager
-def _plain_convolutions() -> Iterator[None]:
+def plain_convolutions() -> Iterator[None]:
     """Without Winograd and FFT algorithms, which mix neighbouring pixels and would spread the NaN."""
     mkldnn = torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
     try:
@@ -51,9 +60,11 @@ def _plain_convolutions() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])  # type: ignore[no-untyped-call]
 
 
-def _extent(state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool) -> int | None:
+def _extent(
+    state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool, breadth: int
+) -> int | None:
     step = multiple_of
-    breadth = -(-_BREADTH // step) * step
+    breadth = -(-breadth // step) * step
     for length in _LENGTHS:
         length = -(-length // step) * step
         size = (length, breadth) if vertical else (breadth, length)
@@ -69,9 +80,7 @@ def _extent(state_of: StateOf, part: Part, maps: list[str], multiple_of: int, ve
 def _reach(state: State, part: Part, maps: list[str], position: int, length: int, dim: int) -> int | None:
     """Distance from LR `position` to the farthest NaN along `dim`; None if an end of the strip is reached."""
     reach = 0
-    for value in part(_poisoned(state, maps, position, length, dim)).values():
-        others = [d for d in range(value.dim()) if d != value.dim() + dim]
-        hit = torch.isnan(value).any(dim=others[0]) if len(others) == 1 else torch.isnan(value).sum(dim=others) > 0
+    for hit in hits(part(poisoned(state, maps, position, length, dim)), dim):
         if bool(hit[0]) or bool(hit[-1]):
             return None
         where = torch.nonzero(hit).flatten() * length // len(hit)
@@ -80,7 +89,15 @@ def _reach(state: State, part: Part, maps: list[str], position: int, length: int
     return reach
 
 
-def _poisoned(state: State, maps: list[str], position: int, length: int, dim: int) -> State:
+def hits(values: State, dim: int) -> Iterator[Tensor]:
+    """For each value, where along `dim` a NaN is."""
+    for value in values.values():
+        others = [d for d in range(value.dim()) if d != value.dim() + dim]
+        yield torch.isnan(value).any(dim=others[0]) if len(others) == 1 else torch.isnan(value).sum(dim=others) > 0
+
+
+def poisoned(state: State, maps: list[str], position: int, length: int, dim: int) -> State:
+    """`state` with NaN at LR `position` of `length` along `dim`, in all `maps`."""
     poisoned = dict(state)
     for name in maps:
         value = state[name].clone()

@@ -38,7 +38,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "mean": (None, "buffer", "tensor", "new_zeros", "zeros"),
     "upsampler": ("shuffle", "two-step", "transposed", "nearest"),
     "pad": (None, 2, 4, 8),
-    "pad_mode": ("reflect", "replicate", "constant", "flip"),
+    "pad_mode": ("reflect", "replicate", "constant", "flip", "beyond"),
     "gate": (False, True),
     "output": ("tensor", "tuple", "list", "dict"),
 }
@@ -333,7 +333,9 @@ class RandomNetwork(nn.Module):
     def _padded(self, x, h, w):
         m = self.plan.pad
         below, right = (m - h % m) % m, (m - w % m) % m
-        if self.plan.pad_mode == "flip":
+        if self.plan.pad_mode == "beyond":  # as CRAFT does: a multiple is padded by one more
+            below, right = m - h % m, m - w % m
+        if self.plan.pad_mode in ("flip", "beyond"):
             x = torch.cat([x, torch.flip(x, [2])], 2)[:, :, : h + below, :]
             return torch.cat([x, torch.flip(x, [3])], 3)[:, :, :, : w + right]
         return F.pad(x, (0, right, 0, below), mode=self.plan.pad_mode)

@@ -12,8 +12,9 @@ import maskguided
 PACKAGE = Path(maskguided.__file__).parent
 LAYERS = [
     {"errors"},
-    {"patches", "probing", "weights", "receptive", "cost", "metrics", "integrations"},
+    {"patches", "probing", "weights", "receptive", "cost", "metrics", "integrations", "global_ops"},
     {"split", "images", "head"},
+    {"alignment"},
     {"automatic"},
     {"adapter"},
     {"guided"},

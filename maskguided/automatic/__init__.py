@@ -15,6 +15,7 @@ from typing import Literal
 
 from torch import nn
 
+from ..alignment import alignment
 from ..errors import CannotSplit
 from ..probing import Probe
 from ..split import Split, check_whole, choose
@@ -52,6 +53,8 @@ def automatic_split(model: nn.Module, split_at: int | Literal["auto"], probe: Pr
                 split = AutomaticSplit(traced, choose(split_at, len(body.names)), body.names, probe)
                 if check:
                     check_whole(split)
+                late = AutomaticSplit(traced, max(1, len(body.names) - 2), body.names, probe)
+                split.multiple_of = alignment(late, split.multiple_of)
                 return split
             except CannotSplit as error:
                 failures.append(error)

@@ -18,7 +18,7 @@ from ..errors import CannotSplit
 from ..probing import Probe, untouched
 
 _LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
-_NEAR_BEST = 0.75  # of the best candidate's MACs: close enough to prefer the outer level
+_NEAR_BEST = 0.65  # of the best candidate's MACs: close enough to prefer the outer level
 
 
 @dataclass

@@ -1,0 +1,98 @@
+"""To which grid windows must keep: attention in fixed windows and strided layers see another phase elsewhere.
+
+Networks that pad their input tell it by the sizes in their graph. What blocks do within themselves is found
+here: by the padding that they do at sizes that don't suit them, and by where a NaN spreads to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import lcm
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+from .global_ops import LocalOnly
+from .probing import untouched
+from .receptive import hits, plain_convolutions, poisoned
+from .split import Split, State
+
+_STEPS = 64  # on which a period is looked for
+_LARGEST = 4  # LR pixels: a network that rounds its input up to more does so for the sake of its windows
+_UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
+_BREADTH = 16
+
+
+def alignment(split: Split, multiple: int) -> int:
+    """The smallest multiple of `multiple` LR pixels by which a window may be moved without seeing another phase.
+
+    Args:
+        split: one whose body holds each kind of block; the fewer of them, the faster.
+        multiple: what is known already.
+    """
+    if multiple > _LARGEST:
+        return multiple
+    with untouched(split.model):
+        try:
+            return lcm(_period(split, multiple), _unpadded(split, multiple))
+        except (RuntimeError, ValueError, IndexError):  # a block that takes no such narrow maps
+            return multiple
+
+
+def _unpadded(split: Split, multiple: int) -> int:
+    """The smallest multiple at which the body pads no more than at a size that divides by all of them."""
+
+    def pads(height: int, width: int) -> list[Any]:
+        with _Pads() as seen:
+            split.body(split.prefix(split.example(height, width)))
+        return seen.amounts
+
+    side = lcm(96, multiple)
+    least = pads(side, side)
+    if not least:
+        return multiple
+    for unit in dict.fromkeys(lcm(multiple, unit) for unit in _UNITS):
+        if pads(*split.probe.sizes_of(unit)[0]) == least:
+            return unit
+    return multiple
+
+
+class _Pads(TorchFunctionMode):
+    """Collects by how much is padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.amounts: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "pad":
+            self.amounts.append(tuple(args[1] if len(args) > 1 else kwargs["pad"]))
+        return func(*args, **kwargs)
+
+
+def _period(split: Split, step: int) -> int:
+    """The period of where a NaN spreads to; global operations are left out."""
+    maps = [name for name, kind in split.kinds.items() if kind == "map"]
+    length = _STEPS * step
+    spread = _spread_on(split, split.prefix(split.example(_BREADTH, length)), maps, length)
+    with plain_convolutions(), LocalOnly():
+        middle, count = length // 2, _STEPS // 4
+        if len({spread(middle + offset * step) for offset in (0, 1, 2, 5)}) == 1:
+            return step
+        spreads = [spread(middle + (offset - count) * step) for offset in range(2 * count)]
+    periods = (p for p in range(1, count + 1) if all(a == b for a, b in zip(spreads, spreads[p:], strict=False)))
+    return next(periods, 1) * step
+
+
+def _spread_on(split: Split, state: State, maps: list[str], length: int) -> Callable[[int], tuple[int, int]]:
+    """How far to the left and right the NaN at a position reaches."""
+
+    def spread(at: int) -> tuple[int, int]:
+        after = split.body(poisoned(state, maps, at, length, -1))
+        found = [hit for hit in hits({name: after[name] for name in split.writes}, -1) if bool(hit.any())]
+        left = min(int(hit.nonzero()[0]) * length // len(hit) for hit in found)
+        right = max(int(hit.nonzero()[-1]) * length // len(hit) for hit in found)
+        return at - left, right - at
+
+    return spread
