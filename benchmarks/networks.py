@@ -105,9 +105,9 @@ def table(rows: list[Row]) -> str:
     lines = [
         "# Networks tried",
         "",
-        f"Every single-image architecture of basicsr 1.4.2 and spandrel 0.4.2, as a small instance with seeded random",
-        f"weights, split automatically (no adapter) at half of its depth: {len(split)} of {len(rows)} are split. Made by",
-        "`python benchmarks/networks.py > docs/networks.md`; CI reruns a part of it.",
+        "Every single-image architecture of basicsr 1.4.2 and spandrel 0.4.2, as a small instance with seeded random",
+        f"weights, split automatically (no adapter) at half of its depth: {len(split)} of {len(rows)} are split.",
+        "Made by `python benchmarks/networks.py > docs/networks.md`; CI reruns a part of it.",
         "",
         "- *multiple*: patches, halos and windows are multiples of this many LR pixels; images may have any size.",
         "- *radius*: of the refined blocks / with the tail, LR pixels; *all*: a global operation, or more than 512.",

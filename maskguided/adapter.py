@@ -196,6 +196,8 @@ def split(
     split_at: int | Literal["auto"] = "auto",
     *,
     adapter: str | None = None,
+    body: str | Sequence[str] | None = None,
+    cut: str | None = None,
     check: bool = True,
 ) -> Split:
     """Split a super-resolution network after block `split_at` of its body. The network is not changed.
@@ -204,6 +206,9 @@ def split(
         model: takes (B, C, H, W), returns one image (B, C', s*H, s*W).
         split_at: 1..N-1, or "auto" for half of the depth.
         adapter: name of the one to use; "automatic" for none. Default: the first that knows the network.
+        body: the blocks, for a network that no adapter shall split: their module names, or a pattern for them in
+            which * stands for one part of a name, as in "layers.*.blocks.*".
+        cut: name of the last block that runs on the whole image, instead of `split_at`; not with an adapter.
         check: compare the parts with the network on a small input.
 
     Raises:
@@ -218,6 +223,10 @@ def split(
     True
     """
     found = probed(model)
+    if body is not None or cut is not None:
+        if adapter not in (None, AUTOMATIC):
+            raise ArgumentError(f"adapter={adapter!r} knows the blocks: body= and cut= are for networks without one")
+        adapter = AUTOMATIC
     chosen, missed = _choose_adapter(model, adapter)
     if chosen is not None:
         parts: Split = chosen(model, split_at, found)
@@ -225,7 +234,7 @@ def split(
             check_whole(parts)
     else:
         try:
-            parts = automatic_split(model, split_at, found, check)
+            parts = automatic_split(model, split_at, found, body=body, cut=cut, check=check)
         except CannotSplit as error:
             tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
             raise CannotSplit(f"{error}. Adapters tried: {tried or 'none'}") from error

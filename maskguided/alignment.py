@@ -45,7 +45,7 @@ def _unpadded(split: Split, multiple: int) -> int:
     def pads(height: int, width: int) -> list[Any]:
         with _Pads() as seen:
             split.body(split.prefix(split.example(height, width)))
-        return seen.amounts
+        return list(seen.amounts)
 
     side = lcm(96, multiple)
     least = pads(side, side)

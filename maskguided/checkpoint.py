@@ -96,6 +96,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
     return {
         "split_at": fast.split.split_at,
         "adapter": fast.split.name if isinstance(fast.split, Adapter) else AUTOMATIC,
+        "body": None if isinstance(fast.split, Adapter) else fast.split.blocks,
         "keep": fast.keep,
         "patch_size": fast.patch_size,
         "halo": fast.halo,

@@ -40,14 +40,15 @@ class PerImage(_GlobalOps):
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         if x.shape[0] % self.k:
             return func(x, *args, **kwargs)
-        together = x.unflatten(0, (-1, self.k)).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
+        together = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
         result = func(together, *args, **kwargs)
         return tuple(map(self._apart, result)) if isinstance(result, tuple) else self._apart(result)
 
     def _apart(self, value: Tensor) -> Tensor:
         """(B, C, k*h, w) -> (B*k, C, h, w); what is one value for an image stands for each of its windows."""
         if value.dim() == 4 and value.shape[2] > 1:
-            return value.unflatten(2, (self.k, -1)).transpose(1, 2).flatten(0, 1)
+            batch, channels, _, cols = value.shape
+            return value.reshape(batch, channels, self.k, -1, cols).transpose(1, 2).flatten(0, 1)
         return value.repeat_interleave(self.k, dim=0)
 
 

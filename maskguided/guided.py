@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -297,7 +298,14 @@ class CopiedTail(nn.Module):
 
 @torch.inference_mode(False)  # what is added must stay trainable wherever it is made
 def wrap(
-    model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None, **settings: Any
+    model: nn.Module,
+    split_at: int | Literal["auto"] = "auto",
+    *,
+    adapter: str | None = None,
+    body: str | Sequence[str] | None = None,
+    cut: str | None = None,
+    check: bool = True,
+    **settings: Any,
 ) -> MaskGuided:
     """Make `model` restore globally and refine locally. The model is held, not changed.
 
@@ -305,6 +313,7 @@ def wrap(
         model: a super-resolution network: (B, C, H, W) in, (B, C', s*H, s*W) out.
         split_at: how many of its blocks run on the whole image; "auto": half.
         adapter: name of the adapter to use, "automatic" for none; default: the first that knows the network.
+        body, cut, check: see `maskguided.split`.
         settings: keep, patch_size, halo, merge, scorer, coarse_tail, head; see MaskGuided.
 
     Raises:
@@ -316,7 +325,7 @@ def wrap(
     >>> fast(torch.rand(1, 3, 33, 47)).shape
     torch.Size([1, 3, 132, 188])
     """
-    return MaskGuided(split(model, split_at, adapter=adapter), **settings)
+    return MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
 
 
 def _coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:

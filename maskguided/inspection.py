@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,12 +61,20 @@ class Inspection:
             "live values: " + ", ".join(f"{name} ({what})" for name, what in self.live.items()),
             f"receptive field of the refined blocks: {radius.get(facts.body_radius is None, facts.body_radius)}"
             f"; with the tail: {radius.get(facts.radius is None, facts.radius)} (radius in LR pixels)",
-            "runs of blocks found: " + "; ".join(self.candidates[:4]),
+            "runs of blocks found, the best first (the outermost of those that hold most of the MACs):",
+            *(f"  {candidate}" for candidate in self.candidates[:4]),
         ]
         return "\n".join(lines)
 
 
-def inspect(model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapter: str | None = None) -> Inspection:
+def inspect(
+    model: nn.Module,
+    split_at: int | Literal["auto"] = "auto",
+    *,
+    adapter: str | None = None,
+    body: str | Sequence[str] | None = None,
+    cut: str | None = None,
+) -> Inspection:
     """Say what the body of `model` is and what a cut would give, or why it cannot be split.
 
     >>> from maskguided.adapters.pan_net import PAN
@@ -74,11 +83,11 @@ def inspect(model: nn.Module, split_at: int | Literal["auto"] = "auto", *, adapt
     (True, 'pan', 4, 4)
     """
     name = type(model).__name__
-    known, missed = recognise(model) if adapter is None else (None, {})
+    known, missed = recognise(model) if adapter is None and body is None and cut is None else (None, {})
     used = known.name if known else adapter or AUTOMATIC
     try:
         runs = tuple(str(c) for c in find_bodies(model, probed(model)))
-        parts = split(model, split_at, adapter=used)
+        parts = split(model, split_at, adapter=used, body=body, cut=cut)
     except CannotSplit as error:
         return Inspection(name, used, missed, str(error))
     return Inspection(

@@ -10,16 +10,17 @@ cut.py     the graph in three, with the live values between the parts
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import lcm
 from typing import Literal
 
 from torch import nn
 
 from ..alignment import alignment
-from ..errors import CannotSplit
+from ..errors import ArgumentError, CannotSplit
 from ..probing import Probe
 from ..split import Split, check_whole, choose
-from .body import Candidate, find_bodies
+from .body import Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
 from .sizes import Rounding
 from .trace import recordings, trace
@@ -30,35 +31,60 @@ _UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
 """What networks round the size of their input up to multiples of, in the order of trying."""
 
 
-def automatic_split(model: nn.Module, split_at: int | Literal["auto"], probe: Probe, check: bool = True) -> Split:
-    """Split `model` after block `split_at` ("auto": half of the depth) of the body that is found.
+def automatic_split(
+    model: nn.Module,
+    split_at: int | Literal["auto"],
+    probe: Probe,
+    *,
+    body: str | Sequence[str] | None = None,
+    cut: str | None = None,
+    check: bool = True,
+) -> Split:
+    """Split `model` after block `split_at` ("auto": half of the depth) of its body.
 
-    The runs of blocks are tried, the best first, with each the sizes that the network may round its input up
-    to; the first split that holds is taken.
+    The runs of blocks that are found are tried, the best first, with each the sizes that the network may round
+    its input up to; the first split that holds is taken. For `body` and `cut` see `maskguided.split`.
 
     Raises:
         CannotSplit: the text names the step that failed for the best run of blocks.
-        ArgumentError: `split_at` is out of range.
+        ArgumentError: `split_at`, `body` or `cut` do not fit the network.
     """
+    runs = find_bodies(model, probe)[:_TRIED] if body is None else [named_body(model, probe, body)]
     failures: list[CannotSplit] = []
-    for body in find_bodies(model, probe)[:_TRIED]:
+    for run in runs:
         try:
-            runs = recordings(model, body.names, probe)
+            return _split_run(model, run.names, _block_number(split_at, cut, run.names), probe, check)
         except CannotSplit as error:
             failures.append(error)
-            continue
-        for rounding in _roundings(probe):
-            try:
-                traced = trace(model, body.names, runs, rounding)
-                split = AutomaticSplit(traced, choose(split_at, len(body.names)), body.names, probe)
-                if check:
-                    check_whole(split)
-                late = AutomaticSplit(traced, max(1, len(body.names) - 2), body.names, probe)
-                split.multiple_of = alignment(late, split.multiple_of)
-                return split
-            except CannotSplit as error:
-                failures.append(error)
     raise failures[0]
+
+
+def _split_run(model: nn.Module, names: tuple[str, ...], split_at: int, probe: Probe, check: bool) -> Split:
+    """Split after block `split_at` of `names`; the first rounding wins under which all sizes agree."""
+    runs, failures = recordings(model, names, probe), list[CannotSplit]()
+    for rounding in _roundings(probe):
+        try:
+            traced = trace(model, names, runs, rounding)
+            split = AutomaticSplit(traced, split_at, names, probe)
+            if check:
+                check_whole(split)
+        except CannotSplit as error:
+            failures.append(error)
+        else:
+            late = AutomaticSplit(traced, max(1, len(names) - 2), names, probe)
+            split.multiple_of = alignment(late, split.multiple_of)
+            return split
+    raise failures[0]
+
+
+def _block_number(split_at: int | Literal["auto"], cut: str | None, names: tuple[str, ...]) -> int:
+    if cut is None:
+        return choose(split_at, len(names))
+    if split_at != "auto":
+        raise ArgumentError(f"split_at={split_at!r} and cut={cut!r} both say where to cut: give one of them")
+    if cut not in names[:-1]:
+        raise ArgumentError(f"cut={cut!r} is no block to cut after; the blocks are {', '.join(names[:-1])}")
+    return names.index(cut) + 1
 
 
 def _roundings(probe: Probe) -> list[Rounding]:
@@ -66,4 +92,4 @@ def _roundings(probe: Probe) -> list[Rounding]:
     return [Rounding(unit, beyond) for beyond in (False, True) for unit in units if unit > 1 or not beyond]
 
 
-__all__ = ["AutomaticSplit", "Candidate", "automatic_split", "find_bodies", "recordings", "trace"]
+__all__ = ["AutomaticSplit", "Candidate", "automatic_split", "find_bodies", "named_body", "recordings", "trace"]

@@ -2,19 +2,21 @@
 
 The network is run once on a small input while every module call is recorded with its shapes and MACs.
 Calls of one class, with parameters, inputs and outputs of the same shapes, form a candidate, whatever
-holds the modules (Sequential, ModuleList, attributes B1..B6, groups of groups).
+holds the modules (Sequential, ModuleList, attributes B1..B6, groups of groups). So do blocks of several
+classes or sizes that one module calls one after the other, each handing on a map of the shape it took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import CannotSplit
+from ..errors import ArgumentError, CannotSplit
 from ..probing import Probe, untouched
 
 _LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
@@ -28,6 +30,8 @@ class Call:
     name: str
     module: nn.Module
     depth: int
+    parent: str
+    """Name of the module that called it."""
     in_shape: tuple[int, ...] | None = None
     out_shape: tuple[int, ...] | None = None
     macs: int = 0
@@ -43,6 +47,8 @@ class Candidate:
     depth: int
     share: float
     """Of the network's MACs, 0..1."""
+    mixed: bool = False
+    """Whether its blocks are of several classes or sizes."""
 
     def __str__(self) -> str:
         first, last = self.names[0], self.names[-1]
@@ -50,46 +56,80 @@ class Candidate:
 
 
 def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
-    """All runs of at least two same-shape blocks on maps of about the input's size or less, the best first.
+    """All runs of at least two blocks on maps of about the input's size or less, the best first.
 
-    Best is the outermost level among the runs that hold nearly as many MACs as the largest one does;
-    runs of three and more come before pairs.
+    Best is the outermost level among the runs that hold nearly as many MACs as the largest one does, and
+    there blocks of one kind before several; runs of three and more come before pairs.
 
     Raises:
         CannotSplit: no two blocks of the network have the same shape.
     """
-    height, width = probe.round_size
-    try:
-        calls = list(_record(model, probe, height, width))
-    except Exception:  # a network with a rule of its own for sizes
-        height, width = probe.sizes[0]
-        calls = list(_record(model, probe, height, width))
-    total = max(calls[-1].macs, 1)
+    calls, (height, width) = _recorded(model, probe)
     groups: dict[Any, list[Call]] = {}
-    for call in calls:
+    for call in calls[:-1]:
         area = _area(call.out_shape or (), height, width)
         if 1 < area <= _LARGEST * height * width and call.depth and any(True for _ in call.module.parameters()):
             groups.setdefault(_signature(call), []).append(call)
-    runs = [
-        Candidate(
-            tuple(c.name for c in group),
-            type(group[0].module).__name__,
-            max(c.depth for c in group),
-            sum(c.macs for c in group) / total,
-        )
-        for group in groups.values()
-        if len(group) >= 2
-    ]
+            if call.in_shape == call.out_shape:
+                groups.setdefault((call.parent, call.out_shape), []).append(call)
+    found = [_candidate(group, calls[-1].macs) for group in groups.values() if len(group) >= 2]
+    runs = [run for run in found if not run.mixed or run.names not in {r.names for r in found if not r.mixed}]
+    runs = [run for run in runs if run.share > 0]
     if not runs:
         raise CannotSplit(
             f"finding the body: no two modules of {type(model).__name__} have one class, the same parameter shapes "
-            "and the same map sizes, so there is no run of blocks to cut. An adapter can name the blocks "
-            "(docs/new_backbone.md)"
+            "and the same map sizes, so there is no run of blocks to cut. Name the blocks (body=), or write an "
+            "adapter (docs/new_backbone.md)"
         )
     longer = [run for run in runs if len(run.names) >= 3] or runs
     best = max(run.share for run in longer)
     near = [run for run in longer if run.share >= _NEAR_BEST * best]
-    return sorted(runs, key=lambda run: (run in near, -run.depth, run.share), reverse=True)
+    return sorted(runs, key=lambda run: (run in near, -run.depth, not run.mixed, run.share), reverse=True)
+
+
+def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Candidate:
+    """The blocks that a user names, in the order in which the network calls them.
+
+    Args:
+        body: their names, or a pattern for them in which * stands for one part of a name: "layers.*.blocks.*".
+
+    Raises:
+        ArgumentError: fewer than two modules of these names are called.
+    """
+    patterns = [body] if isinstance(body, str) else list(body)
+    wanted = re.compile("|".join(re.escape(pattern).replace(r"\*", r"[^.]+") for pattern in patterns))
+    calls, _ = _recorded(model, probe)
+    chosen = [call for call in calls[:-1] if wanted.fullmatch(call.name)]
+    if len(chosen) < 2:
+        called = dict.fromkeys(re.sub(r"\d+", "*", call.name) for call in calls[:-1])
+        raise ArgumentError(
+            f"body={body!r}: {len(chosen)} of the modules that this {type(model).__name__} calls have such a name; "
+            f"it takes 2 or more. It calls {', '.join(list(called)[:12])}"
+        )
+    return _candidate(chosen, calls[-1].macs)
+
+
+def _candidate(group: list[Call], total: int) -> Candidate:
+    """A group that is one block and what stands around it is no run: it counts as none of the MACs."""
+    classes = dict.fromkeys(type(call.module).__name__ for call in group)
+    macs = [call.macs for call in group]
+    mixed = any(_signature(call) != _signature(group[0]) for call in group)
+    balanced = not mixed or max(macs) <= sum(macs) / 2
+    return Candidate(
+        tuple(call.name for call in group),
+        ", ".join(classes),
+        max(call.depth for call in group),
+        sum(macs) / max(total, 1) if balanced else 0.0,
+        mixed,
+    )
+
+
+def _recorded(model: nn.Module, probe: Probe) -> tuple[list[Call], tuple[int, int]]:
+    """All calls of a forward, the network's own last, and the size it ran on."""
+    try:
+        return list(_record(model, probe, *probe.round_size)), probe.round_size
+    except Exception:  # a network with a rule of its own for sizes
+        return list(_record(model, probe, *probe.sizes[0])), probe.sizes[0]
 
 
 @dataclass
@@ -100,7 +140,7 @@ class _Recorder:
     open: list[Call] = field(default_factory=list)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        call = Call(self.names[id(module)], module, len(self.open))
+        call = Call(self.names[id(module)], module, len(self.open), self.open[-1].name if self.open else "")
         call.in_shape = next((tuple(a.shape) for a in args if isinstance(a, Tensor)), None)
         call.macs = -self.counter.get_total_flops()
         self.open.append(call)

@@ -159,7 +159,8 @@ def _at(part: Part, layouts: Mapping[str, Layout], rounding: Rounding, state: St
         height, width = state[_IMAGE].shape[2:]
         full = rounding.full(height), rounding.full(width)
     else:
-        full = height, width = [side * ratio.denominator // ratio.numerator for side in value.shape[2:]]
+        height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
+        full = height, width
     return At(value.shape[0], height, width, *full, value.device, value.dtype)
 
 

@@ -43,7 +43,7 @@ class Layout:
             if self.batch is None:
                 value = value.unsqueeze(0).expand(at.batch, *value.shape)
             if self.height == self.width:
-                value = value.unflatten(self._own(self.height), (height, width))
+                value = value.unflatten(self._own(self.height), (height, width))  # type: ignore[no-untyped-call]
             batch, channels, rows, cols = self._axes()
             value = value.permute(batch, *channels, rows, cols)
             value = value.flatten(1, -3) if channels else value.unsqueeze(1)
@@ -59,7 +59,7 @@ class Layout:
         if self._plain:
             return value
         batch, channels, rows, cols = self._axes()
-        value = value.unflatten(1, self._channel_sizes()) if channels else value.squeeze(1)
+        value = value.reshape(-1, *self._channel_sizes(), height, width)
         order = (batch, *channels, rows, cols)
         value = value.permute(*(order.index(axis) for axis in range(len(order))))
         if self.height == self.width:

@@ -122,17 +122,14 @@ class _Recorder(TorchFunctionMode):
         if self.inside:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        if name in _TO_PYTHON and self._by_pixels(self._described((args, kwargs))):
+        before, named = self.described(args, kwargs)
+        if name in _TO_PYTHON and self._by_pixels((before, named)):
             raise CannotFollow(f"its forward reads pixel values (Tensor.{name})")
-        if name == "__setitem__":
-            before = self._described((args, kwargs))
-            func(*args, **kwargs)
-            self.step(set_item, *before, args[0])
-            return None
-        before = self._described((args, kwargs))
         result = func(*args, **kwargs)
-        if any(True for _ in tensors(result)):
-            self.step(func, *before, result)
+        if name == "__setitem__":
+            self.step(set_item, before, named, args[0])
+        elif any(True for _ in tensors(result)):
+            self.step(func, before, named, result)
         return result
 
     def step(self, target: Callable[..., Any] | str, args: Any, kwargs: Any, result: Any) -> None:

@@ -103,7 +103,8 @@ def fit(values: Sequence[Any], at: Sequence[At]) -> Any:
         values: whole or real numbers, one for each size.
         at: one of them with another batch than 1, at a size that stands there with 1.
 
-    >>> sizes = [At(b, h, w, h, w, None, None) for b, h, w in ((1, 17, 19), (1, 19, 17), (1, 23, 20), (1, 29, 31), (2, 17, 19))]
+    >>> seen = (1, 17, 19), (1, 19, 17), (1, 23, 20), (1, 29, 31), (2, 17, 19)
+    >>> sizes = [At(b, h, w, h, w, None, None) for b, h, w in seen]
     >>> str(fit([34, 38, 46, 58, 34], sizes)), str(fit([323, 323, 460, 899, 646], sizes))
     ('2*H', 'B*A')
     """
