@@ -38,7 +38,7 @@ class Row:
 
 
 def row(architecture: Architecture) -> Row:
-    """Split one network and measure it."""
+    """Split one network and measure it; what fails after the split is a failure, too."""
     model, started = seeded(architecture.build(), gain=architecture.gain), time.perf_counter()
     try:
         parts = maskguided.split(model, adapter="automatic")

@@ -103,6 +103,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
         "merge": fast.merge,
         "scorer": fast.scorer,
         "coarse_tail": fast.coarse_tail_kind,
+        "global_ops": fast.global_ops,
         "head": fast.head.settings,
     }
 

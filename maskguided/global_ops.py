@@ -30,6 +30,18 @@ class _GlobalOps(TorchFunctionMode):
         raise NotImplementedError
 
 
+class Seen(_GlobalOps):
+    """Within it, global operations do what they do, and their names are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
+        self.names.append(func.__name__)
+        return func(x, *args, **kwargs)
+
+
 class PerImage(_GlobalOps):
     """Within it, a global operation on the k windows of each image sees them as one map."""
 

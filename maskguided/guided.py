@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .adapter import split
+from .coarse import CoarseTail, make_coarse_tail
 from .cost import Cost, macs
 from .errors import ArgumentError
+from .global_ops import PerImage
 from .head import MaskHead, high_frequency
 from .patches import Grid, gather, scatter, select
 from .probing import untouched
@@ -20,7 +24,7 @@ from .split import Split, State
 
 Merge = Literal["features", "image"]
 Scorer = Literal["input", "coarse", "head"]
-CoarseTail = Literal["copy", "light"]
+GlobalOps = Literal["image", "window", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class MaskGuided(nn.Module):
             needed; "head": the mask head, once it is trained.
         coarse_tail: for merge="image": "copy" of the network's tail, or "light" (one convolution and
             PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained.
+            Default: "copy"; "light", with merge="image", where blocks cannot be left out.
+        global_ops: what a mean over the whole map (channel attention and the like) sees in the refined blocks.
+            "image": all the windows that are refined in an image together; "window": each window alone, as in
+            the paper; "refuse": raise an ArgumentError for a network that has one.
         head: settings of the mask head (see MaskHead).
     """
 
@@ -66,14 +74,19 @@ class MaskGuided(nn.Module):
         keep: float = 0.5,
         patch_size: int | None = None,
         halo: int | None = None,
-        merge: Merge = "features",
+        merge: Merge | None = None,
         scorer: Scorer = "input",
-        coarse_tail: CoarseTail = "copy",
+        coarse_tail: CoarseTail | None = None,
+        global_ops: GlobalOps = "image",
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        merge = merge or ("features" if split.can_skip else "image")
+        coarse_tail = coarse_tail or ("copy" if split.can_skip else "light")
         _one_of("merge", merge, ("features", "image"))
         _one_of("coarse_tail", coarse_tail, ("copy", "light"))
+        _one_of("global_ops", global_ops, ("image", "window", "refuse"))
+        _possible(split, merge, coarse_tail, global_ops)
         multiple = split.multiple_of
         patch_size = -(-16 // multiple) * multiple if patch_size is None else patch_size
         halo = -(-2 // multiple) * multiple if halo is None else halo
@@ -84,8 +97,10 @@ class MaskGuided(nn.Module):
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer = merge, keep, scorer
         self.head = MaskHead(split.feature_channels, **(head or {}))
-        self.coarse_tail = _coarse_tail(split, coarse_tail) if merge == "image" else None
-        self.coarse_tail_kind = coarse_tail
+        self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
+        self.coarse_tail_kind: CoarseTail = coarse_tail
+        self.global_ops: GlobalOps = global_ops
+        self._shares_statistics = global_ops == "image" and bool(split.global_ops)
         self.constants = split.constants
         self.head.to(split.example(1, 1))
 
@@ -130,7 +145,7 @@ class MaskGuided(nn.Module):
         grid = self.grid(height, width)
         x = self._accepted(x)
         state = self.split.prefix(x)
-        coarse = self.split.skip(state)
+        coarse = self._skipped(state)
         index = self._choose(x, state, coarse, grid, score)
         image = self._merge(x, state, coarse, index, grid)
         return image[:, :, : height * self.scale, : width * self.scale], index
@@ -142,16 +157,26 @@ class MaskGuided(nn.Module):
         image: Tensor = self.coarse_tail(coarse, x)
         if index.shape[1] == 0:
             return image
-        windows = self.split.body(self._gather(state, tuple(self.split.kinds), index, grid))
+        with self._statistics(index.shape[1]):
+            windows = self.split.tail(self.split.body(self._gather(state, tuple(self.split.kinds), index, grid)))
         canvas = _continued(image, grid.height * self.scale, grid.width * self.scale)
-        return scatter(self.split.tail(windows), index, grid, onto=canvas)
+        return scatter(windows, index, grid, onto=canvas)
 
     def _refine_features(self, state: State, coarse: State, index: Tensor, grid: Grid) -> State:
         if index.shape[1] == 0:
             return coarse
-        windows = self.split.body(self._gather(state, self.split.reads, index, grid))
+        with self._statistics(index.shape[1]):
+            windows = self.split.body(self._gather(state, self.split.reads, index, grid))
         refined = {name: scatter(windows[name], index, grid, onto=coarse[name]) for name in self.split.writes}
         return {**coarse, **refined}
+
+    def _skipped(self, state: State) -> State:
+        """The state without the refined blocks; a light coarse tail takes it as it is at the cut."""
+        return self.split.skip(state) if self.split.can_skip else state
+
+    def _statistics(self, k: int) -> AbstractContextManager[object]:
+        """How global operations see the k windows of an image."""
+        return PerImage(k) if self._shares_statistics else nullcontext()
 
     def _gather(self, state: State, names: tuple[str, ...], index: Tensor, grid: Grid) -> State:
         """The windows of live values: maps are cut, vectors repeated for each window, constants handed on."""
@@ -202,7 +227,7 @@ class MaskGuided(nn.Module):
         grid = self.grid(height, width)
         x = self._accepted(x)
         state = self.split.prefix(x)
-        coarse = self.split.skip(state)
+        coarse = self._skipped(state)
         score = self._score(x, state, coarse) if score is None else score
         index = self._choose(x, state, coarse, grid, score)
         rows, cols = slice(height * self.scale), slice(width * self.scale)
@@ -264,38 +289,6 @@ class MaskGuided(nn.Module):
         return _continued(x, *(-(-side // multiple) * multiple for side in x.shape[2:]))
 
 
-class LightTail(nn.Module):
-    """A coarse tail of one convolution: kxk to C' * f*f channels, PixelShuffle, plus the bilinear input.
-
-    Starts as the bilinear input alone. f is `factor`, from the features' resolution to the HR image's.
-    """
-
-    def __init__(
-        self, features: str, in_channels: int, out_channels: int, *, scale: int, factor: int, kernel: int = 3
-    ) -> None:
-        super().__init__()
-        self.features, self.scale, self.factor = features, scale, factor
-        self.conv = nn.Conv2d(in_channels, out_channels * factor**2, kernel, padding=kernel // 2)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
-
-    def forward(self, state: State, x: Tensor) -> Tensor:
-        detail = F.pixel_shuffle(self.conv(state[self.features]), self.factor)
-        return detail + F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
-
-
-class CopiedTail(nn.Module):
-    """A coarse tail that begins as the network's own, with weights of its own."""
-
-    def __init__(self, split: Split) -> None:
-        super().__init__()
-        self.tail = split.copy_tail()
-
-    def forward(self, state: State, x: Tensor) -> Tensor:
-        image: Tensor = self.tail(state)
-        return image
-
-
 @torch.inference_mode(False)  # what is added must stay trainable wherever it is made
 def wrap(
     model: nn.Module,
@@ -328,23 +321,26 @@ def wrap(
     return MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
 
 
-def _coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
-    found = split.probe
-    if kind == "copy":
-        return CopiedTail(split)
-    if found.in_channels != found.out_channels:
+def _possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
+    """Refuse what this network cannot do, and say where the coarse image is not what one would expect."""
+    name, rest = type(split.model).__name__, f"blocks {split.split_at + 1} to {len(split.blocks)}"
+    if global_ops == "refuse" and split.facts.body_radius is None:
         raise ArgumentError(
-            f"coarse_tail='light' adds the bilinear input, but this network maps {found.in_channels} to "
-            f"{found.out_channels} channels; use 'copy'"
+            f"global_ops='refuse': {rest} of this {name} look at the whole map "
+            f"({', '.join(split.global_ops) or 'attention, or a radius of more than 512'}); use 'image' or 'window'"
         )
-    height, width = found.sizes[0]
-    with untouched(split.model):
-        features = split.prefix(split.example(height, width))[split.features]
-    factor, rest = divmod(found.scale * height, features.shape[2])
-    if rest:
-        raise ArgumentError("coarse_tail='light': the features are finer than the HR image; use 'copy'")
-    tail = LightTail(split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
-    return tail.to(features)
+    if split.can_skip:
+        return
+    if (merge, coarse_tail) != ("image", "light"):
+        raise ArgumentError(
+            f"merge={merge!r}, coarse_tail={coarse_tail!r}: {rest} of this {name} cannot be left out, for nothing "
+            "computed before them can stand in for what the tail uses; use merge='image' with coarse_tail='light'"
+        )
+    warnings.warn(
+        f"{rest} of this {name} cannot be left out: the coarse image comes from a light tail alone, which is "
+        "bilinear until it is fitted or trained",
+        stacklevel=4,
+    )
 
 
 def _continued(x: Tensor, height: int, width: int) -> Tensor:

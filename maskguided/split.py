@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from . import receptive
 from .errors import ArgumentError, CannotSplit
+from .global_ops import Seen
 from .probing import Probe, image_of, probe, untouched
 
 State = dict[str, Tensor]
@@ -41,7 +42,8 @@ class Facts:
     blocks: tuple[str, ...]
     """Names of the body's blocks in call order."""
     body_radius: int | None
-    """Receptive-field radius of blocks n+1..N in LR pixels; None: every output depends on the whole map."""
+    """Receptive-field radius of blocks n+1..N in LR pixels; None: every output depends on the whole map, so that
+    refining windows, with whatever halo, is not quite what the whole network does."""
     radius: int | None
     """The same for blocks n+1..N and the tail together."""
     multiple_of: int
@@ -71,6 +73,8 @@ class Split(ABC):
     multiple_of: int
     """See Facts."""
     tiling: str | None = None
+    can_skip: bool = True
+    """Whether every value that blocks n+1..N write has a stand-in; without one there is no `skip`."""
 
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], split_at: int, probe: Probe) -> None:
         if isinstance(split_at, bool) or not isinstance(split_at, int) or not 1 <= split_at < len(blocks):
@@ -118,6 +122,15 @@ class Split(ABC):
         """A fixed random image, (1, C, height, width), where the network is now and in its dtype."""
         like = next(p for p in self.model.parameters() if p.is_floating_point())
         return self.probe.input(height, width).to(like.device, like.dtype)
+
+    @cached_property
+    def global_ops(self) -> tuple[str, ...]:
+        """The global operations known to global_ops.py that blocks n+1..N call; there may be others (attention)."""
+        with untouched(self.model):
+            state = self.prefix(self.example(*self.probe.round_size))
+            with Seen() as seen:
+                self.body(state)
+        return tuple(dict.fromkeys(seen.names))
 
     @cached_property
     def facts(self) -> Facts:

@@ -14,7 +14,7 @@ LAYERS = [
     {"errors"},
     {"patches", "probing", "weights", "receptive", "cost", "metrics", "integrations", "global_ops"},
     {"split", "images", "head"},
-    {"alignment"},
+    {"alignment", "coarse"},
     {"automatic"},
     {"adapter"},
     {"guided"},

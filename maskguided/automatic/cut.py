@@ -39,7 +39,7 @@ class Cut:
     body: list[fx.Node]
     tail: list[fx.Node]
     stand_in: dict[fx.Node, fx.Node]
-    """For each value that the body writes: the one that takes its place when the body is skipped."""
+    """For each value that the body writes: the one that takes its place when the body is skipped, if there is one."""
     features: fx.Node
     """What block n+1 takes."""
 
@@ -68,7 +68,8 @@ class AutomaticSplit(Split):
         values[x.name] = traced.values[x]
         self._layouts = {name: value.layout for name, value in values.items() if value.layout is not None}
         self.feature_channels = self._layouts[self.features].channels
-        self._stand_in = {node.name: cut.stand_in[node].name for node in written}
+        self._stand_in = {node.name: cut.stand_in[node].name for node in written if node in cut.stand_in}
+        self.can_skip = len(self._stand_in) == len(written)
         image = next(node for node in traced.graph.nodes if node.op == "output").args[0]
         self._parts = {
             "prefix": _extract(cut.prefix, [x], live, traced),
@@ -90,6 +91,12 @@ class AutomaticSplit(Split):
         return {**state, **self._made(self.writes, "body", state)}
 
     def skip(self, state: State) -> State:
+        if not self.can_skip:
+            missing = ", ".join(name for name in self.writes if name not in self._stand_in)
+            raise CannotSplit(
+                f"skipping blocks {self.split_at + 1} to {len(self.blocks)}: nothing computed before them has the "
+                f"shape of {missing}, which the tail uses; a light coarse tail does without (coarse_tail='light')"
+            )
         return {**state, **{name: state[stand_in] for name, stand_in in self._stand_in.items()}}
 
     def tail(self, state: State) -> Tensor:
@@ -219,12 +226,8 @@ def _stand_ins(
         alike = _roles(stage[: at + 1], traced) == _roles(computed[: at + 1], traced)
         same_role = computed[at] if alike else features
         fitting = [n for n in (same_role, features) if _shape(n, traced) == _shape(node, traced)]
-        if not fitting:
-            raise CannotSplit(
-                f"skipping blocks {split_at + 1} to {len(stages)}: nothing computed before them has the shape "
-                f"{_words(_shape(node, traced))} of {node.name}, which the tail uses. Try another split_at"
-            )
-        found[node] = fitting[0]
+        if fitting:
+            found[node] = fitting[0]
     return found
 
 

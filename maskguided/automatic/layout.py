@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,7 +56,9 @@ class Layout:
         """The value of this layout; one without a batch gets that of `value`."""
         height, width = self._extent(at)
         if value.shape[2:] != (height, width):
+            channels_last = value.is_contiguous(memory_format=torch.channels_last)
             value = value[:, :, :height, :width]
+            value = value.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         if self._plain:
             return value
         batch, channels, rows, cols = self._axes()
@@ -64,7 +67,7 @@ class Layout:
         value = value.permute(*(order.index(axis) for axis in range(len(order))))
         if self.height == self.width:
             value = value.flatten(self._own(self.height), self._own(self.height) + 1)
-        return value.squeeze(1) if self._unit_batch else value
+        return (value.squeeze(1) if self._unit_batch else value).contiguous()
 
     @property
     def _plain(self) -> bool:

@@ -1,0 +1,66 @@
+"""Coarse tails: from the features at the cut to the image where nothing is refined."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import ArgumentError
+from .probing import untouched
+from .split import Split, State
+
+CoarseTail = Literal["copy", "light"]
+
+
+class LightTail(nn.Module):
+    """A coarse tail of one convolution: kxk to C' * f*f channels, PixelShuffle, plus the bilinear input.
+
+    Starts as the bilinear input alone. f is `factor`, from the features' resolution to the HR image's.
+    """
+
+    def __init__(
+        self, features: str, in_channels: int, out_channels: int, *, scale: int, factor: int, kernel: int = 3
+    ) -> None:
+        super().__init__()
+        self.features, self.scale, self.factor = features, scale, factor
+        self.conv = nn.Conv2d(in_channels, out_channels * factor**2, kernel, padding=kernel // 2)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, state: State, x: Tensor) -> Tensor:
+        detail = F.pixel_shuffle(self.conv(state[self.features]), self.factor)
+        return detail + F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
+
+
+class CopiedTail(nn.Module):
+    """A coarse tail that begins as the network's own, with weights of its own."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self.tail = split.copy_tail()
+
+    def forward(self, state: State, x: Tensor) -> Tensor:
+        image: Tensor = self.tail(state)
+        return image
+
+
+def make_coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
+    """A coarse tail of this kind for the network that `split` is of."""
+    found = split.probe
+    if kind == "copy":
+        return CopiedTail(split)
+    if found.in_channels != found.out_channels:
+        raise ArgumentError(
+            f"coarse_tail='light' adds the bilinear input, but this network maps {found.in_channels} to "
+            f"{found.out_channels} channels; use 'copy'"
+        )
+    height, width = found.sizes[0]
+    with untouched(split.model):
+        features = split.prefix(split.example(height, width))[split.features]
+    factor, rest = divmod(found.scale * height, features.shape[2])
+    if rest:
+        raise ArgumentError("coarse_tail='light': the features are finer than the HR image; use 'copy'")
+    tail = LightTail(split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
+    return tail.to(features)
