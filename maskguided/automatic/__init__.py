@@ -11,6 +11,7 @@ cut.py     the graph in three, with the live values between the parts
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import lcm
 from typing import Literal
 
@@ -71,7 +72,9 @@ def _split_run(model: nn.Module, names: tuple[str, ...], split_at: int, probe: P
         except CannotSplit as error:
             failures.append(error)
         else:
-            late = AutomaticSplit(traced, max(1, len(names) - 2), names, probe)
+            late: Split = split
+            with suppress(CannotSplit):  # two blocks are faster to measure than half of them
+                late = AutomaticSplit(traced, max(1, len(names) - 2), names, probe)
             split.multiple_of = alignment(late, split.multiple_of)
             return split
     raise failures[0]

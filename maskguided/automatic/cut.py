@@ -44,19 +44,55 @@ class Cut:
     """What block n+1 takes."""
 
 
+@dataclass(frozen=True)
+class Frame:
+    """How the parts of a network are called with the maps of a state."""
+
+    layouts: Mapping[str, Layout]
+    """Of all maps: how the network holds them."""
+    rounding: Rounding
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether the network enlarges its input to the rounded size, so that its maps are larger than the image."""
+        return any(layout.full for layout in self.layouts.values())
+
+    def full(self, height: int, width: int) -> tuple[int, int]:
+        """What the network makes of the size of an image."""
+        return (self.rounding.full(height), self.rounding.full(width)) if self.enlarges else (height, width)
+
+    def run(self, module: nn.Module, part: Part, state: State) -> tuple[Any, At]:
+        """What `part` makes of the state, and for which size."""
+        at = self._at(part, state)
+        values = (self.layouts[n].from_map(state[n], at) if n in self.layouts else state[n] for n in part.inputs)
+        return module(at, *values), at
+
+    def _at(self, part: Part, state: State) -> At:
+        """The size of the LR image, or of windows, which are not enlarged: that of the first map `part` takes."""
+        name = next(name for name in part.inputs if name in self.layouts)
+        value, ratio = state[name], self.layouts[name].ratio
+        if _IMAGE in state:
+            height, width = state[_IMAGE].shape[2:]
+        else:
+            height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
+        whole = _IMAGE in state or not self.enlarges
+        full = (self.rounding.full(height), self.rounding.full(width)) if whole else (height, width)
+        return At(value.shape[0], height, width, *full, value.device, value.dtype)
+
+
 class AutomaticSplit(Split):
     """A Split made of the network's own traced graph. The graphs run on the user's modules, not on copies."""
 
     def __init__(self, traced: Traced, split_at: int, names: tuple[str, ...], probe: Probe) -> None:
         super().__init__(traced.model, names, split_at, probe)
         self.constants = traced.constants
-        self.rounding, self.multiple_of = traced.rounding, traced.rounding.unit
         cut = cut_after(traced, names, split_at)
         body = _inputs(cut.body, traced)
         tail = _inputs(cut.tail, traced)
         made = set(cut.body)
         written = [node for node in tail if node in made]
-        live = list(dict.fromkeys([*body, *(cut.stand_in.get(n, n) for n in tail), cut.features]))
+        kept = [cut.stand_in.get(node, node) for node in tail]
+        live = list(dict.fromkeys([*body, *(node for node in kept if node not in made), cut.features]))
         _refuse_what_is_no_map([*live, *written], traced)
         self.reads = tuple(node.name for node in body)
         self.writes = tuple(node.name for node in written)
@@ -66,8 +102,11 @@ class AutomaticSplit(Split):
         self.kinds = {name: kind for name in self._live if (kind := values[name].kind) is not None}
         x = next(node for node in traced.graph.nodes if node.op == "placeholder" and node.name != AT)
         values[x.name] = traced.values[x]
-        self._layouts = {name: value.layout for name, value in values.items() if value.layout is not None}
-        self.feature_channels = self._layouts[self.features].channels
+        layouts = {name: value.layout for name, value in values.items() if value.layout is not None}
+        self._frame = Frame(layouts, traced.rounding)
+        if self._frame.enlarges:
+            self.multiple_of = traced.rounding.unit
+        self.feature_channels = layouts[self.features].channels
         self._stand_in = {node.name: cut.stand_in[node].name for node in written if node in cut.stand_in}
         self.can_skip = len(self._stand_in) == len(written)
         image = next(node for node in traced.graph.nodes if node.op == "output").args[0]
@@ -85,7 +124,7 @@ class AutomaticSplit(Split):
         return {**self._made(self._live, "prefix", {**rounded, self._parts["prefix"].inputs[0]: x}), **rounded}
 
     def full_size(self, height: int, width: int) -> tuple[int, int]:
-        return super().full_size(self.rounding.full(height), self.rounding.full(width))
+        return super().full_size(*self._frame.full(height, width))
 
     def body(self, state: State) -> State:
         return {**state, **self._made(self.writes, "body", state)}
@@ -100,15 +139,16 @@ class AutomaticSplit(Split):
         return {**state, **{name: state[stand_in] for name, stand_in in self._stand_in.items()}}
 
     def tail(self, state: State) -> Tensor:
-        image: Tensor = _run(self._run["tail"], self._parts["tail"], self._layouts, self.rounding, state)[0]
+        image: Tensor = self._frame.run(self._run["tail"], self._parts["tail"], state)[0]
         return image
 
     def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
         """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
-        made, at = _run(self._run[part], self._parts[part], self._layouts, self.rounding, state)
+        made, at = self._frame.run(self._run[part], self._parts[part], state)
         full = self.full_size(at.height, at.width) if _IMAGE in state else (at.height, at.width)
+        layouts = self._frame.layouts
         return {
-            name: self._layouts[name].to_map(value, at, full) if name in self._layouts else value
+            name: layouts[name].to_map(value, at, full) if name in layouts else value
             for name, value in zip(names, made, strict=True)
         }
 
@@ -142,33 +182,11 @@ class AutomaticSplit(Split):
                 inputs = {key: state[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}
                 if name == "tail":
-                    _run(self._run[name], part, self._layouts, self.rounding, inputs)
+                    self._frame.run(self._run[name], part, inputs)
                 else:
                     state.update(self._made(outputs, name, inputs))
                 _clone_placeholders(part.graph, [key for key in inputs if inputs[key]._version != versions[key]])
         self._bind()
-
-
-def _run(
-    module: nn.Module, part: Part, layouts: Mapping[str, Layout], rounding: Rounding, state: State
-) -> tuple[Any, At]:
-    """What `part` makes of the state, and for which size: it is handed maps in the layout that it knows them in."""
-    at = _at(part, layouts, rounding, state)
-    values = (layouts[n].from_map(state[n], at) if n in layouts else state[n] for n in part.inputs)
-    return module(at, *values), at
-
-
-def _at(part: Part, layouts: Mapping[str, Layout], rounding: Rounding, state: State) -> At:
-    """The size of the LR image, or of windows: that of the first map that `part` takes. Windows are not enlarged."""
-    name = next(name for name in part.inputs if name in layouts)
-    value, ratio = state[name], layouts[name].ratio
-    if _IMAGE in state:
-        height, width = state[_IMAGE].shape[2:]
-        full = rounding.full(height), rounding.full(width)
-    else:
-        height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
-        full = height, width
-    return At(value.shape[0], height, width, *full, value.device, value.dtype)
 
 
 def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
@@ -292,11 +310,11 @@ class _CopiedTail(nn.Module):
 
     def __init__(self, split: AutomaticSplit) -> None:
         super().__init__()
-        self.part, self.layouts, self.rounding = split._parts["tail"], split._layouts, split.rounding
+        self.part, self.frame = split._parts["tail"], split._frame
         self.graph = copy.deepcopy(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
-        image: Tensor = _run(self.graph, self.part, self.layouts, self.rounding, state)[0]
+        image: Tensor = self.frame.run(self.graph, self.part, state)[0]
         return image
 
 

@@ -1,0 +1,235 @@
+"""What automatic splitting takes in its stride: sizes, masks, tokens, global operations, blocks by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import difference, image, scaled
+from test_split import Base, Block, ConstantsAndDefaults, ResidualOutside, conv
+from torch import nn
+from torch.nn import functional as F
+
+import maskguided
+from maskguided import ArgumentError, CannotSplit, MaskGuided
+from maskguided.global_ops import PerImage
+
+
+class Windowed(nn.Module):
+    """Attention in 4x4 windows, on a mask made of the map's size; pads what does not fit, within itself."""
+
+    def __init__(self, shift: int, size: int = 4) -> None:
+        super().__init__()
+        self.qkv, self.out, self.shift, self.size = nn.Linear(8, 24), nn.Linear(8, 8), shift, size
+
+    def forward(self, x):
+        height, width, size = x.shape[2], x.shape[3], self.size
+        y = F.pad(x, (0, -width % size, 0, -height % size))
+        y = torch.roll(y, (-self.shift, -self.shift), (2, 3))
+        b, c, h, w = y.shape
+        y = y.view(b, c, h // size, size, w // size, size).permute(0, 2, 4, 3, 5, 1).reshape(-1, size * size, c)
+        q, k, v = self.qkv(y).chunk(3, dim=-1)
+        y = self.out(F.softmax(q @ k.transpose(1, 2), dim=-1) @ v)
+        y = y.view(b, h // size, w // size, size, size, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
+        return x + torch.roll(y, (self.shift, self.shift), (2, 3))[:, :, :height, :width]
+
+
+class WindowsInside(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Windowed(0) for _ in range(4))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.finish(x)
+
+
+class Masked(Base):
+    """A mask of the size of the map, filled in by slices in the prefix, that every block is given; and positions."""
+
+    class Gated(Block):
+        def forward(self, x, mask, position):
+            return super().forward(x) * mask + 0.1 * position
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Gated() for _ in range(4))
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        windows = torch.zeros(height // 2, width // 2)
+        windows[:, :3] = 0.5
+        windows[:, 3:] = 0.5
+        mask = windows.mean() + torch.ones(1, 1, 1, 1)
+        position = torch.linspace(0, 1, width).view(1, 1, 1, width).expand(1, 1, height, width) * 1.0
+        y = self.first(x)
+        for block in self.blocks:
+            y = block(y, mask, position)
+        return self.finish(y)
+
+
+class Attentive(Base):
+    """Channel attention in every block."""
+
+    class Squeezed(Block):
+        def forward(self, x):
+            y = super().forward(x)
+            return y * torch.sigmoid(y.mean((2, 3), keepdim=True) + y.std((2, 3), keepdim=True))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Squeezed() for _ in range(4))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.finish(x)
+
+
+class NoStandIn(Base):
+    """Beside each block goes a value of a width of its own to the tail: nothing else has its shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = nn.ModuleList(nn.Conv2d(8, 2 + i, 1) for i in range(5))
+        self.last = conv(20, 12)
+
+    def forward(self, x):
+        y, sides = self.first(x), []
+        for block, side in zip(self.blocks, self.sides, strict=True):
+            y = block(y)
+            sides.append(side(y))
+        return self.finish(torch.cat(sides, 1))
+
+
+class Other(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(conv(8, 8), nn.GELU(), conv(8, 8), nn.GELU(), conv(8, 8))
+
+
+class TwoClasses(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() if i % 2 else Other() for i in range(6))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.finish(x)
+
+
+def test_windows_keep_to_the_grid_of_attention_that_pads_within_its_blocks():
+    model = scaled(WindowsInside())
+    parts, x = maskguided.split(model), image(2, 3, 24, 44)
+    assert parts.facts.multiple_of == 4
+    fast = MaskGuided(parts, keep=1, patch_size=8, halo=4).eval()
+    assert difference(fast(x), model(x)) < 1e-5
+    parts.multiple_of = 1
+    astray = MaskGuided(parts, keep=1, patch_size=7, halo=4).eval()
+    assert difference(astray(x), model(x)) > 1e-4, "off the grid it must differ, or the grid means nothing"
+
+
+def test_what_follows_from_sizes_is_made_anew_and_what_lies_on_the_map_is_gathered():
+    model = scaled(Masked())
+    parts, x = maskguided.split(model), image(2, 3, 21, 34)
+    assert torch.equal(parts.tail(parts.body(parts.prefix(x))), model(x))
+    assert sum(kind == "map" for kind in parts.kinds.values()) == 2, "features and positions"
+    fast = MaskGuided(parts, keep=1, patch_size=6, halo=parts.facts.body_radius).eval()
+    assert difference(fast(x), model(x)) < 1e-5
+
+
+def test_global_operations_see_one_image_or_one_window():
+    model, x = scaled(Attentive()), image(2, 3, 16, 24)
+    parts = maskguided.split(model)
+    assert parts.facts.body_radius is None
+    assert set(parts.global_ops) == {"mean", "std"}
+    per_image = MaskGuided(parts, keep=1, patch_size=8, halo=0).eval()
+    per_window = MaskGuided(parts, keep=1, patch_size=8, halo=0, global_ops="window").eval()
+    dense = model(x)
+    assert difference(per_image(x), per_window(x)) > 1e-4
+    assert difference(per_image(x), dense) < difference(per_window(x), dense)
+    with pytest.raises(ArgumentError, match="look at the whole map"):
+        MaskGuided(parts, global_ops="refuse")
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda x: x.mean((2, 3), keepdim=True).expand_as(x),
+        lambda x: F.adaptive_avg_pool2d(x, 1).expand_as(x),
+        lambda x: torch.amax(x, dim=(-2, -1), keepdim=True).expand_as(x),
+        lambda x: torch.var_mean(x, dim=(2, 3), keepdim=True)[0].expand_as(x),
+        lambda x: F.instance_norm(x),
+    ],
+)
+def test_windows_that_make_up_an_image_have_its_statistics(reduce):
+    x = image(2, 3, 4, 12)
+    windows = torch.cat(x[:, None].chunk(3, dim=-1), dim=1).flatten(0, 1)  # (2 * 3, 3, 4, 4)
+    with PerImage(3):
+        each = reduce(windows)
+    whole = torch.cat(list(each.view(2, 3, 3, 4, 4).unbind(1)), dim=-1)
+    assert difference(whole, reduce(x)) < 1e-6
+    assert difference(reduce(windows), each) > 1e-3, "on its own each window must have other statistics"
+
+
+def test_without_a_stand_in_the_coarse_image_is_a_light_tail_alone():
+    model, x = scaled(NoStandIn()), image(2, 3, 18, 25)
+    parts = maskguided.split(model)
+    assert torch.equal(parts.tail(parts.body(parts.prefix(x))), model(x))
+    with pytest.raises(CannotSplit, match="nothing computed before them has the shape"):
+        parts.skip(parts.prefix(x))
+    with pytest.warns(UserWarning, match="light tail alone"):
+        fast = MaskGuided(parts, keep=0, patch_size=6, halo=parts.facts.radius).eval()
+    assert difference(fast(x), F.interpolate(x, scale_factor=2, mode="bilinear")) < 1e-6
+    fast.keep = 1
+    assert difference(fast(x), model(x)) < 1e-5
+    with pytest.raises(ArgumentError, match="cannot be left out"):
+        MaskGuided(parts, merge="features")
+
+
+def test_blocks_of_two_classes_are_one_body():
+    parts = maskguided.split(scaled(TwoClasses()), 4)
+    assert parts.blocks == tuple(f"blocks.{i}" for i in range(6))
+
+
+def test_a_user_names_body_and_cut():
+    model, x = scaled(ResidualOutside()), image(1, 3, 16, 16)
+    parts = maskguided.split(model, body="blocks.*.conv1", cut="blocks.2.conv1")
+    assert parts.blocks == tuple(f"blocks.{i}.conv1" for i in range(5))
+    assert parts.split_at == 3
+    assert torch.equal(parts.tail(parts.body(parts.prefix(x))), model(x))
+    assert maskguided.wrap(model, body=["blocks.4", "blocks.1"]).split.blocks == ("blocks.1", "blocks.4")
+    assert "conv1" in str(maskguided.inspect(model, body="blocks.*.conv1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"body": "layers.*"}, r"0 of the modules .* It calls first, blocks\.\*"),
+        ({"cut": "blocks.4"}, "no block to cut after"),
+        ({"cut": "blocks.1", "split_at": 2}, "give one of them"),
+        ({"body": "blocks.*", "adapter": "pan"}, "without one"),
+    ],
+)
+def test_what_a_user_names_must_fit(arguments, text):
+    with pytest.raises(ArgumentError, match=text):
+        maskguided.split(ResidualOutside(), **arguments)
+
+
+def test_a_body_named_by_the_user_is_saved_and_wrapped_again(tmp_path):
+    model, x = scaled(ConstantsAndDefaults()), image(1, 3, 16, 16)
+    fast = maskguided.wrap(model, body="blocks.*.conv2", patch_size=4, scorer="head").eval()
+    maskguided.save(fast, tmp_path / "head.safetensors")
+    again = maskguided.load(tmp_path / "head.safetensors", model).eval()
+    assert again.split.blocks == fast.split.blocks
+    assert torch.equal(again(x), fast(x))
+
+
+def test_default_patches_and_halos_are_multiples_that_the_network_works_on():
+    fast = maskguided.wrap(scaled(WindowsInside()))
+    assert (fast.patch_size, fast.halo) == (16, 4)
+    with pytest.raises(ArgumentError, match="multiples of 4 LR pixels; use 16 or 20"):
+        maskguided.wrap(scaled(WindowsInside()), patch_size=18)
