@@ -217,7 +217,7 @@ class MaskGuided(nn.Module):
         grid = self.grid(height, width)
         try:
             with untouched(self):
-                dense = macs(lambda x: self.model(self._accepted(x)), shape, like)
+                dense = macs(lambda x: self.model(self._accepted(x)), shape, like, instead=self._in_parts)
                 guided = macs(self, shape, like)
                 self.keep = 0
                 coarse = macs(self, shape, like)
@@ -247,6 +247,10 @@ class MaskGuided(nn.Module):
             f"split_at={self.split.split_at} of {len(self.split.blocks)}, keep={self.keep:g}, "
             f"patch_size={self.patch_size}, halo={self.halo}, merge={self.merge}, scorer={self.scorer}"
         )
+
+    def _in_parts(self, x: Tensor) -> Tensor:
+        """The network without its own forward."""
+        return self.split.tail(self.split.body(self.split.prefix(self._accepted(x))))
 
     def _like(self) -> Tensor:
         return next(p for p in self.model.parameters() if p.is_floating_point())
