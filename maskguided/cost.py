@@ -50,14 +50,11 @@ class Cost:
         )
 
 
-Forward = Callable[[Tensor], object]
-
-
-def macs(forward: Forward, shape: tuple[int, ...], like: Tensor, instead: Forward | None = None) -> int:
+def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor) -> int:
     """Multiply-adds of `forward` on an input of `shape`, with the dtype and device of `like`.
 
     Convolutions and matrix products count, as in torch.utils.flop_counter (which counts two per multiply-add).
-    `instead` is counted where `forward` decides by values, which there are none of.
+    A forward that asks for values, which such tensors don't have, does run: on noise.
 
     >>> macs(torch.nn.Conv2d(3, 8, 3, padding=1), (1, 3, 10, 10), torch.zeros(1)) == 10 * 10 * 3 * 8 * 9
     True
@@ -67,7 +64,7 @@ def macs(forward: Forward, shape: tuple[int, ...], like: Tensor, instead: Forwar
         with torch.no_grad(), fake, FlopCounterMode(display=False) as counter:
             forward(torch.empty(shape, dtype=like.dtype, device=like.device))
     except (DataDependentOutputException, DynamicOutputShapeException):
-        if instead is None:
-            raise
-        return macs(instead, shape, like)
+        noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            forward(noise)
     return int(counter.get_total_flops()) // 2

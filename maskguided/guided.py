@@ -210,14 +210,14 @@ class MaskGuided(nn.Module):
         return Explanation(refined, image, score, grid.mask(index), index)
 
     def cost(self, height: int, width: int) -> Cost:
-        """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (nothing is computed)."""
+        """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`)."""
         like = self._like()
         shape = (1, self.split.probe.in_channels, height, width)
         keep = self.keep
         grid = self.grid(height, width)
         try:
             with untouched(self):
-                dense = macs(lambda x: self.model(self._accepted(x)), shape, like, instead=self._in_parts)
+                dense = macs(lambda x: self.model(self._accepted(x)), shape, like)
                 guided = macs(self, shape, like)
                 self.keep = 0
                 coarse = macs(self, shape, like)
@@ -247,10 +247,6 @@ class MaskGuided(nn.Module):
             f"split_at={self.split.split_at} of {len(self.split.blocks)}, keep={self.keep:g}, "
             f"patch_size={self.patch_size}, halo={self.halo}, merge={self.merge}, scorer={self.scorer}"
         )
-
-    def _in_parts(self, x: Tensor) -> Tensor:
-        """The network without its own forward."""
-        return self.split.tail(self.split.body(self.split.prefix(self._accepted(x))))
 
     def _like(self) -> Tensor:
         return next(p for p in self.model.parameters() if p.is_floating_point())

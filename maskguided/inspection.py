@@ -113,7 +113,7 @@ def _shares(parts: Split) -> dict[str, float]:
     side = -(-_SIDE // parts.multiple_of) * parts.multiple_of
     shape = (1, parts.probe.in_channels, side, side)
     like = next(parts.model.parameters())
-    whole = macs(parts.model, shape, like, instead=lambda x: parts.tail(parts.body(parts.prefix(x))))
+    whole = macs(parts.model, shape, like)
     prefix = macs(parts.prefix, shape, like)
     to_body = macs(lambda x: parts.body(parts.prefix(x)), shape, like)
     return {"prefix": prefix / whole, "body": (to_body - prefix) / whole, "tail": (whole - to_body) / whole}
