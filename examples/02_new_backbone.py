@@ -1,4 +1,4 @@
-"""A network that maskguided has never seen, split without a word about it.
+"""A network that maskguided has never seen, split without a word about it; 03 is one where that fails.
 
 python examples/02_new_backbone.py
 """

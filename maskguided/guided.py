@@ -236,7 +236,7 @@ class MaskGuided(nn.Module):
         return Explanation(refined, image, score, grid.mask(index), index)
 
     def cost(self, height: int, width: int) -> Cost:
-        """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (nothing is computed)."""
+        """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`)."""
         like = self._like()
         shape = (1, self.split.probe.in_channels, height, width)
         keep = self.keep

@@ -173,7 +173,7 @@ def check_whole(split: Split) -> None:
                 f"{type(split.model).__name__}, split after block {split.split_at}: at {size[0]}x{size[1]} the parts "
                 f"give another image than the network (largest difference {difference:.2g}). A forward that changes "
                 "tensors in place across the cut, or that takes another path by size, does this; an adapter can say "
-                "how to split it (docs/add_an_adapter.md)"
+                "how to split it (docs/new_backbone.md)"
             )
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,4 +19,19 @@ def test_example_runs(example):
 
 
 def test_all_examples_are_there():
-    assert len(EXAMPLES) >= 2
+    assert len(EXAMPLES) >= 3
+
+
+def test_the_code_of_the_page_on_new_backbones_runs(tmp_path):
+    """What it quotes from its example is there, word for word; all else runs after it, its test under pytest."""
+    example = next(path for path in EXAMPLES if path.name == "03_new_backbone_adapter.py").read_text()
+    page = (EXAMPLES[0].parents[1] / "docs" / "new_backbone.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    quoted = [b for b in blocks if b in example or textwrap.indent(b, "    ") in example]
+    assert (len(quoted), len(blocks)) == (2, 5)
+    test = tmp_path / "test_page.py"
+    test.write_text("\n\n".join([example, *(block for block in blocks if block not in quoted)]))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", test]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout

@@ -338,3 +338,18 @@ def test_inspect_tells_what_it_sees():
     for part in ("5 x Block", "cut after block 3", "radius", "not pan: it has no conv_first"):
         assert part in text
     assert len(find_bodies(SizesAndVectors().eval(), probe(SizesAndVectors()))) >= 2
+
+
+def test_networks_whose_blocks_read_pixel_values_have_costs():
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(x) if x.mean() < 100 else x
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *(Lazy() for _ in range(4)), nn.Conv2d(8, 3, 3, padding=1))
+    shares = maskguided.inspect(model).shares
+    assert shares["prefix"] == pytest.approx((3 + 2 * 8) / (3 + 4 * 8 + 3))
+    assert maskguided.wrap(model, keep=0).cost(20, 24).guided < maskguided.wrap(model).cost(20, 24).dense
