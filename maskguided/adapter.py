@@ -237,7 +237,7 @@ def split(
             parts = automatic_split(model, split_at, found, body=body, cut=cut, check=check)
         except CannotSplit as error:
             tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
-            raise CannotSplit(f"{error}. Adapters tried: {tried or 'none'}") from error
+            raise CannotSplit(f"{error}. Adapters tried: {tried}" if tried else str(error)) from error
     return parts
 
 

@@ -17,7 +17,7 @@ _POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "std", "var", "std_mean", "var_mean")
 
 
-class _GlobalOps(TorchFunctionMode):
+class GlobalOps(TorchFunctionMode):
     """Sees every torch function; `reduce` gets those that take in a whole map (B, C, H, W)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -30,7 +30,7 @@ class _GlobalOps(TorchFunctionMode):
         raise NotImplementedError
 
 
-class Seen(_GlobalOps):
+class Seen(GlobalOps):
     """Within it, global operations do what they do, and their names are kept."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Seen(_GlobalOps):
         return func(x, *args, **kwargs)
 
 
-class PerImage(_GlobalOps):
+class PerImage(GlobalOps):
     """Within it, a global operation on the k windows of each image sees them as one map."""
 
     def __init__(self, k: int) -> None:
@@ -64,7 +64,7 @@ class PerImage(_GlobalOps):
         return value.repeat_interleave(self.k, dim=0)
 
 
-class LocalOnly(_GlobalOps):
+class LocalOnly(GlobalOps):
     """Within it, NaN does not pass through global operations: what is left of its spread is local."""
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 The forward runs as it is, on real tensors: whatever Python does with sizes, loops and branches happens, and
 only the torch functions it calls and the modules it calls are seen. What holds for every size is found by
-comparing recordings (graph.py).
+comparing recordings (trace.py).
 """
 
 from __future__ import annotations
