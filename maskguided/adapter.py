@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .automatic import automatic_split
 from .errors import ArgumentError, CannotSplit
-from .probing import Probe, untouched
+from .probing import Probe, copied, untouched
 from .split import Split, State, check_whole, choose, probed
 
 _OURS = ("pan", "edsr", "rcan")
@@ -122,10 +122,10 @@ class _CopiedTail(nn.Module):
                 for hook in hooks:
                     hook.remove()
         needed = {id(m) for m in split.model.modules() if any(id(part) in called for part in m.modules())}
-        left_out: dict[int, object] = {
+        left_out: dict[int, Any] = {
             id(module): nn.Identity() for module in split.model.modules() if id(module) not in needed
         }
-        self.model = copy.deepcopy(split.model, left_out)
+        self.model = copied(split.model, left_out)
         self._split = copy.copy(split)
         self._split.model = self.model
 

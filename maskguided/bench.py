@@ -25,6 +25,7 @@ from .errors import ArgumentError
 from .guided import MaskGuided, Merge
 from .images import list_images, read_image
 from .metrics import psnr
+from .probing import image_of
 
 Network = Callable[[Tensor], Tensor]
 
@@ -64,8 +65,9 @@ class Setting:
 
     merge: Merge
     split_at: int | Literal["auto"]
-    patch_size: int
-    halo: int
+    patch_size: int | None
+    halo: int | None
+    """None: what suits the network."""
     keeps: tuple[float, ...]
 
 
@@ -95,11 +97,10 @@ def measure(
 ) -> list[Row]:
     """Rows for every setting and keep; `progress` is called after each setting."""
     rows: list[Row] = []
-    dense_macs = _total_macs(model, pairs)
+    dense_macs = _total_macs(model, pairs, model)
 
     def dense_network(x: Tensor) -> Tensor:
-        image: Tensor = model(x.clone())  # a network may change its input
-        return image
+        return image_of(model(x.clone()))  # a network may change its input
 
     by_split = {n: split(model, n) for n in {setting.split_at for setting in settings}}
     for setting in settings:
@@ -114,10 +115,10 @@ def measure(
                 Row(
                     merge=setting.merge,
                     split_at=parts.split_at,
-                    patch_size=setting.patch_size,
-                    halo=setting.halo,
+                    patch_size=fast.patch_size,
+                    halo=fast.halo,
                     keep=keep,
-                    macs_ratio=_total_macs(run, pairs) / dense_macs,
+                    macs_ratio=_total_macs(run, pairs, model) / dense_macs,
                     time_ratio=middle,
                     spread=(max(ratios) - min(ratios)) / middle,
                     psnr=found.psnr,
@@ -182,10 +183,10 @@ def _psnr(out: Tensor, hr: np.ndarray[Any, np.dtype[np.uint8]], scale: int) -> f
     return psnr(image[:height, :width], hr[:height, :width], crop=scale)
 
 
-def _total_macs(network: Network, pairs: list[Pair]) -> int:
+def _total_macs(network: Network, pairs: list[Pair], model: nn.Module) -> int:
     """Over all images; each size is counted once."""
     sizes = [tuple(pair.lr.shape) for pair in pairs]
-    counted = {size: macs(network, size, pairs[0].lr) for size in set(sizes)}
+    counted = {size: macs(network, size, pairs[0].lr, model) for size in set(sizes)}
     return sum(counted[size] for size in sizes)
 
 

@@ -60,6 +60,9 @@ NetScale = Annotated[
     int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x2, x3).")
 ]
 SplitAt = Annotated[str, typer.Option(help="Blocks that run on the whole image; auto: half of them.")]
+Body = Annotated[
+    str | None, typer.Option(help="Names of the blocks, for a network without an adapter: layers.*.blocks.*")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.")]
 
@@ -89,9 +92,14 @@ def upscale_command(
     scale: NetScale = None,
     head: Annotated[Path | None, typer.Option(help="File of maskguided.save; its settings are used.")] = None,
     split_at: SplitAt = "auto",
+    body: Body = None,
     keep: Annotated[float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="0.5")] = None,
-    patch_size: Annotated[int, typer.Option(help="Side of a patch, LR pixels.")] = 16,
-    halo: Annotated[int, typer.Option(help="Context around a patch, LR pixels.")] = 2,
+    patch_size: Annotated[
+        int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="16, or what suits the network")
+    ] = None,
+    halo: Annotated[
+        int | None, typer.Option(help="Context around a patch, LR pixels.", show_default="an eighth of the patch")
+    ] = None,
     tile: Annotated[
         int, typer.Option("--tile", "-t", help="Tile side in LR pixels, to bound memory; 0: whole image.")
     ] = 0,
@@ -119,7 +127,7 @@ def upscale_command(
     if head is not None:
         fast = checkpoint.load(head, loaded.model)
     else:
-        fast = wrap(loaded.model, _split_at(split_at), patch_size=patch_size, halo=halo)
+        fast = wrap(loaded.model, _split_at(split_at), body=body, patch_size=patch_size, halo=halo)
     loaded.inform(fast.split)
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {_plain(_against_tiles(loaded))}")
@@ -151,13 +159,17 @@ def upscale_command(
 
 @app.command("inspect")
 def inspect_command(
-    model: ModelName = None, weights: WeightFile = None, scale: NetScale = None, split_at: SplitAt = "auto"
+    model: ModelName = None,
+    weights: WeightFile = None,
+    scale: NetScale = None,
+    split_at: SplitAt = "auto",
+    body: Body = None,
 ) -> None:
     """Say what the body of a network is, what a cut costs, or why it cannot be split."""
     loaded = load_network(weights, model, scale)
     if weights is not None:
         out.print(f"{weights.name}: {loaded}", markup=False)
-    found = inspection.inspect(loaded.model, _split_at(split_at))
+    found = inspection.inspect(loaded.model, _split_at(split_at), body=body)
     out.print(str(found), markup=False)
     if not found.can_split:
         raise typer.Exit(1)
@@ -172,8 +184,8 @@ def bench_command(
     scale: NetScale = None,
     split_at: Annotated[str, typer.Option(help="One or several, as 4,8,12; auto: half.")] = "auto",
     keep: Annotated[str, typer.Option(help="One or several.")] = "0,0.25,0.5",
-    patch_size: Annotated[str, typer.Option(help="One or several.")] = "16",
-    halo: Annotated[str, typer.Option(help="One or several.")] = "2",
+    patch_size: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
+    halo: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
     merge: Annotated[str, typer.Option(help="features, image, or both as features,image.")] = "features",
     rounds: Annotated[int, typer.Option(help="How often everything is run in turn.", min=1)] = 3,
     device: Device = "cpu",
@@ -195,14 +207,14 @@ def bench_command(
         bench.Setting(
             "image" if m == "image" else "features",
             _split_at(n),
-            int(p),
-            int(h),
+            _size(p),
+            _size(h),
             tuple(map(float, _listed("keep", keep, float))),
         )
         for m in _listed("merge", merge, ("features", "image").index)
         for n in _listed("split_at", split_at, _split_at)
-        for p in _listed("patch_size", patch_size, int)
-        for h in _listed("halo", halo, int)
+        for p in _listed("patch_size", patch_size, _size)
+        for h in _listed("halo", halo, _size)
     ]
     with _progress("setting") as progress:
         task = progress.add_task("settings", total=len(settings))
@@ -298,6 +310,10 @@ def _split_at(text: str) -> Any:
         return int(text)
     except ValueError:
         raise ArgumentError(f"--split-at {text}: use a number of blocks, or auto") from None
+
+
+def _size(text: str) -> int | None:
+    return None if text == "auto" else int(text)
 
 
 def _listed(name: str, text: str, kind: Any) -> list[str]:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from .probing import untouched
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,24 @@ class Cost:
         )
 
 
-def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor) -> int:
+def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor, model: nn.Module) -> int:
     """Multiply-adds of `forward` on an input of `shape`, with the dtype and device of `like`.
 
     Convolutions and matrix products count, as in torch.utils.flop_counter (which counts two per multiply-add).
-    A forward that asks for values, which such tensors don't have, does run: on noise.
+    A forward that asks for values, or sets weights, for which such tensors do not do, does run: on noise.
 
-    >>> macs(torch.nn.Conv2d(3, 8, 3, padding=1), (1, 3, 10, 10), torch.zeros(1)) == 10 * 10 * 3 * 8 * 9
+    Args:
+        model: what `forward` runs; it is left as it was.
+
+    >>> conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+    >>> macs(conv, (1, 3, 10, 10), torch.zeros(1), conv) == 10 * 10 * 3 * 8 * 9
     True
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), fake, FlopCounterMode(display=False) as counter:
+        with untouched(model), FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
             forward(torch.empty(shape, dtype=like.dtype, device=like.device))
-    except (DataDependentOutputException, DynamicOutputShapeException):
+    except (DataDependentOutputException, DynamicOutputShapeException, RuntimeError):
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with untouched(model), FlopCounterMode(display=False) as counter:
             forward(noise)
     return int(counter.get_total_flops()) // 2

@@ -19,12 +19,12 @@ from .errors import ArgumentError
 from .global_ops import PerImage
 from .head import MaskHead, high_frequency
 from .patches import Grid, gather, scatter, select
-from .probing import untouched
 from .split import Split, State
 
 Merge = Literal["features", "image"]
 Scorer = Literal["input", "coarse", "head"]
 GlobalOps = Literal["image", "window", "refuse"]
+_LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class MaskGuided(nn.Module):
     Args:
         split: the network in three parts.
         keep: share of the patches to refine, 0..1; k follows from it and the image's size alone.
-        patch_size: side of a patch, in LR pixels. Default: 16, or the next multiple that the network works on.
-        halo: context around a patch that is computed and thrown away, in LR pixels. Default: 2, likewise.
+        patch_size: side of a patch, in LR pixels. Default: 16; more for a network that works on multiples of 4.
+        halo: context around a patch that is computed and thrown away, in LR pixels. Default: an eighth of that; 0
+            for a network that works on multiples of more than 8.
         merge: where refined patches go back. "features": into the map at the end of the body, and the
             network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
             coarse tail having weights of its own and the network's tail running on the patches.
@@ -88,8 +89,9 @@ class MaskGuided(nn.Module):
         _one_of("global_ops", global_ops, ("image", "window", "refuse"))
         _possible(split, merge, coarse_tail, global_ops)
         multiple = split.multiple_of
-        patch_size = -(-16 // multiple) * multiple if patch_size is None else patch_size
-        halo = -(-2 // multiple) * multiple if halo is None else halo
+        default = _default_sizes(multiple)
+        patch_size = default[0] if patch_size is None else patch_size
+        halo = default[1] if halo is None else halo
         _aligned("patch_size", patch_size, 1, multiple)
         _aligned("halo", halo, 0, multiple)
         self.model = split.model
@@ -242,11 +244,10 @@ class MaskGuided(nn.Module):
         keep = self.keep
         grid = self.grid(height, width)
         try:
-            with untouched(self):
-                dense = macs(lambda x: self.model(self._accepted(x)), shape, like)
-                guided = macs(self, shape, like)
-                self.keep = 0
-                coarse = macs(self, shape, like)
+            dense = macs(lambda x: self.model(self._accepted(x)), shape, like, self)
+            guided = macs(self, shape, like, self)
+            self.keep = 0
+            coarse = macs(self, shape, like, self)
         finally:
             self.keep = keep
         own = sum(p.numel() for p in self.model.parameters())
@@ -347,6 +348,12 @@ def _continued(x: Tensor, height: int, width: int) -> Tensor:
     """`x` (B, C, H, W) with its last row and column repeated up to this size."""
     below, right = height - x.shape[2], width - x.shape[3]
     return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+
+
+def _default_sizes(multiple: int) -> tuple[int, int]:
+    """Patch size and halo, so that a window has no more than 1.56 times the pixels of its patch."""
+    halo = -(-2 // multiple) * multiple
+    return (8 * halo, halo) if 8 * halo <= _LARGEST_PATCH else (-(-_LARGEST_PATCH // multiple) * multiple, 0)
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

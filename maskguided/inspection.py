@@ -122,7 +122,7 @@ def _shares(parts: Split) -> dict[str, float]:
     side = -(-_SIDE // parts.multiple_of) * parts.multiple_of
     shape = (1, parts.probe.in_channels, side, side)
     like = next(parts.model.parameters())
-    whole = macs(parts.model, shape, like)
-    prefix = macs(parts.prefix, shape, like)
-    to_body = macs(lambda x: parts.body(parts.prefix(x)), shape, like)
+    whole = macs(parts.model, shape, like, parts.model)
+    prefix = macs(parts.prefix, shape, like, parts.model)
+    to_body = macs(lambda x: parts.body(parts.prefix(x)), shape, like, parts.model)
     return {"prefix": prefix / whole, "body": (to_body - prefix) / whole, "tail": (whole - to_body) / whole}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .errors import CannotSplit
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _LEAST = (17, 48)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
@@ -128,6 +131,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for module in model.modules()
     ]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    weights = [(parameter, parameter.data) for parameter in model.parameters()]
     try:
         model.eval()
         with torch.inference_mode(False), torch.no_grad():
@@ -140,9 +144,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 vars(module)[table].clear()
                 vars(module)[table].update(entries)
         with torch.no_grad():
+            for parameter, data in weights:
+                parameter.data = data
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:
+    """A deep copy; tensors that a forward has left among the attributes are copied without their history.
+
+    (copy.deepcopy refuses those that take part in a gradient: spandrel's SPAN keeps some.)
+    """
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
 
 
 def _size(multiple: int, least: int) -> tuple[int, int]:

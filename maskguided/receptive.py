@@ -18,6 +18,7 @@ Part = Callable[[State], State]
 StateOf = Callable[[tuple[int, int]], State]
 
 _LENGTHS = (64, 128, 256, 512, 1024)
+_SAME = 1e-4  # of the range: more than rounding, less than another result
 _BREADTHS = (8, 32)  # the second for networks that take no such narrow maps
 
 
@@ -37,7 +38,33 @@ def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int)
     for vertical in (False, True):
         if None not in extents:
             extents.append(_extent_of_some_breadth(state_of, part, maps, multiple_of, vertical))
-    return None if None in extents else max(e for e in extents if e is not None)
+    if None in extents:
+        return None
+    found = max(extent for extent in extents if extent is not None)
+    return found if _moves_along(state_of, part, maps, multiple_of, found) else None
+
+
+def _moves_along(state_of: StateOf, part: Part, maps: list[str], step: int, radius: int) -> bool:
+    """Whether a part of the map, with that much context, gives what the whole gives there.
+
+    It does not where a layer cuts the map into a fixed number of pieces, so that all depends on its size.
+    """
+    start = 5 * step
+    length, breadth = start + 2 * radius + 4 * step, -(-_BREADTHS[1] // step) * step
+    length += -length % step
+    state = state_of((breadth, length))
+    part_of_it = dict(state)
+    for name in maps:
+        value = state[name]
+        first = start * value.shape[3] // length
+        part_of_it[name] = value[:, :, :, first:].contiguous()
+    whole, window = part(state), part(part_of_it)
+    for name, value in whole.items():
+        kept = value.shape[3] - (start + radius) * value.shape[3] // length
+        a, b = value[..., -kept:], window[name][..., -kept:]
+        if float((a - b).abs().max()) > _SAME * max(1.0, float(a.abs().max())):
+            return False
+    return True
 
 
 def _extent_of_some_breadth(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit
-from ..probing import Probe, untouched
+from ..probing import Probe, copied, untouched
 from ..split import Split, State
 from .layout import Layout
 from .sizes import At, Rounding, Size
@@ -162,7 +162,7 @@ class AutomaticSplit(Split):
     def __deepcopy__(self, memo: dict[int, Any]) -> AutomaticSplit:
         clone = copy.copy(self)
         memo[id(self)] = clone
-        clone.model = copy.deepcopy(self.model, memo)
+        clone.model = copied(self.model, memo)
         clone.constants = copy.deepcopy(self.constants, memo)
         clone._bind()
         return clone
@@ -311,7 +311,7 @@ class _CopiedTail(nn.Module):
     def __init__(self, split: AutomaticSplit) -> None:
         super().__init__()
         self.part, self.frame = split._parts["tail"], split._frame
-        self.graph = copy.deepcopy(_module(self.part.graph, split.model, split.constants))
+        self.graph = copied(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
         image: Tensor = self.frame.run(self.graph, self.part, state)[0]
