@@ -44,7 +44,7 @@ def _unpadded(split: Split, multiple: int) -> int:
 
     def pads(height: int, width: int) -> list[Any]:
         with _Pads() as seen:
-            split.body(split.prefix(split.example(height, width)))
+            split.body(split.window((height, width)))
         return list(seen.amounts)
 
     side = lcm(96, multiple)
@@ -75,7 +75,7 @@ def _period(split: Split, step: int) -> int:
     """The period of where a NaN spreads to; global operations are left out."""
     maps = [name for name, kind in split.kinds.items() if kind == "map"]
     length = _STEPS * step
-    spread = _spread_on(split, split.prefix(split.example(_BREADTH, length)), maps, length)
+    spread = _spread_on(split, split.window((_BREADTH, length)), maps, length)
     with plain_convolutions(), LocalOnly():
         middle, count = length // 2, _STEPS // 4
         if len({spread(middle + offset * step) for offset in (0, 1, 2, 5)}) == 1:

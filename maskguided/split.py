@@ -118,6 +118,17 @@ class Split(ABC):
         """HR pixels per LR pixel, in each direction."""
         return self.probe.scale
 
+    def window(self, size: tuple[int, int]) -> State:
+        """The live values of a window of this height and width, multiples of `multiple_of`, of a fixed random image."""
+        state, full = self.prefix(self.example(*size)), self.full_size(*size)
+        cut = {name: state[name] for name in self.kinds}
+        if full != size:
+            for name, kind in self.kinds.items():
+                if kind == "map":
+                    rows, cols = (s * w // f for s, w, f in zip(cut[name].shape[2:], size, full, strict=True))
+                    cut[name] = cut[name][:, :, :rows, :cols].contiguous()
+        return cut
+
     def example(self, height: int, width: int) -> Tensor:
         """A fixed random image, (1, C, height, width), where the network is now and in its dtype."""
         like = next(p for p in self.model.parameters() if p.is_floating_point())
@@ -152,7 +163,7 @@ class Split(ABC):
     def _radius(self, part: receptive.Part) -> int | None:
         maps = [name for name, kind in self.kinds.items() if kind == "map"]
         with untouched(self.model):
-            return receptive.radius(lambda size: self.prefix(self.example(*size)), part, maps, self.multiple_of)
+            return receptive.radius(self.window, part, maps, self.multiple_of)
 
 
 def check_whole(split: Split) -> None:

@@ -13,13 +13,13 @@ from architectures import ARCHITECTURES
 from networks import row
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
-# What each stands for: rounding up inside, beyond the next multiple, windows inside, masks, tuples, dense concat.
+# The quick ones; together they round up inside, make masks, return tuples, concatenate, attend in windows.
 SMALL = [
     *("basicsr/EDSR x4", "basicsr/RCAN x4", "basicsr/MSRResNet x4", "basicsr/RRDBNet x2", "basicsr/SRVGGNetCompact x4"),
     *("basicsr/SwinIR light x2", "basicsr/ECBSR x2", "basicsr/RIDNet x1"),
     *("spandrel/Compact x2", "spandrel/SPAN x4", "spandrel/SAFMN x4", "spandrel/PLKSR tiny x2", "spandrel/MoSR x4"),
-    *("spandrel/RCAN unshuffle x2", "spandrel/MoESR x4", "spandrel/ESRGAN unshuffle x2", "spandrel/CRAFT x2"),
-    *("spandrel/DAT light x2", "spandrel/ATD light x2", "spandrel/OmniSR x2", "spandrel/SwinIR light x2"),
+    *("spandrel/RCAN unshuffle x2", "spandrel/MoESR x4", "spandrel/ESRGAN unshuffle x2"),
+    *("spandrel/ATD light x2", "spandrel/OmniSR x2", "spandrel/SwinIR light x2"),
     *("spandrel/Swin2SR light x2", "spandrel/DITN x2", "spandrel/FDAT direct x2", "spandrel/RealPLKSR x4"),
 ]
 

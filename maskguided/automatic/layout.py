@@ -67,7 +67,7 @@ class Layout:
         value = value.permute(*(order.index(axis) for axis in range(len(order))))
         if self.height == self.width:
             value = value.flatten(self._own(self.height), self._own(self.height) + 1)
-        return (value.squeeze(1) if self._unit_batch else value).contiguous()
+        return value.squeeze(1) if self._unit_batch else value
 
     @property
     def _plain(self) -> bool:
