@@ -20,6 +20,7 @@ from ..errors import ArgumentError, CannotSplit
 from ..probing import Probe, untouched
 
 _LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
+_UNLIKE = 3  # times the MACs of another: no block beside it in one run
 _NEAR_BEST = 0.65  # of the best candidate's MACs: close enough to prefer the outer level
 
 
@@ -110,11 +111,11 @@ def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Can
 
 
 def _candidate(group: list[Call], total: int) -> Candidate:
-    """A group that is one block and what stands around it is no run: it counts as none of the MACs."""
+    """A group of several kinds that differ much in MACs is no run, but blocks and what stands around them."""
     classes = dict.fromkeys(type(call.module).__name__ for call in group)
     macs = [call.macs for call in group]
     mixed = any(_signature(call) != _signature(group[0]) for call in group)
-    balanced = not mixed or max(macs) <= sum(macs) / 2
+    balanced = not mixed or max(macs) <= _UNLIKE * min(macs)
     return Candidate(
         tuple(call.name for call in group),
         ", ".join(classes),
