@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -130,6 +133,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
         (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables})
         for module in model.modules()
     ]
+    caches = [(value, copy.copy(value)) for m in model.modules() for value in vars(m).values() if _is_cache(value)]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
     try:
@@ -143,12 +147,30 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for table, entries in contents.items():
                 vars(module)[table].clear()
                 vars(module)[table].update(entries)
+        for cache, content in caches:
+            cache.clear()
+            cache.extend(content) if isinstance(cache, list) else cache.update(content)
         with torch.no_grad():
             for parameter, data in weights:
                 parameter.data = data
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def forget_results(model: nn.Module) -> None:
+    """Empty the functools caches beside the classes of `model`: what a forward looks up there it makes anew."""
+    for kind in {base for module in model.modules() for base in type(module).__mro__[:-1]}:
+        beside = vars(sys.modules.get(kind.__module__, object)) if not kind.__module__.startswith("torch.") else {}
+        for value in (*vars(kind).values(), *beside.values()):
+            function = getattr(value, "__func__", value)  # of a static method
+            if isinstance(function, functools._lru_cache_wrapper):
+                function.cache_clear()
+
+
+def _is_cache(value: object) -> bool:
+    """A plain container in which a forward may keep what it made for a size, as masks by (H, W)."""
+    return type(value) in (dict, OrderedDict, list, set)
 
 
 def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from support import difference, image, scaled
@@ -69,6 +71,29 @@ class Masked(Base):
         return self.finish(y)
 
 
+class Cached(Base):
+    """Masks kept by size: in a dict of the module, and by functools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Masked.Gated() for _ in range(4))
+        self.masks: dict[tuple[int, int], torch.Tensor] = {}
+
+    @staticmethod
+    @functools.lru_cache
+    def ramp(height, width):
+        return torch.linspace(0, 1, width).expand(1, 1, height, width) + 0
+
+    def forward(self, x):
+        size = x.shape[2], x.shape[3]
+        if size not in self.masks:
+            self.masks[size] = torch.full((1, 1, *size), 0.7)
+        y = self.first(x)
+        for block in self.blocks:
+            y = block(y, self.masks[size], self.ramp(*size))
+        return self.finish(y)
+
+
 class Attentive(Base):
     """Channel attention in every block."""
 
@@ -132,11 +157,14 @@ def test_windows_keep_to_the_grid_of_attention_that_pads_within_its_blocks():
     assert difference(astray(x), model(x)) > 1e-4, "off the grid it must differ, or the grid means nothing"
 
 
-def test_what_follows_from_sizes_is_made_anew_and_what_lies_on_the_map_is_gathered():
-    model = scaled(Masked())
+@pytest.mark.parametrize(("kind", "maps"), [(Masked, 2), (Cached, 3)])
+def test_what_follows_from_sizes_is_made_anew_and_what_lies_on_the_map_is_gathered(kind, maps):
+    model = scaled(kind())
     parts, x = maskguided.split(model), image(2, 3, 21, 34)
     assert torch.equal(parts.tail(parts.body(parts.prefix(x))), model(x))
-    assert sum(kind == "map" for kind in parts.kinds.values()) == 2, "features and positions"
+    assert sum(kind == "map" for kind in parts.kinds.values()) == maps, (
+        "features, positions and masks of the size of the map"
+    )
     fast = MaskGuided(parts, keep=1, patch_size=6, halo=parts.facts.body_radius).eval()
     assert difference(fast(x), model(x)) < 1e-5
 

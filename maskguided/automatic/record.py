@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..probing import image_of, untouched
+from ..probing import forget_results, image_of, untouched
 
 Path = tuple[int | str, ...]
 """Where a tensor stands within a nested result: () for the result itself."""
@@ -88,6 +88,7 @@ def record(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
         CannotFollow: it reads pixel values to decide what to do.
         Exception: whatever the forward itself raises.
     """
+    forget_results(model)
     with untouched(model):
         recorder = _Recorder(model, x)
         with _hooks(model, leaves, recorder), recorder:
