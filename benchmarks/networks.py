@@ -7,9 +7,11 @@ python benchmarks/networks.py --only basicsr SPAN           those whose names ho
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from architectures import ARCHITECTURES, NOT_TRIED, Architecture, seeded
@@ -45,11 +47,19 @@ def row(architecture: Architecture) -> Row:
     except MaskGuidedError as error:
         return Row(architecture.name, reason=str(error).partition(". An adapter")[0].partition(". Adapters")[0])
     seconds = time.perf_counter() - started
+    try:
+        return measured(architecture.name, model, parts, seconds)
+    except Exception as error:  # one network must not end the table
+        return Row(architecture.name, reason=f"**a fault of ours**: {type(error).__name__}: {error}")
+
+
+def measured(name: str, model: nn.Module, parts: Split, seconds: float) -> Row:
+    """The row of a network that was split."""
     facts = parts.facts
     radii = tuple("all" if r is None else str(r) for r in (facts.body_radius, facts.radius))
     fast = MaskGuided(parts, keep=KEEP).eval()
     return Row(
-        architecture.name,
+        name,
         f"{len(facts.blocks)} x {type(model.get_submodule(facts.blocks[0])).__name__}",
         facts.multiple_of,
         " / ".join(radii),
@@ -133,14 +143,20 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[""], help="words of names")
+    parser.add_argument("--rows", type=Path, help="keep finished rows in this file, and go on from there")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
+    lines = args.rows.read_text().splitlines() if args.rows and args.rows.exists() else []
+    done = {found["name"]: Row(**{**found, "laws": tuple(found["laws"])}) for found in map(json.loads, lines)}
     rows = []
     for architecture in ARCHITECTURES:
         if any(word in architecture.name for word in args.only):
-            rows.append(row(architecture))
+            rows.append(done.get(architecture.name) or row(architecture))
+            if args.rows and architecture.name not in done:
+                with args.rows.open("a") as file:
+                    file.write(json.dumps(asdict(rows[-1])) + "\n")
             r = rows[-1]
             print(r.name, r.reason or (r.body, r.multiple_of, r.radius, r.laws, f"{r.seconds:.1f} s"), file=sys.stderr)
     print(table(rows))

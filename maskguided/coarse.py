@@ -56,9 +56,9 @@ def make_coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
             f"coarse_tail='light' adds the bilinear input, but this network maps {found.in_channels} to "
             f"{found.out_channels} channels; use 'copy'"
         )
-    height, width = found.sizes[0]
+    height, width = found.sizes_of(split.multiple_of)[0]
     with untouched(split.model):
-        features = split.prefix(split.example(height, width))[split.features]
+        features = split.window((height, width))[split.features]
     factor, rest = divmod(found.scale * height, features.shape[2])
     if rest:
         raise ArgumentError("coarse_tail='light': the features are finer than the HR image; use 'copy'")

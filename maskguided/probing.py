@@ -85,7 +85,8 @@ def probe(model: nn.Module) -> Probe:
                     try:
                         result = model(found.input(height, width))
                     except Exception as error:  # whatever a foreign network raises, another input may do
-                        failure = error
+                        if channels == _channel_guesses(model)[0]:  # the others fail for their channels
+                            failure = error
                         continue
                     out = image_of(result)
                     scale = out.shape[2] // height
