@@ -91,6 +91,8 @@ def law_2(model: nn.Module, parts: Split) -> str:
 
 def law_3(parts: Split) -> str:
     """keep=0 is the coarse image."""
+    if not parts.can_skip:
+        return "light"
     x = sample(parts, 1, 47, 61)
     return verdict(MaskGuided(parts, keep=0).eval()(x), parts.tail(parts.skip(parts.prefix(x))), exact=True)
 
@@ -123,7 +125,8 @@ def table(rows: list[Row]) -> str:
         "- *radius*: of the refined blocks / with the tail, LR pixels; *all*: a global operation, or more than 512.",
         "- *law 1*: the parts together are the network, 2 images of 47x61 (or the next size that it takes).",
         "- *law 2*: all windows with a halo of the radius are the network, to 1e-5; *global*: does not apply;",
-        f"  *radius*: larger than {LARGEST_RADIUS}, not checked. *law 3*: keep=0 is the coarse image.",
+        f"  *radius*: larger than {LARGEST_RADIUS}, not checked.",
+        "- *law 3*: keep=0 is the coarse image; *light*: blocks cannot be left out, a light tail makes that image.",
         f"- *MACs*: at keep={KEEP:g} on {SIDE}x{SIDE} LR pixels, default patch and halo, of the dense network's. These",
         "  instances are narrow and shallow: a real one, with more blocks before its tail, saves more.",
         "",

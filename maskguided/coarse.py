@@ -31,6 +31,7 @@ class LightTail(nn.Module):
 
     def forward(self, state: State, x: Tensor) -> Tensor:
         detail = F.pixel_shuffle(self.conv(state[self.features]), self.factor)
+        x = continued(x, *(side // self.scale for side in detail.shape[2:]))
         return detail + F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
 
 
@@ -64,3 +65,9 @@ def make_coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
         raise ArgumentError("coarse_tail='light': the features are finer than the HR image; use 'copy'")
     tail = LightTail(split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
     return tail.to(features)
+
+
+def continued(x: Tensor, height: int, width: int) -> Tensor:
+    """`x` (B, C, H, W) with its last row and column repeated up to this size."""
+    below, right = height - x.shape[2], width - x.shape[3]
+    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x

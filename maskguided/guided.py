@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .adapter import split
-from .coarse import CoarseTail, make_coarse_tail
+from .coarse import CoarseTail, continued, make_coarse_tail
 from .cost import Cost, macs
 from .errors import ArgumentError
 from .global_ops import PerImage
@@ -161,7 +160,7 @@ class MaskGuided(nn.Module):
             return image
         with self._statistics(index.shape[1]):
             windows = self.split.tail(self.split.body(self._gather(state, tuple(self.split.kinds), index, grid)))
-        canvas = _continued(image, grid.height * self.scale, grid.width * self.scale)
+        canvas = continued(image, grid.height * self.scale, grid.width * self.scale)
         return scatter(windows, index, grid, onto=canvas)
 
     def _refine_features(self, state: State, coarse: State, index: Tensor, grid: Grid) -> State:
@@ -206,9 +205,9 @@ class MaskGuided(nn.Module):
         """(B, rows, cols), float32."""
         height, width = self.split.full_size(x.shape[2], x.shape[3])
         if self.scorer == "input":
-            return high_frequency(_continued(x, height, width), self.patch_size)
+            return high_frequency(continued(x, height, width), self.patch_size)
         if self.scorer == "coarse":
-            image = _continued(self._coarse_image(x, coarse), height * self.scale, width * self.scale)
+            image = continued(self._coarse_image(x, coarse), height * self.scale, width * self.scale)
             return high_frequency(image, self.patch_size * self.scale)
         features = state[self.split.features]
         score: Tensor = self.head(features, self.patch_size * features.shape[-1] // width)
@@ -287,7 +286,7 @@ class MaskGuided(nn.Module):
     def _accepted(self, x: Tensor) -> Tensor:
         """`x` continued to a size that the network accepts; most accept any."""
         multiple = self.split.probe.multiple_of
-        return _continued(x, *(-(-side // multiple) * multiple for side in x.shape[2:]))
+        return continued(x, *(-(-side // multiple) * multiple for side in x.shape[2:]))
 
 
 @torch.inference_mode(False)  # what is added must stay trainable wherever it is made
@@ -342,12 +341,6 @@ def _possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: G
         "bilinear until it is fitted or trained",
         stacklevel=4,
     )
-
-
-def _continued(x: Tensor, height: int, width: int) -> Tensor:
-    """`x` (B, C, H, W) with its last row and column repeated up to this size."""
-    below, right = height - x.shape[2], width - x.shape[3]
-    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
 
 
 def _default_sizes(multiple: int) -> tuple[int, int]:

@@ -261,3 +261,18 @@ def test_default_patches_and_halos_are_multiples_that_the_network_works_on():
     assert (fast.patch_size, fast.halo) == (32, 4)
     with pytest.raises(ArgumentError, match="multiples of 4 LR pixels; use 16 or 20"):
         maskguided.wrap(scaled(WindowsInside()), patch_size=18)
+
+
+def test_a_light_tail_takes_an_image_that_the_network_enlarges():
+    class Enlarging(NoStandIn):
+        def forward(self, x):
+            height, width = x.shape[2:]
+            return super().forward(F.pad(x, (0, -width % 8, 0, -height % 8)))[:, :, : 2 * height, : 2 * width]
+
+    model, x = scaled(Enlarging()), image(2, 3, 18, 25)
+    parts = maskguided.split(model)
+    with pytest.warns(UserWarning, match="light tail alone"):
+        fast = MaskGuided(parts, keep=0, patch_size=8, halo=-(-parts.facts.radius // 8) * 8).eval()
+    assert difference(fast(x), F.interpolate(x, scale_factor=2, mode="bilinear")) < 1e-6
+    fast.keep = 1
+    assert difference(fast(x), model(x)) < 1e-5
