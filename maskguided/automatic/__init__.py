@@ -24,7 +24,7 @@ from ..split import Split, check_whole, choose
 from .body import Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
 from .sizes import Rounding
-from .trace import recordings, trace
+from .trace import ADAPTER, recordings, trace
 
 _TRIED = 4
 """Runs of blocks."""
@@ -71,6 +71,9 @@ def _split_run(model: nn.Module, names: tuple[str, ...], split_at: int, probe: P
                 check_whole(split)
         except CannotSplit as error:
             failures.append(error)
+        except Exception as error:  # whatever a foreign module raises on what the parts hand it
+            text = f"running the parts of {type(model).__name__}: {type(error).__name__}: {error}. {ADAPTER}"
+            failures.append(CannotSplit(text))
         else:
             late: Split = split
             with suppress(CannotSplit):  # two blocks are faster to measure than half of them
