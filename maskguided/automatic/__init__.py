@@ -71,6 +71,8 @@ def _split_run(model: nn.Module, names: tuple[str, ...], split_at: int, probe: P
                 check_whole(split)
         except CannotSplit as error:
             failures.append(error)
+        except ArgumentError:
+            raise
         except Exception as error:  # whatever a foreign module raises on what the parts hand it
             text = f"running the parts of {type(model).__name__}: {type(error).__name__}: {error}. {ADAPTER}"
             failures.append(CannotSplit(text))
