@@ -13,13 +13,12 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from .global_ops import LocalOnly
-from .probing import untouched
+from .probing import MULTIPLES, untouched
 from .receptive import hits, plain_convolutions, poisoned
 from .split import Split, State
 
 _STEPS = 64  # on which a period is looked for
 _LARGEST = 4  # LR pixels: a network that rounds its input up to more does so for the sake of its windows
-_UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
 _BREADTH = 16
 
 
@@ -51,7 +50,7 @@ def _unpadded(split: Split, multiple: int) -> int:
     least = pads(side, side)
     if not least:
         return multiple
-    for unit in dict.fromkeys(lcm(multiple, unit) for unit in _UNITS):
+    for unit in dict.fromkeys(lcm(multiple, unit) for unit in MULTIPLES):
         if pads(*split.probe.sizes_of(unit)[0]) == least:
             return unit
     return multiple

@@ -19,7 +19,8 @@ from .errors import CannotSplit
 Module = TypeVar("Module", bound=nn.Module)
 
 _LEAST = (17, 48)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
+"""What networks ask the size of their input to be a multiple of, or round it up to, in the order of trying."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def probe(model: nn.Module) -> Probe:
     failure: Exception | str = "it was never called"
     with untouched(model):
         for least in _LEAST:
-            for multiple in _MULTIPLES:
+            for multiple in MULTIPLES:
                 for channels in _channel_guesses(model):
                     found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
                     height, width = found.sizes[0]
@@ -96,7 +97,7 @@ def probe(model: nn.Module) -> Probe:
     guesses = ", ".join(map(str, _channel_guesses(model)))
     raise CannotSplit(
         f"{type(model).__name__} could not be run on a random image (channels {guesses}; sizes from "
-        f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(_MULTIPLES)}); last answer: {failure}"
+        f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(MULTIPLES)}); last answer: {failure}"
     )
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..alignment import alignment
 from ..errors import ArgumentError, CannotSplit
-from ..probing import Probe
+from ..probing import MULTIPLES, Probe
 from ..split import Split, check_whole, choose
 from .body import Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
@@ -28,8 +28,6 @@ from .trace import ADAPTER, recordings, trace
 
 _TRIED = 4
 """Runs of blocks."""
-_UNITS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
-"""What networks round the size of their input up to multiples of, in the order of trying."""
 
 
 def automatic_split(
@@ -96,7 +94,7 @@ def _block_number(split_at: int | Literal["auto"], cut: str | None, names: tuple
 
 
 def _roundings(probe: Probe) -> list[Rounding]:
-    units = dict.fromkeys(lcm(unit, probe.multiple_of) for unit in _UNITS)
+    units = dict.fromkeys(lcm(unit, probe.multiple_of) for unit in MULTIPLES)
     return [Rounding(unit, beyond) for beyond in (False, True) for unit in units if unit > 1 or not beyond]
 
 

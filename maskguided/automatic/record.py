@@ -166,9 +166,7 @@ class _Recorder(TorchFunctionMode):
         return rebuilt(value, self._described)
 
     def _by_pixels(self, described: Any) -> bool:
-        if isinstance(described, Made):
-            return described.step in self.from_input
-        return any(self._by_pixels(part) for part in _parts(described))
+        return any(made.step in self.from_input for made in made_in(described))
 
 
 @contextmanager
@@ -243,15 +241,17 @@ def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, (Made, Held, Constant, Live)):
-        return
-    if isinstance(value, (tuple, list)):
-        yield from value
-    elif isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, slice):
-        yield from (value.start, value.stop, value.step)
+def made_in(described: Any) -> list[Made]:
+    """What earlier steps made, among described arguments."""
+    found: list[Made] = []
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, Made):
+            found.append(value)
+        return rebuilt(value, visit)
+
+    visit(described)
+    return found
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import types
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..errors import CannotSplit
 from ..probing import Probe
 from ..split import Kind
 from .layout import Layout, find_layout
-from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, rebuilt, record
+from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, made_in, record
 from .sizes import BATCH, At, Rounding, Size, fit, size
 
 MODEL, CONSTANTS, AT = "model", "constants", "at"
@@ -131,7 +130,7 @@ class _Generaliser:
         first = self.recordings[0]
         assert first.image is not None
         self.sizes = [_at(recording, self.rounding) for recording in self.recordings]
-        self.used = {made for step in first.steps for made in _made_in((step.args, step.kwargs))} | {first.image}
+        self.used = {made for step in first.steps for made in made_in((step.args, step.kwargs))} | {first.image}
         self.at = self.graph.placeholder(AT)
         x = self.graph.placeholder("x")
         self.made: dict[Made, fx.Node] = {Made(-1, ()): x}
@@ -243,18 +242,6 @@ class _Generaliser:
 def _at(recording: Recording, rounding: Rounding) -> At:
     batch, height, width = recording.size
     return At(batch, height, width, rounding.full(height), rounding.full(width), torch.device("cpu"), torch.float32)
-
-
-def _made_in(described: Any) -> Iterable[Made]:
-    found: list[Made] = []
-
-    def visit(value: Any) -> Any:
-        if isinstance(value, Made):
-            found.append(value)
-        return rebuilt(value, visit)
-
-    visit(described)
-    return found
 
 
 def _nodes(args: Any) -> list[fx.Node]:
