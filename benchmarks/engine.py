@@ -55,7 +55,7 @@ def times(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[
 
 @torch.inference_mode()
 def measure(
-    model: nn.Module, merge: maskguided.guided.Merge, keeps: list[float], x: torch.Tensor, args: argparse.Namespace
+    model: nn.Module, merge: maskguided.settings.Merge, keeps: list[float], x: torch.Tensor, args: argparse.Namespace
 ) -> list[list[str]]:
     """A row of the table for each keep."""
     split = maskguided.split(model, args.split_at or "auto")

@@ -77,6 +77,14 @@ class IMDN(nn.Module):
         return image
 
 
+def edsr() -> nn.Module:
+    """EDSR with 8 blocks of 32 features."""
+    made: nn.Module = import_basicsr("basicsr.archs.edsr_arch").EDSR(
+        3, 3, num_feat=32, num_block=8, upscale=SCALE, img_range=1.0, rgb_mean=(0.0, 0.0, 0.0)
+    )
+    return made
+
+
 def rcan() -> nn.Module:
     """RCAN with 3 groups of 4 blocks of 32 features."""
     made: nn.Module = import_basicsr("basicsr.archs.rcan_arch").RCAN(
@@ -87,6 +95,7 @@ def rcan() -> nn.Module:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "starter": lambda: PAN(**STARTER),
+    "edsr": edsr,
     "rcan": rcan,
     "imdn": IMDN,
 }

@@ -8,7 +8,9 @@
 torch.Size([1, 3, 132, 188])
 """
 
+from . import finetune
 from .adapter import Adapter, register, split
+from .calibrate import Calibration, calibrate
 from .checkpoint import load, save
 from .errors import (
     ArgumentError,
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "ArgumentError",
+    "Calibration",
     "CannotSplit",
     "CheckpointError",
     "Explanation",
@@ -37,6 +40,8 @@ __all__ = [
     "MaskGuidedError",
     "MissingDependency",
     "Split",
+    "calibrate",
+    "finetune",
     "from_file",
     "inspect",
     "load",

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from .adapter import split
 from .cost import macs
 from .errors import ArgumentError
-from .guided import MaskGuided, Merge
+from .guided import MaskGuided
 from .images import list_images, read_image
 from .metrics import psnr
 from .probing import image_of
+from .settings import Merge
 
 Network = Callable[[Tensor], Tensor]
 

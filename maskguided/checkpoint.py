@@ -17,7 +17,7 @@ from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, wr
 
 __all__ = ["Weights", "fingerprint", "load", "read", "save"]
 
-_ADDED = ("head", "coarse_tail")
+_ADDED = ("head", "linear", "coarse_tail")
 
 
 def save(fast: MaskGuided, path: str | Path) -> None:

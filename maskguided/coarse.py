@@ -11,26 +11,34 @@ from .errors import ArgumentError
 from .probing import untouched
 from .split import Split, State
 
-CoarseTail = Literal["copy", "light"]
+CoarseTail = Literal["copy", "light", "deep"]
 
 
 class LightTail(nn.Module):
     """A coarse tail of one convolution: kxk to C' * f*f channels, PixelShuffle, plus the bilinear input.
 
-    Starts as the bilinear input alone. f is `factor`, from the features' resolution to the HR image's.
+    Starts as the bilinear input alone. f is `factor`, from the features' resolution to the HR image's. "deep" adds to
+    the convolution a branch of two with a LeakyReLU between, which starts at zero: for training, some tenths of a dB
+    better.
     """
 
     def __init__(
-        self, features: str, in_channels: int, out_channels: int, *, scale: int, factor: int, kernel: int = 3
+        self, features: str, in_channels: int, out_channels: int, *, scale: int, factor: int, deep: bool = False
     ) -> None:
         super().__init__()
         self.features, self.scale, self.factor = features, scale, factor
-        self.conv = nn.Conv2d(in_channels, out_channels * factor**2, kernel, padding=kernel // 2)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
+        self.conv = nn.Conv2d(in_channels, out_channels * factor**2, 3, padding=1)
+        last = nn.Conv2d(in_channels, out_channels * factor**2, 3, padding=1)
+        inner = nn.Conv2d(in_channels, in_channels, 3, padding=1)
+        self.branch = nn.Sequential(inner, nn.LeakyReLU(0.1), last) if deep else None
+        for conv in (self.conv, last):
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, state: State, x: Tensor) -> Tensor:
-        detail = F.pixel_shuffle(self.conv(state[self.features]), self.factor)
+        features = state[self.features]
+        detail = self.conv(features) if self.branch is None else self.conv(features) + self.branch(features)
+        detail = F.pixel_shuffle(detail, self.factor)
         x = continued(x, *(side // self.scale for side in detail.shape[2:]))
         return detail + F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
 
@@ -54,7 +62,7 @@ def make_coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
         return CopiedTail(split)
     if found.in_channels != found.out_channels:
         raise ArgumentError(
-            f"coarse_tail='light' adds the bilinear input, but this network maps {found.in_channels} to "
+            f"coarse_tail={kind!r} adds the bilinear input, but this network maps {found.in_channels} to "
             f"{found.out_channels} channels; use 'copy'"
         )
     height, width = found.sizes_of(split.multiple_of)[0]
@@ -62,8 +70,10 @@ def make_coarse_tail(split: Split, kind: CoarseTail) -> nn.Module:
         features = split.window((height, width))[split.features]
     factor, rest = divmod(found.scale * height, features.shape[2])
     if rest:
-        raise ArgumentError("coarse_tail='light': the features are finer than the HR image; use 'copy'")
-    tail = LightTail(split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
+        raise ArgumentError(f"coarse_tail={kind!r}: the features are finer than the HR image; use 'copy'")
+    tail = LightTail(
+        split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor, deep=kind == "deep"
+    )
     return tail.to(features)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,14 +16,18 @@ from .coarse import CoarseTail, continued, make_coarse_tail
 from .cost import Cost, macs
 from .errors import ArgumentError
 from .global_ops import PerImage
-from .head import MaskHead, high_frequency
+from .head import LinearScore, MaskHead, energies, high_frequency
 from .patches import Grid, gather, scatter, select
+from .settings import (
+    GlobalOps,
+    Merge,
+    Scorer,
+    check_aligned,
+    check_one_of,
+    check_possible,
+    default_sizes,
+)
 from .split import Split, State
-
-Merge = Literal["features", "image"]
-Scorer = Literal["input", "coarse", "head"]
-GlobalOps = Literal["image", "window", "refuse"]
-_LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,28 @@ class Explanation:
     """(B, k), long: the same, best first."""
 
 
+@dataclass(frozen=True)
+class Base:
+    """What the first part of a forward made of an LR image; the rest starts from here."""
+
+    x: Tensor
+    """(B, C, H', W'): the image, continued to a size that the network accepts."""
+    state: State
+    """The live values at the cut."""
+    skipped: State
+    """The same with the refined blocks left out: what the coarse image is made of."""
+    coarse: Tensor | None
+    """(B, C', s*H', s*W'): the coarse image, where merge="image" needs one."""
+    grid: Grid
+    size: tuple[int, int]
+    """Height and width of the LR image as it was given."""
+
+    @property
+    def every(self) -> Tensor:
+        """(B, count): the index of all patches."""
+        return torch.arange(self.grid.count, device=self.x.device).expand(self.x.shape[0], -1)
+
+
 class MaskGuided(nn.Module):
     """A split network whose deep blocks run only on the patches that need them. Made by `wrap`.
 
@@ -57,9 +83,11 @@ class MaskGuided(nn.Module):
             network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
             coarse tail having weights of its own and the network's tail running on the patches.
         scorer: "input" or "coarse": high frequency of the LR or of the coarse HR image, no training
-            needed; "head": the mask head, once it is trained.
+            needed; "linear": a linear predictor of the gain, which `calibrate` fits; "head": the mask head,
+            once it is trained.
         coarse_tail: for merge="image": "copy" of the network's tail, or "light" (one convolution and
-            PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained.
+            PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained, or "deep"
+            ("light" and a branch of two more convolutions, for training).
             Default: "copy"; "light", with merge="image", where blocks cannot be left out.
         global_ops: what a mean over the whole map (channel attention and the like) sees in the refined blocks.
             "image": all the windows that are refined in an image together; "window": each window alone, as in
@@ -83,27 +111,30 @@ class MaskGuided(nn.Module):
         super().__init__()
         merge = merge or ("features" if split.can_skip else "image")
         coarse_tail = coarse_tail or ("copy" if split.can_skip else "light")
-        _one_of("merge", merge, ("features", "image"))
-        _one_of("coarse_tail", coarse_tail, ("copy", "light"))
-        _one_of("global_ops", global_ops, ("image", "window", "refuse"))
-        _possible(split, merge, coarse_tail, global_ops)
+        check_one_of("merge", merge, ("features", "image"))
+        check_one_of("coarse_tail", coarse_tail, ("copy", "light", "deep"))
+        check_one_of("global_ops", global_ops, ("image", "window", "refuse"))
+        check_possible(split, merge, coarse_tail, global_ops)
         multiple = split.multiple_of
-        default = _default_sizes(multiple)
+        default = default_sizes(multiple)
         patch_size = default[0] if patch_size is None else patch_size
         halo = default[1] if halo is None else halo
-        _aligned("patch_size", patch_size, 1, multiple)
-        _aligned("halo", halo, 0, multiple)
+        check_aligned("patch_size", patch_size, 1, multiple)
+        check_aligned("halo", halo, 0, multiple)
         self.model = split.model
         self.split = split
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer = merge, keep, scorer
         self.head = MaskHead(split.feature_channels, **(head or {}))
+        self.linear = LinearScore(with_coarse=merge == "image")
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
         self.coarse_tail_kind: CoarseTail = coarse_tail
         self.global_ops: GlobalOps = global_ops
         self._shares_statistics = global_ops == "image" and bool(split.global_ops)
         self.constants = split.constants
-        self.head.to(split.example(1, 1))
+        self._given = (split.model,)  # in a tuple, so that its parameters are not counted twice
+        for added in (self.head, self.linear):
+            added.to(split.example(1, 1))
 
     @property
     def keep(self) -> float:
@@ -118,12 +149,12 @@ class MaskGuided(nn.Module):
 
     @property
     def scorer(self) -> Scorer:
-        """What ranks the patches: "input", "coarse" or "head"."""
+        """What ranks the patches: "input", "coarse", "linear" or "head"."""
         return self._scorer
 
     @scorer.setter
     def scorer(self, scorer: Scorer) -> None:
-        _one_of("scorer", scorer, ("input", "coarse", "head"))
+        check_one_of("scorer", scorer, ("input", "coarse", "linear", "head"))
         self._scorer = scorer
 
     @property
@@ -142,80 +173,100 @@ class MaskGuided(nn.Module):
 
     def restore(self, x: Tensor, score: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`forward`, with the index (B, k) of the patches that were refined."""
+        base = self.run_base(x)
+        index = self.choose(base, score)
+        return self.refine(base, index), index
+
+    def run_base(self, x: Tensor) -> Base:
+        """The first blocks on the whole image."""
         height, width = self._check_input(x)
-        grid = self.grid(height, width)
-        x = self._accepted(x)
+        x = self.accepted(x)
         state = self.split.prefix(x)
-        coarse = self._skipped(state)
-        index = self._choose(x, state, coarse, grid, score)
-        image = self._merge(x, state, coarse, index, grid)
-        return image[:, :, : height * self.scale, : width * self.scale], index
+        skipped = self.split.skip(state) if self.split.can_skip else state  # a light coarse tail takes either
+        coarse = None if self.coarse_tail is None else self.coarse_tail(skipped, x)
+        return Base(x, state, skipped, coarse, self.grid(height, width), (height, width))
 
-    def _merge(self, x: Tensor, state: State, coarse: State, index: Tensor, grid: Grid) -> Tensor:
-        """Refine the windows of `index` and put them back: into the features, or into the coarse image."""
-        if self.coarse_tail is None:
-            return self.split.tail(self._refine_features(state, coarse, index, grid))
-        image: Tensor = self.coarse_tail(coarse, x)
+    def choose(self, base: Base, score: Tensor | None = None) -> Tensor:
+        """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
+        k = base.grid.k(self.keep)
+        if k in (0, base.grid.count):
+            return base.every[:, :k]
+        if score is None:
+            score = self.score(base)
+        expected = (base.x.shape[0], base.grid.rows, base.grid.cols)
+        if score.shape != expected:
+            raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
+        return select(score, k)
+
+    def refine(self, base: Base, index: Tensor) -> Tensor:
+        """The image (B, C', s*H, s*W) with the patches of `index` (B, k) refined."""
+        if base.coarse is None:
+            return self._cropped(self.split.tail(self._refine_features(base, index)), base)
         if index.shape[1] == 0:
-            return image
+            return self._cropped(base.coarse, base)
         with self._statistics(index.shape[1]):
-            windows = self.split.tail(self.split.body(self._gather(state, tuple(self.split.kinds), index, grid)))
-        canvas = continued(image, grid.height * self.scale, grid.width * self.scale)
-        return scatter(windows, index, grid, onto=canvas)
+            windows = self.split.body(self._gather(base, tuple(self.split.kinds), index))
+            patches = self.split.tail(windows)
+        canvas = continued(base.coarse, base.grid.height * self.scale, base.grid.width * self.scale)
+        return self._cropped(scatter(patches, index, base.grid, onto=canvas), base)
 
-    def _refine_features(self, state: State, coarse: State, index: Tensor, grid: Grid) -> State:
+    def coarse_image(self, base: Base) -> Tensor:
+        """The image (B, C', s*H, s*W) with no patch refined."""
+        return self.refine(base, base.every[:, :0])
+
+    def score(self, base: Base) -> Tensor:
+        """The scorer's score, (B, rows, cols), float32."""
+        height, width = base.grid.height, base.grid.width
+        if self.scorer == "head":
+            return self.head_score(base)
+        if self.scorer == "linear":
+            score: Tensor = self.linear(self.energies(base))
+            return score
+        if self.scorer == "input":
+            return high_frequency(continued(base.x, height, width), self.patch_size)
+        image = continued(self.coarse_image(base), height * self.scale, width * self.scale)
+        return high_frequency(image, self.patch_size * self.scale)
+
+    def head_score(self, base: Base) -> Tensor:
+        """The mask head's score, (B, rows, cols), float32."""
+        features = base.state[self.split.features]
+        score: Tensor = self.head(features, self.patch_size * features.shape[-1] // base.grid.width)
+        return score
+
+    def energies(self, base: Base) -> Tensor:
+        """What the linear score looks at, (B, terms, rows, cols)."""
+        height, width = base.grid.height, base.grid.width
+        coarse = None if base.coarse is None else continued(base.coarse, height * self.scale, width * self.scale)
+        return energies(continued(base.x, height, width), coarse, self.patch_size)
+
+    def _refine_features(self, base: Base, index: Tensor) -> State:
         if index.shape[1] == 0:
-            return coarse
+            return base.skipped
         with self._statistics(index.shape[1]):
-            windows = self.split.body(self._gather(state, self.split.reads, index, grid))
-        refined = {name: scatter(windows[name], index, grid, onto=coarse[name]) for name in self.split.writes}
-        return {**coarse, **refined}
+            windows = self.split.body(self._gather(base, self.split.reads, index))
+        onto = base.skipped
+        refined = {name: scatter(windows[name], index, base.grid, onto=onto[name]) for name in self.split.writes}
+        return {**onto, **refined}
 
-    def _skipped(self, state: State) -> State:
-        """The state without the refined blocks; a light coarse tail takes it as it is at the cut."""
-        return self.split.skip(state) if self.split.can_skip else state
+    def _cropped(self, image: Tensor, base: Base) -> Tensor:
+        height, width = base.size
+        return image[:, :, : height * self.scale, : width * self.scale]
 
     def _statistics(self, k: int) -> AbstractContextManager[object]:
         """How global operations see the k windows of an image."""
         return PerImage(k) if self._shares_statistics else nullcontext()
 
-    def _gather(self, state: State, names: tuple[str, ...], index: Tensor, grid: Grid) -> State:
+    def _gather(self, base: Base, names: tuple[str, ...], index: Tensor) -> State:
         """The windows of live values: maps are cut, vectors repeated for each window, constants handed on."""
         kinds, k = self.split.kinds, index.shape[1]
 
         def window(name: str) -> Tensor:
+            value = base.state[name]
             if kinds[name] == "map":
-                return gather(state[name], index, grid)
-            return state[name].repeat_interleave(k, dim=0) if kinds[name] == "vector" else state[name]
+                return gather(value, index, base.grid)
+            return value.repeat_interleave(k, dim=0) if kinds[name] == "vector" else value
 
         return {name: window(name) for name in names}
-
-    def _choose(self, x: Tensor, state: State, coarse: State, grid: Grid, score: Tensor | None) -> Tensor:
-        """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
-        k = grid.k(self.keep)
-        if k in (0, grid.count):
-            return torch.arange(k, device=x.device).expand(x.shape[0], -1)
-        if score is None:
-            score = self._score(x, state, coarse)
-        if score.shape != (x.shape[0], grid.rows, grid.cols):
-            raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {(x.shape[0], grid.rows, grid.cols)}")
-        return select(score, k)
-
-    def _score(self, x: Tensor, state: State, coarse: State) -> Tensor:
-        """(B, rows, cols), float32."""
-        height, width = self.split.full_size(x.shape[2], x.shape[3])
-        if self.scorer == "input":
-            return high_frequency(continued(x, height, width), self.patch_size)
-        if self.scorer == "coarse":
-            image = continued(self._coarse_image(x, coarse), height * self.scale, width * self.scale)
-            return high_frequency(image, self.patch_size * self.scale)
-        features = state[self.split.features]
-        score: Tensor = self.head(features, self.patch_size * features.shape[-1] // width)
-        return score
-
-    def _coarse_image(self, x: Tensor, coarse: State) -> Tensor:
-        image: Tensor = self.split.tail(coarse) if self.coarse_tail is None else self.coarse_tail(coarse, x)
-        return image
 
     def grid(self, height: int, width: int) -> Grid:
         """The patches of an LR image of this size, rounded up to what windows can be cut from."""
@@ -224,17 +275,10 @@ class MaskGuided(nn.Module):
     @torch.no_grad()
     def explain(self, x: Tensor, score: Tensor | None = None) -> Explanation:
         """Refined and coarse image, score, mask and index, for the same arguments as `forward`."""
-        height, width = self._check_input(x)
-        grid = self.grid(height, width)
-        x = self._accepted(x)
-        state = self.split.prefix(x)
-        coarse = self._skipped(state)
-        score = self._score(x, state, coarse) if score is None else score
-        index = self._choose(x, state, coarse, grid, score)
-        rows, cols = slice(height * self.scale), slice(width * self.scale)
-        refined = self._merge(x, state, coarse, index, grid)[:, :, rows, cols]
-        image = self._coarse_image(x, coarse)[:, :, rows, cols]
-        return Explanation(refined, image, score, grid.mask(index), index)
+        base = self.run_base(x)
+        score = self.score(base) if score is None else score
+        index = self.choose(base, score)
+        return Explanation(self.refine(base, index), self.coarse_image(base), score, base.grid.mask(index), index)
 
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`)."""
@@ -243,7 +287,7 @@ class MaskGuided(nn.Module):
         keep = self.keep
         grid = self.grid(height, width)
         try:
-            dense = macs(lambda x: self.model(self._accepted(x)), shape, like, self)
+            dense = macs(lambda x: self.model(self.accepted(x)), shape, like, self)
             guided = macs(self, shape, like, self)
             self.keep = 0
             coarse = macs(self, shape, like, self)
@@ -258,15 +302,25 @@ class MaskGuided(nn.Module):
 
         >>> from maskguided.adapters.pan_net import PAN
         >>> wrap(PAN(features=8, up_features=8, blocks=4).requires_grad_(False)).print_trainable_parameters()
-        trainable params: 1,508 || all params: 7,335 || trainable%: 20.5590
+        trainable params: 1,508 || all params: 7,339 || trainable%: 20.5478
         """
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         every = sum(p.numel() for p in self.parameters())
         print(f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}")
 
     def unwrap(self) -> nn.Module:
-        """The network that was wrapped: the very object, which wrapping did not change."""
-        return self.model
+        """The network that was wrapped: the very object, which neither wrapping nor training has changed."""
+        return self._given[0]
+
+    def become(self, other: MaskGuided) -> None:
+        """Take over the split, parts and settings of another wrap of the same network."""
+        self.__dict__.update(other.__dict__)
+
+    def own_network(self) -> None:
+        """From now on hold a copy of the network, to train it; the one that was given stays what it is."""
+        if self.model is self._given[0]:
+            self.split = copy.deepcopy(self.split)
+            self.model, self.constants = self.split.model, self.split.constants
 
     def extra_repr(self) -> str:
         return (
@@ -283,8 +337,8 @@ class MaskGuided(nn.Module):
             raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
         return x.shape[2], x.shape[3]
 
-    def _accepted(self, x: Tensor) -> Tensor:
-        """`x` continued to a size that the network accepts; most accept any."""
+    def accepted(self, x: Tensor) -> Tensor:
+        """`x` (B, C, H, W), continued to a size that the network accepts; most accept any."""
         multiple = self.split.probe.multiple_of
         return continued(x, *(-(-side // multiple) * multiple for side in x.shape[2:]))
 
@@ -319,46 +373,3 @@ def wrap(
     torch.Size([1, 3, 132, 188])
     """
     return MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
-
-
-def _possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
-    """Refuse what this network cannot do, and say where the coarse image is not what one would expect."""
-    name, rest = type(split.model).__name__, f"blocks {split.split_at + 1} to {len(split.blocks)}"
-    if global_ops == "refuse" and split.facts.body_radius is None:
-        raise ArgumentError(
-            f"global_ops='refuse': {rest} of this {name} look at the whole map "
-            f"({', '.join(split.global_ops) or 'attention, or a radius of more than 512'}); use 'image' or 'window'"
-        )
-    if split.can_skip:
-        return
-    if (merge, coarse_tail) != ("image", "light"):
-        raise ArgumentError(
-            f"merge={merge!r}, coarse_tail={coarse_tail!r}: {rest} of this {name} cannot be left out, for nothing "
-            "computed before them can stand in for what the tail uses; use merge='image' with coarse_tail='light'"
-        )
-    warnings.warn(
-        f"{rest} of this {name} cannot be left out: the coarse image comes from a light tail alone, which is "
-        "bilinear until it is fitted or trained",
-        stacklevel=4,
-    )
-
-
-def _default_sizes(multiple: int) -> tuple[int, int]:
-    """Patch size and halo, so that a window has no more than 1.56 times the pixels of its patch."""
-    halo = -(-2 // multiple) * multiple
-    return (8 * halo, halo) if 8 * halo <= _LARGEST_PATCH else (-(-_LARGEST_PATCH // multiple) * multiple, 0)
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ArgumentError(f"{name}={value!r}; use one of {', '.join(map(repr, allowed))}")
-
-
-def _aligned(name: str, value: int, least: int, multiple: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")
-    if value % multiple:
-        raise ArgumentError(
-            f"{name}={value}: this network works on multiples of {multiple} LR pixels; "
-            f"use {value // multiple * multiple or multiple} or {-(-value // multiple) * multiple}"
-        )

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from .errors import ArgumentError
 
+_BLURS = (3, 5, 9)  # LR pixels
+
 
 class MaskHead(nn.Module):
     """The mask-prediction (MP) module of MGA (Hu et al., ECCV 2022, section 3.2 and figure 3).
@@ -61,6 +63,47 @@ class MaskHead(nn.Module):
             return pooled.squeeze(1)
 
 
+class LinearScore(nn.Module):
+    """A score in closed form: a linear predictor of the gain of a patch from energies of its images (see `energies`).
+
+    `calibrate` fits the weights; before that only the finest detail of the input counts, as in scorer="input".
+
+    Args:
+        with_coarse: whether the coarse image is there to look at (merge="image").
+    """
+
+    def __init__(self, with_coarse: bool) -> None:
+        super().__init__()
+        terms = len(_BLURS) + 2 * with_coarse
+        self.weight = nn.Parameter(torch.eye(terms)[0], requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, energies: Tensor) -> Tensor:
+        """Energies (B, terms, rows, cols) -> score (B, rows, cols), float32."""
+        return torch.einsum("btij,t->bij", energies, self.weight.float()) + self.bias.float()
+
+
+def energies(x: Tensor, coarse: Tensor | None, patch: int) -> Tensor:
+    """What the linear score looks at, mean squares over each patch: (B, terms, rows, cols), float32.
+
+    What blurs of 3x3, 5x5 and 9x9 take from the LR image; where there is a coarse image, also what it has beyond the
+    bilinear one, and what a 3x3 blur takes from that.
+
+    Args:
+        x: (B, C, H, W), any range.
+        coarse: (B, C', s*H, s*W).
+        patch: side of a patch in LR pixels.
+    """
+    grey = x.float().mean(1, keepdim=True)
+    found = [pool(_detail(grey, size).square(), patch) for size in _BLURS]
+    if coarse is not None:
+        scale = coarse.shape[-1] // x.shape[-1]
+        bilinear = F.interpolate(grey, scale_factor=float(scale), mode="bilinear", align_corners=False)
+        beyond = coarse.float().mean(1, keepdim=True) - bilinear
+        found += [pool(e.square(), patch * scale) for e in (beyond, _detail(beyond))]
+    return torch.cat(found, 1)
+
+
 def pool(x: Tensor, patch: int) -> Tensor:
     """Mean over each patch, narrower ones at the border: (B, C, H, W) -> (B, C, ceil(H / patch), ceil(W / patch))."""
     return F.avg_pool2d(x, patch, ceil_mode=True, count_include_pad=False)
@@ -81,9 +124,13 @@ def high_frequency(image: Tensor, patch: int) -> Tensor:
     >>> high_frequency(torch.cat([flat, edge], dim=3), patch=4)[0, 0].tolist()[0]
     0.0
     """
-    grey = image.float().mean(1, keepdim=True)
-    blurred = F.avg_pool2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return pool((grey - blurred).square(), patch).squeeze(1)
+    return pool(_detail(image.float().mean(1, keepdim=True)).square(), patch).squeeze(1)
+
+
+def _detail(x: Tensor, size: int = 3) -> Tensor:
+    """What a blur of size x size takes away."""
+    edge = size // 2
+    return x - F.avg_pool2d(F.pad(x, (edge, edge, edge, edge), mode="replicate"), size, stride=1)
 
 
 def _float_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:

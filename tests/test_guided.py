@@ -158,7 +158,7 @@ def test_cost_follows_the_arithmetic():
     assert cost.guided - cost.coarse == 8 * 10 * 10 * block
     assert (cost.k, cost.patches) == (8, 16)
     assert cost.parameters == sum(p.numel() for p in model.parameters())
-    assert cost.added == sum(p.numel() for p in fast.head.parameters())
+    assert cost.added == sum(p.numel() for part in (fast.head, fast.linear) for p in part.parameters())
     assert cost.ratio == cost.guided / cost.dense
     assert "8 of 16 patches" in str(cost)
 
@@ -191,7 +191,7 @@ def test_an_input_of_a_size_the_network_cannot_take_is_padded_and_cropped():
         ({"halo": -1}, "halo=-1"),
         ({"halo": 1.5}, "whole number"),
         ({"merge": "both"}, "'features', 'image'"),
-        ({"scorer": "best"}, "'input', 'coarse', 'head'"),
+        ({"scorer": "best"}, "'input', 'coarse', 'linear', 'head'"),
         ({"merge": "image", "coarse_tail": "none"}, "'copy', 'light'"),
         ({"head": {"channels": 3}}, "channels=3"),
         ({"adapter": "edsr"}, "does not know this PAN"),
@@ -219,7 +219,7 @@ def test_a_light_coarse_tail_begins_as_the_bilinear_input():
 
 def test_the_state_dict_holds_every_weight_once():
     fast = pan(merge="image")
-    assert {name.partition(".")[0] for name in fast.state_dict()} == {"model", "head", "coarse_tail"}
+    assert {name.partition(".")[0] for name in fast.state_dict()} == {"model", "head", "linear", "coarse_tail"}
     tail = {name.split("model.", 1)[1] for name in fast.state_dict() if name.startswith("coarse_tail")}
     assert tail == {n for n in fast.model.state_dict() if not n.startswith(("conv_first", "SCPA_trunk"))}
 

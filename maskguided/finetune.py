@@ -1,0 +1,277 @@
+"""Train what wrapping has added, or the refine part, in stages (see stages.py for what each trains and how).
+
+    fast = maskguided.wrap(model, split_at=4, merge="image", coarse_tail="deep")
+    maskguided.finetune.fit(fast, "photos/", stage="coarse")
+    maskguided.finetune.fit(fast, "photos/", stage="head")
+
+Which crops a step sees depends on the seed and the step alone, and a checkpoint holds all that the rest depends on: a
+run that is killed and started again ends where it would have ended.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .errors import ArgumentError, CheckpointError, MissingDependency
+from .guided import MaskGuided
+from .samples import Batches, Crops
+from .stages import Options, loss, train_only
+from .weights import write_whole
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how a stage trains."""
+
+    steps: int = 2000
+    batch: int = 16
+    """Crops of a step, over all processes."""
+    crop: int = 48
+    """Side of a crop in LR pixels."""
+    rate: float = 1e-3
+    """Learning rate, after a warm-up; it falls to a hundredth of that along a cosine."""
+    optimizer: str = "adamw"
+    """A name that timm.optim.create_optimizer_v2 knows."""
+    warmup: int = 50
+    """Steps in which the rate grows."""
+    ema: float = 0.998
+    """Decay of the average of the weights that is kept in the end; 0: none."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: any."""
+    seed: int = 0
+    precision: str = "no"
+    """Mixed precision: "no", "bf16" or "fp16"."""
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}={getattr(self, name)}: use 1 or more")
+        if self.rate <= 0 or not 0 <= self.ema < 1:
+            raise ArgumentError(f"rate={self.rate}, ema={self.ema}: use a rate above 0 and an ema of 0 to below 1")
+        if self.precision not in ("no", "bf16", "fp16"):
+            raise ArgumentError(f"precision={self.precision!r}; use 'no', 'bf16' or 'fp16'")
+
+
+class Watcher(Protocol):
+    """Told of every step; the command line draws its bar by one."""
+
+    def __call__(self, step: int, steps: int, loss: float) -> None: ...
+
+
+class _StageLoss(nn.Module):
+    """A forward that is the stage's loss, for DistributedDataParallel hooks the forward of a module."""
+
+    def __init__(self, fast: MaskGuided, stage: str, options: Options) -> None:
+        super().__init__()
+        self.fast, self.stage, self.options = fast, stage, options
+
+    def forward(self, lr: Tensor, hr: Tensor) -> Tensor:
+        return loss(self.fast, self.stage, lr, hr, self.options)
+
+
+def fit(
+    fast: MaskGuided,
+    hr: str | Path | Sequence[str | Path],
+    stage: str = "head",
+    recipe: Recipe | None = None,
+    *,
+    lr: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    every: int = 200,
+    logs: str | Path | None = None,
+    workers: int = 0,
+    watch: Watcher = lambda step, steps, loss: None,
+) -> list[float]:
+    """Train one stage of `fast` on photographs, in place.
+
+    Runs on one device, or on several processes started by `accelerate launch` or `torchrun`; the result is the same for
+    the same global batch, up to rounding.
+
+    Args:
+        fast: a wrapped network for images in 0..1.
+        hr: a folder of HR images, or several.
+        stage: coarse, refine, head, all or end; see stages.py.
+        recipe: steps, batch, rates and losses.
+        lr: a folder of LR images of the same names; without it LR is made by basicsr's bicubic.
+        checkpoint: a file written every `every` steps; if it is there already, the run goes on from it.
+        every: steps from one checkpoint to the next.
+        logs: a folder for TensorBoard.
+        workers: processes that read images.
+        watch: called after each step.
+
+    Returns:
+        The loss of each step that was run now. After training with scorer="input" or "linear", stage "head" sets
+        `fast.scorer` to "head".
+
+    Raises:
+        ArgumentError: the stage has nothing to train in this network, or a setting is out of its range.
+        CheckpointError: `checkpoint` is of another run.
+        MissingDependency: timm, accelerate (`pip install 'maskguided[train]'`) or basicsr is not installed.
+    """
+    recipe = recipe or Recipe()
+    folders = [hr] if isinstance(hr, (str, Path)) else list(hr)
+    run = _Run(fast, stage, recipe, None if checkpoint is None else Path(checkpoint), logs)
+    crops = Crops(
+        folders, scale=fast.scale, size=recipe.crop, lr=lr, seed=recipe.seed, grey=fast.split.probe.in_channels == 1
+    )
+    start = run.resume()
+    rank, processes = run.accelerator.process_index, run.accelerator.num_processes
+    batches = Batches(recipe.batch, start, recipe.steps, rank, processes)
+    losses = []
+    for step, (low, high) in enumerate(DataLoader(crops, batch_sampler=batches, num_workers=workers), start + 1):
+        losses.append(run.step(step, low, high))
+        watch(step, recipe.steps, losses[-1])
+        if step % every == 0 or step == recipe.steps:
+            run.save(step)
+    run.finish()
+    if stage in ("head", "end"):
+        fast.scorer = "head"
+    return losses
+
+
+class _Run:
+    """A stage in training: model, optimiser, schedule and average, and their checkpoint."""
+
+    def __init__(
+        self, fast: MaskGuided, stage: str, recipe: Recipe, checkpoint: Path | None, logs: str | Path | None
+    ) -> None:
+        accelerate = _import("accelerate")
+        optim, schedulers = _import("timm.optim"), _import("timm.scheduler")
+        _seed(recipe.seed)
+        self.fast, self.stage, self.recipe, self.checkpoint = fast, stage, recipe, checkpoint
+        ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage == "end")
+        device = next(fast.parameters()).device
+        self.accelerator = accelerate.Accelerator(
+            cpu=device.type == "cpu" and not torch.cuda.is_available(),
+            mixed_precision=recipe.precision,
+            kwargs_handlers=[ddp],
+        )
+        fast.to(self.accelerator.device)
+        parameters = train_only(fast, stage)
+        fast.unwrap().to(self.accelerator.device)
+        fast.eval()  # no dropout, no batch statistics: what is trained is what will run
+        optimizer = optim.create_optimizer_v2(parameters, recipe.optimizer, lr=recipe.rate, weight_decay=0.0)
+        self.schedule = schedulers.CosineLRScheduler(
+            optimizer,
+            t_initial=max(recipe.steps, recipe.warmup + 1),
+            lr_min=recipe.rate / 100,
+            warmup_t=recipe.warmup,
+            warmup_lr_init=recipe.rate / 100,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
+        self.parameters = nn.ParameterList(parameters)
+        ema = _import("timm.utils").ModelEmaV3
+        self.average = ema(self.parameters, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        self.model, self.optimizer = self.accelerator.prepare(_StageLoss(fast, stage, recipe.options), optimizer)
+        self.logs = _writer(logs) if logs and self.accelerator.is_main_process else None
+
+    def step(self, step: int, low: Tensor, high: Tensor) -> float:
+        """One update; the loss, as the mean over all processes."""
+        accelerator, layout = self.accelerator, torch.channels_last
+        lr, hr = (x.to(accelerator.device, memory_format=layout) for x in (low, high))
+        self.schedule.step_update(step - 1)
+        with accelerator.autocast():
+            value = self.model(lr, hr)
+        self.optimizer.zero_grad()
+        accelerator.backward(value)
+        if self.recipe.clip:
+            accelerator.clip_grad_norm_(self.parameters.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.parameters, step=step)
+        found = float(accelerator.reduce(value.detach(), reduction="mean"))
+        if not np.isfinite(found):
+            raise ArgumentError(
+                f"stage {self.stage}, step {step}: the loss is {found}; use a smaller rate than {self.recipe.rate:g}"
+            )
+        if self.logs is not None:
+            self.logs.add_scalar(f"{self.stage}/loss", found, step)
+            self.logs.add_scalar(f"{self.stage}/rate", self.optimizer.param_groups[0]["lr"], step)
+        return found
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint whole, by the main process."""
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        content = {
+            "run": self._identity(),
+            "step": step,
+            "parameters": [p.detach().cpu() for p in self.parameters],
+            "average": None if self.average is None else [p.detach().cpu() for p in self.average.module],
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_whole(self.checkpoint, lambda beside: torch.save(content, beside))
+
+    def resume(self) -> int:
+        """Steps that were done already, 0 without a checkpoint."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return 0
+        try:
+            content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            same = content["run"] == self._identity()
+        except Exception as error:  # whatever a damaged file makes torch raise
+            raise CheckpointError(f"{self.checkpoint}: no checkpoint of a training run ({error})") from None
+        if not same:
+            differ = {k: v for k, v in content["run"].items() if self._identity().get(k) != v}
+            raise CheckpointError(
+                f"{self.checkpoint} is of another run, with {differ}; remove it, or give the same settings again"
+            )
+        _copy_into(self.parameters, content["parameters"])
+        if self.average is not None:
+            _copy_into(self.average.module, content["average"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        return int(content["step"])
+
+    def finish(self) -> None:
+        """Keep the average of the weights."""
+        if self.average is not None:
+            _copy_into(self.parameters, [p.detach() for p in self.average.module])
+        if self.logs is not None:
+            self.logs.close()
+        self.accelerator.wait_for_everyone()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on."""
+        shapes = [list(p.shape) for p in self.parameters]
+        return {"stage": self.stage, **asdict(self.recipe), "shapes": shapes}
+
+
+def _copy_into(parameters: nn.Module, values: Sequence[Tensor]) -> None:
+    own = list(parameters.parameters())
+    with torch.no_grad():
+        for parameter, value in zip(own, values, strict=True):
+            parameter.copy_(value)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _writer(folder: str | Path) -> Any:
+    try:
+        return importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
+    except ImportError:
+        raise MissingDependency("logs for TensorBoard need its package: pip install tensorboard") from None
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependency(
+            f"training needs {name.partition('.')[0]}: pip install 'maskguided[train]' ({error})"
+        ) from None

@@ -1,0 +1,163 @@
+"""Training crops from folders of photographs: HR, and LR made on the fly or read from a folder of its own.
+
+Which crop is number i depends on the seed and i alone, so a run that resumes, or is spread over processes, sees
+the same crops in the same order.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from .errors import ArgumentError, ImageError
+from .images import Image, list_images, read_image
+from .integrations.basicsr_plugin import import_basicsr
+
+_CONTEXT = 4  # LR pixels around a crop that its bicubic reduction looks at
+_CACHED = 400  # images kept in memory by each process
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Random crops (LR (C, size, size), HR (C, s*size, s*size)), float32 in 0..1, flipped and turned at random.
+
+    LR is basicsr's MATLAB-like bicubic, rounded to 8 bits, unless a folder of LR images is given.
+
+    Args:
+        hr: folders, or files, of HR images.
+        scale: HR pixels per LR pixel.
+        size: side of a crop in LR pixels.
+        lr: folder of LR images of the same names.
+        seed: another seed, other crops.
+        grey: one channel instead of three.
+
+    Raises:
+        ImageError: a folder is missing or empty, or no image is as large as a crop.
+    """
+
+    def __init__(
+        self,
+        hr: Sequence[str | Path],
+        *,
+        scale: int,
+        size: int = 48,
+        lr: str | Path | None = None,
+        seed: int = 0,
+        grey: bool = False,
+    ) -> None:
+        self.paths = [path for folder in hr for path in list_images(Path(folder))]
+        self.lr_paths = None if lr is None else _by_name(Path(lr), self.paths)
+        self.scale, self.size, self.seed, self.grey = scale, size, seed, grey
+
+    def __len__(self) -> int:
+        return 2**62  # crops do not end
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((self.seed, number))
+        for _ in range(100):
+            which = int(rng.integers(len(self.paths)))
+            hr = _read(self.paths[which], self.grey)
+            height, width = (side // self.scale for side in hr.shape[:2])
+            if min(height, width) >= self.size:
+                break
+        else:
+            raise ImageError(
+                f"no image of at least {self.size * self.scale} pixels a side found among {len(self.paths)} "
+                f"({self.paths[0]}, ...): use a smaller crop"
+            )
+        top, left = int(rng.integers(height - self.size + 1)), int(rng.integers(width - self.size + 1))
+        if self.lr_paths is None:
+            low = _reduced(hr[: height * self.scale, : width * self.scale], top, left, self.size, self.scale)
+        else:
+            low = _read(self.lr_paths[which], self.grey)
+            if low.shape[:2] != (height, width):
+                raise ImageError(
+                    f"{self.lr_paths[which]} is {low.shape[0]}x{low.shape[1]}, {self.paths[which]} is "
+                    f"{hr.shape[0]}x{hr.shape[1]}: at x{self.scale} it should be {height}x{width}"
+                )
+            low = low[top : top + self.size, left : left + self.size]
+        rows = slice(top * self.scale, (top + self.size) * self.scale)
+        cols = slice(left * self.scale, (left + self.size) * self.scale)
+        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+        lr_crop, hr_crop = (_turned(to_tensor(image), turns, flip) for image in (low, hr[rows, cols]))
+        return lr_crop, hr_crop
+
+
+class Batches(Sampler[list[int]]):
+    """The numbers of the crops of each batch from step `start` on: this process's share of every global batch."""
+
+    def __init__(self, batch: int, start: int, steps: int, rank: int = 0, processes: int = 1) -> None:
+        if batch % processes:
+            raise ArgumentError(f"batch={batch}: it is shared by {processes} processes; use a multiple of {processes}")
+        self.batch, self.start, self.steps, self.rank, self.processes = batch, start, steps, rank, processes
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.steps):
+            first = step * self.batch
+            yield list(range(first + self.rank, first + self.batch, self.processes))
+
+
+def to_tensor(image: Image) -> Tensor:
+    """(H, W[, C]) of uint8 or uint16 -> (C, H, W) float32 in 0..1."""
+    pixels = image[..., None] if image.ndim == 2 else image
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32) / _top(image))
+
+
+def reduce(image: Image, scale: int) -> Image:
+    """`image` reduced by basicsr's MATLAB-like bicubic, rounded to 8 bits; its size is cut to a multiple of `scale`."""
+    height, width = (side // scale for side in image.shape[:2])
+    small = _bicubic(to_tensor(image[: height * scale, : width * scale]), scale)
+    return small[0] if image.ndim == 2 else np.ascontiguousarray(small.transpose(1, 2, 0))
+
+
+def _reduced(hr: Image, top: int, left: int, size: int, scale: int) -> Image:
+    """A crop of the reduced image, without reducing all of it."""
+    height, width = (side // scale for side in hr.shape[:2])
+    above, before = max(0, top - _CONTEXT), max(0, left - _CONTEXT)
+    below, after = min(height, top + size + _CONTEXT), min(width, left + size + _CONTEXT)
+    part = reduce(hr[above * scale : below * scale, before * scale : after * scale], scale)
+    return part[top - above : top - above + size, left - before : left - before + size]
+
+
+def _bicubic(image: Tensor, scale: int) -> Image:
+    imresize = import_basicsr("basicsr.utils.matlab_functions").imresize
+    small: Tensor = imresize(image.expand(max(3, image.shape[0]), -1, -1), 1 / scale)[: image.shape[0]]
+    return (small.clamp(0, 1) * 255).round().byte().numpy()
+
+
+@functools.lru_cache(maxsize=_CACHED)
+def _read(path: Path, grey: bool) -> Image:
+    image = read_image(path)
+    if grey:
+        return image if image.ndim == 2 else image[..., :3].mean(2).round().astype(image.dtype)[..., None]
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image[..., :3]
+
+
+def _turned(image: Tensor, turns: int, flip: bool) -> Tensor:
+    return torch.rot90(image.flip(2) if flip else image, turns, (1, 2)).contiguous()
+
+
+def _top(image: Image) -> int:
+    return int(np.iinfo(image.dtype).max)
+
+
+def _by_name(folder: Path, hr: Sequence[Path]) -> list[Path]:
+    """The LR image of each HR image: the same name, whatever its suffix, or with x2, x3, x4, ... added (DIV2K)."""
+    found = {path.stem: path for path in list_images(folder)}
+    paths = []
+    for path in hr:
+        match = next(
+            (found[name] for name in (path.stem, *(f"{path.stem}x{s}" for s in range(2, 9))) if name in found), None
+        )
+        if match is None:
+            raise ImageError(f"{folder}: no LR image is called {path.stem}, as {path} is")
+        paths.append(match)
+    return paths

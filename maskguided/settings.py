@@ -1,0 +1,61 @@
+"""The settings of a wrapped network: what may be chosen, and what is chosen where the user does not."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+from .coarse import CoarseTail
+from .errors import ArgumentError
+from .split import Split
+
+Merge = Literal["features", "image"]
+Scorer = Literal["input", "coarse", "linear", "head"]
+GlobalOps = Literal["image", "window", "refuse"]
+_LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
+
+
+def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
+    """Refuse what this network cannot do, and say where the coarse image is not what one would expect."""
+    name, rest = type(split.model).__name__, f"blocks {split.split_at + 1} to {len(split.blocks)}"
+    if global_ops == "refuse" and split.facts.body_radius is None:
+        raise ArgumentError(
+            f"global_ops='refuse': {rest} of this {name} look at the whole map "
+            f"({', '.join(split.global_ops) or 'attention, or a radius of more than 512'}); use 'image' or 'window'"
+        )
+    if split.can_skip:
+        return
+    if merge != "image" or coarse_tail == "copy":
+        raise ArgumentError(
+            f"merge={merge!r}, coarse_tail={coarse_tail!r}: {rest} of this {name} cannot be left out, for nothing "
+            "computed before them can stand in for what the tail uses; use merge='image' with coarse_tail='light' or "
+            "'deep'"
+        )
+    warnings.warn(
+        f"{rest} of this {name} cannot be left out: the coarse image comes from a light tail alone, which is "
+        "bilinear until it is fitted or trained",
+        stacklevel=4,
+    )
+
+
+def default_sizes(multiple: int) -> tuple[int, int]:
+    """Patch size and halo, so that a window has no more than 1.56 times the pixels of its patch."""
+    halo = -(-2 // multiple) * multiple
+    return (8 * halo, halo) if 8 * halo <= _LARGEST_PATCH else (-(-_LARGEST_PATCH // multiple) * multiple, 0)
+
+
+def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not among those allowed."""
+    if value not in allowed:
+        raise ArgumentError(f"{name}={value!r}; use one of {', '.join(map(repr, allowed))}")
+
+
+def check_aligned(name: str, value: int, least: int, multiple: int) -> None:
+    """Refuse a size in LR pixels that is too small, or no multiple of what the network works on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")
+    if value % multiple:
+        raise ArgumentError(
+            f"{name}={value}: this network works on multiples of {multiple} LR pixels; "
+            f"use {value // multiple * multiple or multiple} or {-(-value // multiple) * multiple}"
+        )
