@@ -55,14 +55,37 @@ def load(path: str | Path, model: nn.Module) -> MaskGuided:
     >>> bool((again(x) == fast(x)).all())
     True
     """
+    content = _saved(path)
+    fast = wrap(model, **json.loads(content.metadata["settings"]))
+    _load_added(fast, content, path)
+    return fast
+
+
+def load_onto(path: str | Path, fast: MaskGuided) -> None:
+    """Load what `save` wrote into a network that is wrapped already; what ranks and merges there stays so.
+
+    Raises:
+        CheckpointError: as `load`, or it was made for another cut, merge, coarse tail or head.
+    """
+    content = _saved(path)
+    settings, own = json.loads(content.metadata["settings"]), _settings(fast)
+    for what in ("split_at", "merge", "head", *(["coarse_tail"] if fast.merge == "image" else [])):
+        if settings[what] != own[what]:
+            raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")
+    _load_added(fast, content, path)
+
+
+def _saved(path: str | Path) -> Weights:
     content = read(path)
     if content.metadata.get("format") != HEAD_FORMAT:
         raise CheckpointError(
             f"{path}: no file that maskguided.save wrote (its format is {content.metadata.get('format')})"
         )
-    settings, base = json.loads(content.metadata["settings"]), json.loads(content.metadata["base"])
-    fast = wrap(model, **settings)
-    own = _base(fast)
+    return content
+
+
+def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
+    own, base = _base(fast), json.loads(content.metadata["base"])
     for what in ("class", "scale", "in_channels", "out_channels", "blocks"):
         if own[what] != base[what]:
             raise CheckpointError(
@@ -71,7 +94,7 @@ def load(path: str | Path, model: nn.Module) -> MaskGuided:
     if own["fingerprint"] != base["fingerprint"]:
         warnings.warn(
             f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
-            stacklevel=2,
+            stacklevel=3,
         )
     added = nn.ModuleDict({name: part for name in _ADDED if (part := getattr(fast, name)) is not None})
     try:
@@ -79,7 +102,6 @@ def load(path: str | Path, model: nn.Module) -> MaskGuided:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     added.train(fast.training)
-    return fast
 
 
 def fingerprint(model: nn.Module) -> str:

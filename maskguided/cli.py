@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from . import __version__, bench, checkpoint, inspection
+from . import __version__, bench, checkpoint, cli_basicsr, inspection
 from .errors import ArgumentError, ImageError, MaskGuidedError
 from .guided import MaskGuided, wrap
 from .images import SUFFIXES, list_images, read_image, resize, write_image
@@ -38,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Super-resolution networks, run only where it matters.",
 )
+app.add_typer(cli_basicsr.app, name="basicsr")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -76,7 +76,7 @@ def upscale(
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
         raise ImageError(f"an image of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4)")
     colour = image[..., :3] if image.ndim == 3 else image
-    pixels, mask = _run_tiled(model, _to_tensor(colour, model), tile, tile_pad, on_tile)
+    pixels, mask = run_tiled(model, _to_tensor(colour, model), tile, tile_pad, on_tile)
     result = _to_image(pixels, colour)
     if image.ndim == 3 and image.shape[2] == 4:
         result = np.dstack([result, _upscale_alpha(model, image[..., 3], tile, tile_pad, alpha)])
@@ -129,10 +129,17 @@ def _to_image(pixels: Tensor, like: Image) -> Image:
     return np.ascontiguousarray(array.astype(like.dtype))
 
 
-def _run_tiled(
-    model: MaskGuided, x: Tensor, tile: int, pad: int, on_tile: Callable[[int, int], None]
+def run_tiled(
+    model: MaskGuided,
+    x: Tensor,
+    tile: int,
+    pad: int,
+    on_tile: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Run tile by tile; where a GPU's memory is short, with tiles of half the size."""
+    """Run `x` (B, C, H, W) tile by tile; where a GPU's memory is short, with tiles of half the size.
+
+    Returns the HR images, on the CPU, and which LR pixels of the first were refined (see `upscale`).
+    """
     if tile < 0 or pad < 0:
         raise ArgumentError(f"tile={tile}, tile_pad={pad}: use 0 or more LR pixels")
     while True:

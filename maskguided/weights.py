@@ -47,11 +47,15 @@ class Weights:
     """The header of a safetensors file."""
 
 
-def read(path: str | Path) -> Weights:
+def read(path: str | Path, key: str | None = None) -> Weights:
     """Read a .pth, .pt, .ckpt, .bin or .safetensors file onto the CPU.
 
     Honours the nesting that BasicSR, Real-ESRGAN, Lightning and others write (EMA weights first) and strips
     the prefixes of DataParallel, torch.compile and GAN trainers.
+
+    Args:
+        path: the file.
+        key: the entry to take where there are several, as "params"; default: EMA weights first.
 
     Raises:
         CheckpointError: no such file, not a weight file, code inside, or no tensors in it.
@@ -70,9 +74,10 @@ def read(path: str | Path) -> Weights:
             "Expected a file of torch.save(model.state_dict(), ...) or safetensors; if you trust the file, load it "
             "yourself and save its state dict"
         ) from None
+    keys = _KEYS if key is None else (key, *_KEYS)
     key = None
     while isinstance(content, Mapping) and (
-        inner := next((k for k in _KEYS if isinstance(content.get(k), Mapping)), None)
+        inner := next((k for k in keys if isinstance(content.get(k), Mapping)), None)
     ):
         key, content = inner, content[inner]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Import basicsr 1.4.2 beside a current torchvision."""
+"""Import basicsr 1.4.2 beside a current torchvision, and make our network and model known to it."""
 
 from __future__ import annotations
 
@@ -38,6 +38,25 @@ def import_basicsr(module: str = "basicsr") -> ModuleType:
     finally:
         if added is not None:
             del sys.modules[_GONE]
+
+
+def register() -> None:
+    """Make `MaskGuidedSR` and `PAN` (archs) and `MaskGuidedModel` (model) known to basicsr; again is harmless.
+
+    Raises:
+        MissingDependency: basicsr is not installed.
+    """
+    registries = import_basicsr("basicsr.utils.registry")
+    pan = importlib.import_module("maskguided.adapters.pan_net").PAN
+    network = importlib.import_module(".basicsr_network", __package__).MaskGuidedSR
+    model = importlib.import_module(".basicsr_model", __package__).MaskGuidedModel
+    for registry, entry in (
+        (registries.ARCH_REGISTRY, pan),
+        (registries.ARCH_REGISTRY, network),
+        (registries.MODEL_REGISTRY, model),
+    ):
+        if entry.__name__ not in registry:
+            registry.register(entry)
 
 
 def _functional_tensor() -> ModuleType:

@@ -1,0 +1,107 @@
+"""`maskguided basicsr train` and `test`: basicsr's own pipelines, with our network and model known to them."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ..errors import ArgumentError
+from . import basicsr_options
+from .basicsr_options import Options, Phase
+from .basicsr_plugin import import_basicsr, register
+
+
+def run(phase: Phase, arguments: list[str]) -> None:
+    """Run basicsr's train or test pipeline in the current folder, where experiments/ or results/ go.
+
+    Args:
+        phase: "train" or "test".
+        arguments: -opt FILE and all other flags of basicsr: --launcher, --auto_resume, --debug, --force_yml.
+
+    Raises:
+        MissingDependency: basicsr is not installed.
+        MaskGuidedError: the options cannot work; the text says which and why.
+    """
+    file, launcher, rest = _parse(phase, arguments)
+    pipeline = import_basicsr(f"basicsr.{phase}")
+    register()
+    basicsr_options.read_yaml(file)
+    basicsr_options.check_launcher(launcher)
+    if launcher != "none" and "fork" in multiprocessing.get_all_start_methods():
+        # basicsr would choose "spawn", whose processes import basicsr anew, without our stand-in.
+        multiprocessing.set_start_method("fork", force=True)
+    argv = [f"maskguided basicsr {phase}", "-opt", file, "--launcher", launcher, *rest]
+    replaced: dict[str, Any] = {"parse_options": _checked(pipeline.parse_options, phase, rest)}
+    if phase == "train":
+        replaced["load_resume_state"] = load_resume_state
+    with _set(sys, argv=argv), _set(pipeline, **replaced):
+        getattr(pipeline, f"{phase}_pipeline")(os.getcwd())  # noqa: PTH109  # basicsr joins strings to it
+
+
+def load_resume_state(options: Options) -> Options | None:
+    """As basicsr's, which loads onto a GPU even where there is none; the optimizer moves what it takes."""
+    path = options["path"].get("resume_state")
+    if options["auto_resume"]:
+        states = Path("experiments", options["name"], "training_states").glob("*.state")
+        latest = max(states, key=lambda state: float(state.stem), default=None)
+        path = None if latest is None else str(latest)
+        options["path"]["resume_state"] = path
+    if not path:
+        return None
+    if not Path(path).is_file():
+        raise ArgumentError(f"path: resume_state: {path}: no such file (from {Path.cwd()})")
+    state: Options = torch.load(path, map_location="cpu", weights_only=True)
+    import_basicsr("basicsr.utils").check_resume(options, state["iter"])
+    return state
+
+
+def _parse(phase: Phase, arguments: list[str]) -> tuple[str, str, list[str]]:
+    """File, launcher and the arguments that basicsr's own parser shall see."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-opt", "--opt")
+    parser.add_argument("--launcher", default="none")
+    # torch.distributed.launch passes it with a hyphen, which basicsr's parser does not know; torchrun not at all.
+    parser.add_argument("--local_rank", "--local-rank")
+    known, rest = parser.parse_known_args(arguments)
+    if known.opt is None:
+        raise ArgumentError(f"-opt FILE is missing: maskguided basicsr {phase} -opt x.yml")
+    return known.opt, known.launcher, rest
+
+
+def _checked(parse_options: Any, phase: Phase, rest: list[str]) -> Any:
+    def parse(*args: Any, **kwargs: Any) -> Any:
+        try:
+            options, parsed = parse_options(*args, **kwargs)
+        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            if "--force_yml" not in rest:
+                raise
+            raise ArgumentError(
+                f"{' '.join(rest)}: {type(error).__name__} {error}; it takes entries as train:optim_g:lr=0.001, "
+                "in blocks that the file has"
+            ) from None
+        basicsr_options.check(options, phase)
+        return options, parsed
+
+    return parse
+
+
+@contextmanager
+def _set(module: ModuleType, **values: Any) -> Iterator[None]:
+    """Attributes of a module, for a while."""
+    before = {name: getattr(module, name) for name in values}
+    for name, value in values.items():
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

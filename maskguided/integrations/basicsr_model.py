@@ -1,0 +1,184 @@
+"""The training procedure of a BasicSR YAML file: `model_type: MaskGuidedModel`. Importing this imports basicsr."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import checkpoint
+from ..errors import ArgumentError
+from ..infer import run_tiled
+from ..weights import write_whole
+from .basicsr_network import MaskGuidedSR
+from .basicsr_plugin import import_basicsr
+
+_basicsr = import_basicsr()
+_SRModel: Any = import_basicsr("basicsr.models.sr_model").SRModel
+_logger = import_basicsr("basicsr.utils").get_root_logger
+
+
+class MaskGuidedModel(_SRModel):  # type: ignore[misc]
+    """Trains one stage of a MaskGuidedSR and validates it; `train: stage` says which (see maskguided.stages)."""
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        _check(opt)
+        base, network = opt["path"].get("pretrain_network_base"), opt["network_g"]
+        if base is not None:
+            if network.get("base_weights") not in (None, base):
+                raise ArgumentError(
+                    f"network_g: base_weights: {network['base_weights']} and path: pretrain_network_base: {base} "
+                    "mean the same; give one"
+                )
+            network["base_weights"] = base
+        self.view = "refined"
+        super().__init__(opt)
+        if not self._bare.has_weights:
+            _logger().warning(
+                "No weights were loaded: the base is random. Give network_g: base_weights or path: pretrain_network_g"
+            )
+
+    @property
+    def _bare(self) -> MaskGuidedSR:
+        net: MaskGuidedSR = self.get_bare_model(self.net_g)
+        return net
+
+    @property
+    def _shown(self) -> MaskGuidedSR:
+        """The network that is validated and saved for use: the averaged one, where there is one."""
+        average: MaskGuidedSR | None = getattr(self, "net_g_ema", None)
+        return self._bare if average is None else average
+
+    def model_to_device(self, net: MaskGuidedSR) -> nn.Module:
+        """Choose what trains before the network is distributed, since that looks at requires_grad."""
+        if net.scale != self.opt["scale"]:
+            raise ArgumentError(f"scale: {self.opt['scale']}, but the base of network_g enlarges {net.scale} times")
+        if self.is_train:
+            train = self.opt["train"]
+            self._trained = net.start_stage(train["stage"], train.get("stage_opt") or {})
+            count, every = (sum(p.numel() for p in group) for group in (self._trained, net.parameters()))
+            _logger().info(f"Stage {train['stage']}: training {count:,} of {every:,} parameters")
+            if train["stage"] == "head" and net.scorer != "head":
+                _logger().warning(f"scorer: {net.scorer} ranks the patches, so validation does not see the head")
+            # Which parameters a batch uses depends on the stage and on keep.
+            self.opt.setdefault("find_unused_parameters", True)
+        placed: nn.Module = super().model_to_device(net)
+        return placed
+
+    def init_training_settings(self) -> None:
+        self.net_g.train()
+        train = self.opt["train"]
+        for name in ("pixel_opt", "perceptual_opt"):
+            if train.get(name):
+                _logger().warning(f"train: {name} is not used: stage {train['stage']} has a loss of its own")
+        self.ema_decay = train.get("ema_decay", 0)
+        if self.ema_decay > 0:
+            self._start_average()
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def _start_average(self) -> None:
+        self.net_g_ema = copy.deepcopy(self._bare).requires_grad_(False)
+        path = self.opt["path"]
+        if path.get("pretrain_network_g"):
+            strict = path.get("strict_load_g", True)
+            self.load_network(self.net_g_ema, path["pretrain_network_g"], strict, "params_ema")
+        self.net_g_ema.eval()
+
+    def setup_optimizers(self) -> None:
+        settings = dict(self.opt["train"]["optim_g"])
+        kind = settings.pop("type")
+        try:
+            self.optimizer_g = self.get_optimizer(kind, self._trained, **settings)
+        except NotImplementedError:
+            raise ArgumentError(
+                f"train: optim_g: type: {kind}: basicsr {_basicsr.__version__} does not know it; use Adam"
+            ) from None
+        except TypeError as error:
+            raise ArgumentError(f"train: optim_g: {error}") from None
+        self.optimizers.append(self.optimizer_g)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.optimizer_g.zero_grad()
+        loss = self.net_g(self.lq, target=self.gt)
+        loss.backward()
+        self.optimizer_g.step()
+        self.log_dict = self.reduce_loss_dict(OrderedDict({f"l_{self.opt['train']['stage']}": loss}))
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    @torch.no_grad()
+    def test(self) -> None:
+        """Run `self.view` of the network on a validation image: refined, coarse or dense."""
+        net, keep, was = self._shown, self._shown.keep, self._shown.training
+        net.eval()
+        try:
+            if self.view == "coarse":
+                net.keep = 0
+            self.output = net.model(self.lq) if self.view == "dense" else self._restored(net)
+        finally:
+            net.keep = keep
+            net.train(was)
+
+    def _restored(self, net: MaskGuidedSR) -> torch.Tensor:
+        tile = self.opt["val"].get("tile") or 0
+        if not tile:
+            return net.forward(self.lq)
+        return run_tiled(net, self.lq, tile, self.opt["val"].get("tile_pad", 16))[0]
+
+    def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
+        """As basicsr; a test run also measures what refining nothing, and the whole network, would give."""
+        super().nondist_validation(dataloader, current_iter, tb_logger, save_img)
+        if self.is_train or not self.opt["val"].get("metrics"):
+            return
+        results = {"refined": dict(self.metric_results)}
+        # The whole network at once is what tiles are there to avoid.
+        for view in ("coarse",) if self.opt["val"].get("tile") else ("coarse", "dense"):
+            self.view = view
+            super().nondist_validation(dataloader, current_iter, None, False)
+            results[view] = dict(self.metric_results)
+        self.view = "refined"
+        _logger().info(f"{dataloader.dataset.opt['name']}, {self._shown.extra_repr()}:\n{_table(results)}")
+
+    def _log_validation_metric_values(self, current_iter: Any, dataset_name: str, tb_logger: Any) -> None:
+        if self.view == "refined":
+            super()._log_validation_metric_values(current_iter, dataset_name, tb_logger)
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Beside basicsr's files, those that `maskguided upscale --weights BASE --head HEAD` takes."""
+        super().save(epoch, current_iter)
+        if self.opt["rank"] != 0:
+            return
+        label = "latest" if current_iter == -1 else current_iter
+        folder = Path(self.opt["path"]["models"])
+        checkpoint.save(self._shown, folder / f"net_g_{label}_maskguided.safetensors")
+        if any(p.requires_grad for p in self._bare.model.parameters()):
+            weights = {name: value.cpu() for name, value in self._shown.model.state_dict().items()}
+            write_whole(folder / f"net_g_{label}_base.pth", lambda path: torch.save({"params": weights}, path))
+
+    def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
+        seen = self.get_bare_model(net).load(load_path, key=param_key, strict=strict)
+        _logger().info(f"Loading {load_path}: {seen}")
+
+
+def _check(opt: dict[str, Any]) -> None:
+    kind = opt["network_g"]["type"]
+    if kind != MaskGuidedSR.__name__:
+        raise ArgumentError(
+            f"network_g: type: {kind}: MaskGuidedModel takes {{type: MaskGuidedSR, base: {{type: {kind}, ...}}}}; "
+            f"to train {kind} itself, use model_type: SRModel"
+        )
+    if "scale" not in opt:
+        raise ArgumentError("the options lack scale; see examples/basicsr for whole files")
+    if opt["is_train"] and not opt["train"].get("stage"):
+        raise ArgumentError("train: stage is missing: which part to train; use head, coarse, refine or all")
+
+
+def _table(results: dict[str, dict[str, float]]) -> str:
+    names = list(results["refined"])
+    rows = [f"\t{view:8}" + "".join(f"{row[name]:12.4f}" for name in names) for view, row in results.items()]
+    return "\n".join(["\t" + " " * 8 + "".join(f"{name:>12}" for name in names), *rows])

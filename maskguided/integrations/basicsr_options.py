@@ -1,0 +1,171 @@
+"""What is wrong with the options of a BasicSR run, said before it starts."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import multiprocessing
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..errors import ArgumentError
+from .basicsr_plugin import import_basicsr
+
+Phase = Literal["train", "test"]
+Options = dict[str, Any]
+
+_ALWAYS = ("name", "model_type", "num_gpu", "datasets", "path", "network_g:type")
+_NEEDED = {
+    "train": (
+        "datasets:train:batch_size_per_gpu",
+        "datasets:train:num_worker_per_gpu",
+        "train:total_iter",
+        "train:optim_g:type",
+        "train:optim_g:lr",
+        "train:scheduler:type",
+        "logger:print_freq",
+        "logger:save_checkpoint_freq",
+        "logger:use_tb_logger",
+    ),
+    "test": ("val:save_img", "val:suffix"),
+}
+# basicsr makes a folder of every other entry under `path`.
+_FILES = ("strict_load", "pretrain_network", "resume", "param_key")
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_FOLDERS = ("experiments_root", "models", "training_states", "log", "visualization", "results_root")
+
+
+def arguments_of(call: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that `call` takes, without those behind * and **."""
+    return [name for name, argument in inspect.signature(call).parameters.items() if argument.kind not in _REST]
+
+
+def check_arguments(where: str, given: Iterable[str], call: Callable[..., Any], skip: int = 0) -> None:
+    """`check_keys` with the arguments of `call` but the first `skip`; one with ** checks them itself."""
+    if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in inspect.signature(call).parameters.values()}:
+        check_keys(where, given, arguments_of(call)[skip:])
+
+
+def check_keys(where: str, given: Iterable[Any], known: Collection[str]) -> None:
+    """An ArgumentError for the first of `given` that is not known; it gives the nearest name.
+
+    >>> check_keys("network_g", ["split_at", "kep"], ["split_at", "keep", "halo"])
+    Traceback (most recent call last):
+    maskguided.errors.ArgumentError: network_g: 'kep' is not known; did you mean 'keep'? Known: split_at, keep, halo
+    """
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise ArgumentError(f"{where}: {name!r} is not known; {hint}Known: {', '.join(known)}")
+
+
+def read_yaml(path: str) -> Options:
+    """The options in a file as they are written there; an ArgumentError if there is no such file, or no YAML in it."""
+    yaml = importlib.import_module("yaml")  # basicsr needs it, so it is there
+    try:
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArgumentError(f"-opt {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"-opt {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(options, dict):
+        raise ArgumentError(f"-opt {path}: a YAML file of options is needed, as in examples/basicsr; this holds none")
+    require(options, _ALWAYS)
+    return options
+
+
+def check(options: Options, phase: Phase) -> None:
+    """Raise an ArgumentError for what basicsr would stumble over later, or get wrong in silence."""
+    require(options, _ALWAYS + _NEEDED[phase] + (("val:val_freq", "val:save_img") if options.get("val") else ()))
+    _check_registered(options)
+    _check_paths(options)
+    for name, dataset in options["datasets"].items():
+        _check_dataset(f"datasets: {name}", dataset, options)
+    _check_devices(options)
+
+
+def require(options: Options, entries: Iterable[str]) -> None:
+    """An ArgumentError for the first entry, as "train:optim_g:type", that is not there."""
+    for entry in entries:
+        found: Any = options
+        for name in entry.split(":"):
+            if not isinstance(found, Mapping) or name not in found:
+                raise ArgumentError(
+                    f"the options lack {entry.replace(':', ': ')}; see examples/basicsr for whole files"
+                )
+            found = found[name]
+
+
+def check_launcher(launcher: str) -> None:
+    """Distributed training needs a GPU for each process, and someone who has started the processes."""
+    if launcher != "none" and not torch.cuda.is_available():
+        raise ArgumentError(
+            f"--launcher {launcher}: basicsr distributes over GPUs, and there is none here; leave it out"
+        )
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        raise ArgumentError(
+            "--launcher pytorch: start it with torchrun, which starts a process for each GPU: "
+            "torchrun --nproc_per_node 2 -m maskguided basicsr train -opt x.yml --launcher pytorch"
+        )
+
+
+def _check_registered(options: Options) -> None:
+    registries = import_basicsr("basicsr.utils.registry")
+    check_keys("model_type", [options["model_type"]], list(registries.MODEL_REGISTRY.keys()))
+    check_keys("network_g: type", [options["network_g"]["type"]], list(registries.ARCH_REGISTRY.keys()))
+
+
+def _check_paths(options: Options) -> None:
+    for name, value in options["path"].items():
+        if not any(part in name for part in _FILES) and name not in _FOLDERS:
+            raise ArgumentError(
+                f"path: {name}: {value}: basicsr makes a folder of it. Weights of the base go under network_g: "
+                "base_weights, or path: pretrain_network_base"
+            )
+        if value and "pretrain_network" in name and not Path(value).is_file():
+            raise ArgumentError(f"path: {name}: {value}: no such file")
+
+
+def _check_dataset(where: str, dataset: Options, options: Options) -> None:
+    require(dataset, ("name", "type"))
+    for name in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
+        if dataset.get(name) and not Path(dataset[name]).exists():
+            raise ArgumentError(f"{where}: {name}: {dataset[name]}: no such file or folder (from {Path.cwd()})")
+    if dataset["phase"] != "train" and not dataset.get("dataroot_gt") and (options.get("val") or {}).get("metrics"):
+        raise ArgumentError(f"{where}: there is no dataroot_gt to compare with; give one, or set val: metrics: ~")
+    if dataset.get("num_worker_per_gpu") and not _workers_can_import():
+        raise ArgumentError(
+            f"{where}: num_worker_per_gpu: {dataset['num_worker_per_gpu']}: processes start anew here "
+            f"({multiprocessing.get_start_method()}), where basicsr cannot be imported beside this torchvision; use 0"
+        )
+
+
+def _workers_can_import() -> bool:
+    """A process that is forked has basicsr already; one that starts anew imports it without our stand-in."""
+    if multiprocessing.get_start_method() == "fork":
+        return True
+    return find_spec("torchvision.transforms.functional_tensor") is not None
+
+
+def _check_devices(options: Options) -> None:
+    wanted, there = options["num_gpu"], torch.cuda.device_count()
+    if not isinstance(wanted, int) or wanted < 0:
+        raise ArgumentError(f"num_gpu: {wanted}: use a number of GPUs, 0 for the CPU, or auto")
+    if wanted > there:
+        here = f"{there} GPU{'s' if there > 1 else ''}" if there else "no GPU"
+        raise ArgumentError(f"num_gpu: {wanted} but {here} here: set num_gpu: {there} (--force_yml num_gpu={there})")
+    if options["dist"] and wanted == 0:
+        raise ArgumentError("num_gpu: 0 with --launcher: distributed training runs on GPUs; set num_gpu: auto")
+    if wanted > 1 and not options["dist"] and options["network_g"]["type"] == "MaskGuidedSR":
+        raise ArgumentError(
+            f"num_gpu: {wanted} without a launcher: a wrapped network trains on several GPUs by "
+            f"torchrun --nproc_per_node {wanted} -m maskguided basicsr train -opt x.yml --launcher pytorch, "
+            "or on one with num_gpu: 1"
+        )
