@@ -16,7 +16,7 @@ import torch
 
 from ..errors import ArgumentError
 from . import basicsr_options
-from .basicsr_options import Options, Phase
+from .basicsr_options import GIVEN, Options, Phase
 from .basicsr_plugin import import_basicsr, register
 
 
@@ -60,6 +60,7 @@ def load_resume_state(options: Options) -> Options | None:
     if not Path(path).is_file():
         raise ArgumentError(f"path: resume_state: {path}: no such file (from {Path.cwd()})")
     state: Options = torch.load(path, map_location="cpu", weights_only=True)
+    options["path"][GIVEN] = options["path"].get("pretrain_network_g")
     import_basicsr("basicsr.utils").check_resume(options, state["iter"])
     return state
 

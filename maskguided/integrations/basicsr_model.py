@@ -13,8 +13,10 @@ from torch import nn
 from .. import checkpoint
 from ..errors import ArgumentError
 from ..infer import run_tiled
+from ..stages import STAGES
 from ..weights import write_whole
 from .basicsr_network import MaskGuidedSR
+from .basicsr_options import GIVEN
 from .basicsr_plugin import import_basicsr
 
 _basicsr = import_basicsr()
@@ -37,10 +39,6 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             network["base_weights"] = base
         self.view = "refined"
         super().__init__(opt)
-        if not self._bare.has_weights:
-            _logger().warning(
-                "No weights were loaded: the base is random. Give network_g: base_weights or path: pretrain_network_g"
-            )
 
     @property
     def _bare(self) -> MaskGuidedSR:
@@ -54,20 +52,40 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         return self._bare if average is None else average
 
     def model_to_device(self, net: MaskGuidedSR) -> nn.Module:
-        """Choose what trains before the network is distributed, since that looks at requires_grad."""
+        """Load, choose what trains, distribute: in this order, since a stage starts from the weights that are there,
+        and DistributedDataParallel looks at requires_grad."""
         if net.scale != self.opt["scale"]:
             raise ArgumentError(f"scale: {self.opt['scale']}, but the base of network_g enlarges {net.scale} times")
+        net.to(self.device)
+        path = self.opt["path"]
+        resumed = path.get("pretrain_network_g") if path.get("resume_state") else None
+        given = path.get(GIVEN) if resumed else path.get("pretrain_network_g")
+        if not (given or self.opt["network_g"].get("base_weights")):
+            _logger().warning(
+                "The base starts from random weights: give network_g: base_weights, or path: pretrain_network_g"
+            )
+        self._load(net, given)
         if self.is_train:
-            train = self.opt["train"]
-            self._trained = net.start_stage(train["stage"], train.get("stage_opt") or {})
-            count, every = (sum(p.numel() for p in group) for group in (self._trained, net.parameters()))
-            _logger().info(f"Stage {train['stage']}: training {count:,} of {every:,} parameters")
-            if train["stage"] == "head" and net.scorer != "head":
-                _logger().warning(f"scorer: {net.scorer} ranks the patches, so validation does not see the head")
-            # Which parameters a batch uses depends on the stage and on keep.
-            self.opt.setdefault("find_unused_parameters", True)
+            self._start_stage(net)
+        self._load(net, resumed)
+        self._loaded, path["pretrain_network_g"] = resumed or given, None  # so that basicsr does not load it again
+        # Which parameters a batch uses depends on the stage and on keep.
+        self.opt.setdefault("find_unused_parameters", True)
         placed: nn.Module = super().model_to_device(net)
         return placed
+
+    def _load(self, net: nn.Module, path: str | None, key: str | None = None) -> None:
+        if path is not None:
+            own = self.opt["path"]
+            self.load_network(net, path, own.get("strict_load_g", True), key or own.get("param_key_g", "params"))
+
+    def _start_stage(self, net: MaskGuidedSR) -> None:
+        train = self.opt["train"]
+        self._trained = net.start_stage(train["stage"], train.get("stage_opt") or {})
+        count, every = (sum(p.numel() for p in group) for group in (self._trained, net.parameters()))
+        _logger().info(f"Stage {train['stage']}: training {count:,} of {every:,} parameters")
+        if train["stage"] in ("head", "end") and net.scorer != "head":
+            _logger().warning(f"scorer: {net.scorer} ranks the patches, so validation does not see the head")
 
     def init_training_settings(self) -> None:
         self.net_g.train()
@@ -83,10 +101,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
 
     def _start_average(self) -> None:
         self.net_g_ema = copy.deepcopy(self._bare).requires_grad_(False)
-        path = self.opt["path"]
-        if path.get("pretrain_network_g"):
-            strict = path.get("strict_load_g", True)
-            self.load_network(self.net_g_ema, path["pretrain_network_g"], strict, "params_ema")
+        self._load(self.net_g_ema, self._loaded, "params_ema")
         self.net_g_ema.eval()
 
     def setup_optimizers(self) -> None:
@@ -156,7 +171,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         label = "latest" if current_iter == -1 else current_iter
         folder = Path(self.opt["path"]["models"])
         checkpoint.save(self._shown, folder / f"net_g_{label}_maskguided.safetensors")
-        if any(p.requires_grad for p in self._bare.model.parameters()):
+        if self._shown.base_is_new:
             weights = {name: value.cpu() for name, value in self._shown.model.state_dict().items()}
             write_whole(folder / f"net_g_{label}_base.pth", lambda path: torch.save({"params": weights}, path))
 
@@ -175,7 +190,7 @@ def _check(opt: dict[str, Any]) -> None:
     if "scale" not in opt:
         raise ArgumentError("the options lack scale; see examples/basicsr for whole files")
     if opt["is_train"] and not opt["train"].get("stage"):
-        raise ArgumentError("train: stage is missing: which part to train; use head, coarse, refine or all")
+        raise ArgumentError(f"train: stage is missing: which part to train; use one of {', '.join(STAGES)}")
 
 
 def _table(results: dict[str, dict[str, float]]) -> str:

@@ -47,15 +47,19 @@ class MaskGuidedSR(MaskGuided):
         check_arguments("network_g: head", settings.get("head") or {}, MaskHead, skip=1)
         network = _base(base, base_weights)
         super().__init__(split(network, split_at, adapter=adapter, body=body, cut=cut), **settings)
-        self.has_weights = base_weights is not None
-        self._stage: tuple[str, dict[str, Any]] | None = None
+        self._stage: tuple[str, stages.Options] | None = None
+        self._in_a_file = None if base_weights is None else checkpoint.fingerprint(self.model)
 
     def start_stage(self, stage: str, options: Mapping[str, Any]) -> list[nn.Parameter]:
         """Make the parameters of a training stage, which are returned, the only ones that train."""
-        trained = stages.train_only(self, stage)
-        check_arguments("train: stage_opt", options, stages.loss, skip=4)
-        self._stage = stage, dict(options)
-        return trained
+        check_arguments("train: stage_opt", options, stages.Options)
+        self._stage = stage, stages.Options(**options)
+        return stages.train_only(self, stage)
+
+    @property
+    def base_is_new(self) -> bool:
+        """Whether the base has other weights than a file of it that was given: they must be saved as well."""
+        return checkpoint.fingerprint(self.model) != self._in_a_file
 
     def forward(self, x: Tensor, score: Tensor | None = None, *, target: Tensor | None = None) -> Tensor:
         """The HR image of `x`; with its `target`, the loss of the stage that was started.
@@ -68,7 +72,7 @@ class MaskGuidedSR(MaskGuided):
         if self._stage is None:
             raise ArgumentError("target= asks for the loss of a training stage; call start_stage first")
         stage, options = self._stage
-        return stages.loss(self, stage, x, target, **options)
+        return stages.loss(self, stage, x, target, options)
 
     def load(self, path: str | Path, *, key: str | None = None, strict: bool = True) -> str:
         """Load a file of the base alone, of the whole, or of maskguided.save; returns which it was, in words.
@@ -93,7 +97,6 @@ class MaskGuidedSR(MaskGuided):
                 f"{path}: none of its weights ({', '.join(sorted(names)[:3])}, ...) is of MaskGuidedSR or of its base "
                 f"{type(self.model).__name__} ({', '.join(sorted(self.model.state_dict())[:3])}, ...)"
             )
-        self.has_weights = True
         try:
             if plain > whole:
                 self._load_base(content.tensors)
@@ -109,6 +112,7 @@ class MaskGuidedSR(MaskGuided):
 
     def _load_base(self, weights: Mapping[str, Tensor]) -> None:
         load_into(self.model, weights)
+        self._in_a_file = checkpoint.fingerprint(self.model)
         if self.coarse_tail is not None:  # it begins as a copy of the tail that was there before
             self.coarse_tail.load_state_dict(make_coarse_tail(self.split, self.coarse_tail_kind).state_dict())
 

@@ -20,6 +20,9 @@ from .basicsr_plugin import import_basicsr
 Phase = Literal["train", "test"]
 Options = dict[str, Any]
 
+GIVEN = "pretrain_network_given"
+"""Entry under `path` where a resumed run finds the pretrain_network_g that it was started with."""
+
 _ALWAYS = ("name", "model_type", "num_gpu", "datasets", "path", "network_g:type")
 _NEEDED = {
     "train": (

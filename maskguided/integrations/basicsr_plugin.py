@@ -47,13 +47,14 @@ def register() -> None:
         MissingDependency: basicsr is not installed.
     """
     registries = import_basicsr("basicsr.utils.registry")
+    from .basicsr_model import MaskGuidedModel
+    from .basicsr_network import MaskGuidedSR
+
     pan = importlib.import_module("maskguided.adapters.pan_net").PAN
-    network = importlib.import_module(".basicsr_network", __package__).MaskGuidedSR
-    model = importlib.import_module(".basicsr_model", __package__).MaskGuidedModel
     for registry, entry in (
         (registries.ARCH_REGISTRY, pan),
-        (registries.ARCH_REGISTRY, network),
-        (registries.MODEL_REGISTRY, model),
+        (registries.ARCH_REGISTRY, MaskGuidedSR),
+        (registries.MODEL_REGISTRY, MaskGuidedModel),
     ):
         if entry.__name__ not in registry:
             registry.register(entry)
