@@ -69,8 +69,8 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             self._start_stage(net)
         self._load(net, resumed)
         self._loaded, path["pretrain_network_g"] = resumed or given, None  # so that basicsr does not load it again
-        # Which parameters a batch uses depends on the stage and on keep.
-        self.opt.setdefault("find_unused_parameters", True)
+        # A network may have parameters that it does not use, and the stages that train all of it train them too.
+        self.opt.setdefault("find_unused_parameters", self.is_train and self.opt["train"]["stage"] in ("all", "end"))
         placed: nn.Module = super().model_to_device(net)
         return placed
 
@@ -88,7 +88,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             _logger().warning(f"scorer: {net.scorer} ranks the patches, so validation does not see the head")
 
     def init_training_settings(self) -> None:
-        self.net_g.train()
+        self.net_g.eval()  # no dropout, no batch statistics: what is trained is what will run
         train = self.opt["train"]
         for name in ("pixel_opt", "perceptual_opt"):
             if train.get(name):
@@ -129,15 +129,13 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
     @torch.no_grad()
     def test(self) -> None:
         """Run `self.view` of the network on a validation image: refined, coarse or dense."""
-        net, keep, was = self._shown, self._shown.keep, self._shown.training
-        net.eval()
+        net, keep = self._shown.eval(), self._shown.keep
         try:
             if self.view == "coarse":
                 net.keep = 0
             self.output = net.model(self.lq) if self.view == "dense" else self._restored(net)
         finally:
             net.keep = keep
-            net.train(was)
 
     def _restored(self, net: MaskGuidedSR) -> torch.Tensor:
         tile = self.opt["val"].get("tile") or 0

@@ -38,6 +38,7 @@ _NEEDED = {
     ),
     "test": ("val:save_img", "val:suffix"),
 }
+_NUMBERS = ("scale", "train:total_iter", "train:optim_g:lr", "logger:save_checkpoint_freq", "val:val_freq")
 # basicsr makes a folder of every other entry under `path`.
 _FILES = ("strict_load", "pretrain_network", "resume", "param_key")
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -86,7 +87,11 @@ def read_yaml(path: str) -> Options:
 
 def check(options: Options, phase: Phase) -> None:
     """Raise an ArgumentError for what basicsr would stumble over later, or get wrong in silence."""
-    require(options, _ALWAYS + _NEEDED[phase] + (("val:val_freq", "val:save_img") if options.get("val") else ()))
+    require(options, _ALWAYS + _NEEDED[phase])
+    if phase == "train" and options.get("val"):
+        require(options, ("val:val_freq", "val:save_img"))
+    for entry in _NUMBERS:
+        _check_number(options, entry)
     _check_registered(options)
     _check_paths(options)
     for name, dataset in options["datasets"].items():
@@ -117,6 +122,16 @@ def check_launcher(launcher: str) -> None:
             "--launcher pytorch: start it with torchrun, which starts a process for each GPU: "
             "torchrun --nproc_per_node 2 -m maskguided basicsr train -opt x.yml --launcher pytorch"
         )
+
+
+def _check_number(options: Options, entry: str) -> None:
+    """YAML reads 1e-4 as text, since it has no point."""
+    found: Any = options
+    for name in entry.split(":"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    if isinstance(found, str):
+        where = entry.replace(":", ": ")
+        raise ArgumentError(f"{where}: {found!r} is text to YAML; write !!float {found}, or the number with a point")
 
 
 def _check_registered(options: Options) -> None:
