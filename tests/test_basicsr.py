@@ -257,6 +257,14 @@ def test_base_whole_and_head_files_are_told_apart(work, log):
     assert all(torch.equal(value, saved[key]) for key, value in found.items())
 
 
+@pytest.mark.parametrize("key", ["params", "params_ema"])
+def test_param_key_g_says_which_weights_of_a_file(key, work):
+    both = {"params": weights("edsr.pth"), "params_ema": {k: v + 1 for k, v in weights("edsr.pth").items()}}
+    torch.save(both, "both.pth")
+    net = model(small("train_edsr"), pretrain_network_g="both.pth", param_key_g=key).net_g
+    assert all(torch.equal(value, both[key][name]) for name, value in net.model.state_dict().items())
+
+
 def test_a_coarse_tail_is_the_tail_of_the_base_that_is_loaded(work):
     options = small("train_edsr", merge="image", coarse_tail="copy", base_weights=None)
     options["network_g"]["base_weights"] = None
@@ -337,7 +345,7 @@ WRONG = {
     "key of the head": (lambda o: o["network_g"].update(head={"hiden": 3}), "head: 'hiden' is not known"),
     "value": (lambda o: o["network_g"].update(keep=1.5), "keep=1.5"),
     "split_at": (lambda o: o["network_g"].update(split_at=9), "use 1 to 3"),
-    "weights": (lambda o: o["network_g"].update(base_weights="no.pth"), "no.pth: no such file"),
+    "weights": (lambda o: o["network_g"].update(base_weights="no.pth"), "base_weights: no.pth: no such file"),
     "other weights": (lambda o: o["network_g"].update(base_weights="pan.pth"), "pan.pth: these weights are not of"),
     "network": (lambda o: o.update(network_g=o["network_g"]["base"]), "MaskGuidedModel takes {type: MaskGuidedSR"),
     "arch": (lambda o: o["network_g"].update(type="MaskGuided"), "did you mean 'MaskGuidedSR'?"),

@@ -141,6 +141,9 @@ def _check_registered(options: Options) -> None:
 
 
 def _check_paths(options: Options) -> None:
+    weights = options["network_g"].get("base_weights")
+    if weights and not Path(weights).is_file():
+        raise ArgumentError(f"network_g: base_weights: {weights}: no such file (from {Path.cwd()})")
     for name, value in options["path"].items():
         if not any(part in name for part in _FILES) and name not in _FOLDERS:
             raise ArgumentError(
