@@ -8,7 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .adapter import AUTOMATIC, Adapter
 from .errors import CheckpointError
@@ -18,21 +19,20 @@ from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, wr
 __all__ = ["Weights", "fingerprint", "load", "read", "save"]
 
 _ADDED = ("head", "linear", "coarse_tail")
+_MODEL = "model."
 
 
 def save(fast: MaskGuided, path: str | Path) -> None:
-    """Write mask head, coarse tail and settings to `path` (.safetensors); the network's own weights stay out.
+    """Write what was added, what was trained, and the settings to `path` (.safetensors).
 
+    Of the network's own weights only those are in it that stages refine, all or end have changed.
     An existing file is replaced whole or not at all.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a maskguided file ends in .safetensors")
-    tensors = {
-        name: value.detach().cpu().contiguous().clone()
-        for name, value in fast.state_dict().items()
-        if name.partition(".")[0] in _ADDED
-    }
+    added = {name: value for name, value in fast.state_dict().items() if name.partition(".")[0] in _ADDED}
+    tensors = {name: v.detach().cpu().contiguous().clone() for name, v in {**added, **_trained(fast)}.items()}
     header = {"format": HEAD_FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_base(fast))}
     save_file = safetensors_file("save_file")
     write_whole(path, lambda beside: save_file(tensors, beside, metadata=header))
@@ -96,9 +96,14 @@ def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
             f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
             stacklevel=3,
         )
+    trained = {name: value for name, value in content.tensors.items() if name.startswith(_MODEL)}
     added = nn.ModuleDict({name: part for name in _ADDED if (part := getattr(fast, name)) is not None})
     try:
-        load_into(added, content.tensors)
+        load_into(added, {name: v for name, v in content.tensors.items() if name not in trained})
+        if trained:
+            fast.own_network()
+            whole = {**fast.model.state_dict(), **{name.removeprefix(_MODEL): v for name, v in trained.items()}}
+            load_into(fast.model, whole).train(fast.training)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     added.train(fast.training)
@@ -111,6 +116,13 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _trained(fast: MaskGuided) -> dict[str, Tensor]:
+    """The network's weights that are not those of the network that was given."""
+    given = fast.unwrap().state_dict()
+    own = {} if fast.model is fast.unwrap() else fast.model.state_dict()
+    return {_MODEL + name: v for name, v in own.items() if not torch.equal(v.cpu(), given[name].cpu())}
 
 
 def _settings(fast: MaskGuided) -> dict[str, Any]:
@@ -142,5 +154,5 @@ def _base(fast: MaskGuided) -> dict[str, Any]:
         "in_channels": found.in_channels,
         "out_channels": found.out_channels,
         "blocks": len(fast.split.blocks),
-        "fingerprint": fingerprint(fast.model),
+        "fingerprint": fingerprint(fast.unwrap()),
     }

@@ -1,4 +1,4 @@
-"""The command line: maskguided upscale, inspect, bench."""
+"""The command line: maskguided upscale, inspect, bench; calibrate and finetune are in cli_train.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from . import __version__, bench, checkpoint, cli_basicsr, inspection
+from . import __version__, bench, checkpoint, cli_basicsr, cli_train, inspection
 from .errors import ArgumentError, ImageError, MaskGuidedError
 from .guided import MaskGuided, wrap
 from .images import SUFFIXES, list_images, read_image, resize, write_image
@@ -39,6 +39,8 @@ app = typer.Typer(
     help="Super-resolution networks, run only where it matters.",
 )
 app.add_typer(cli_basicsr.app, name="basicsr")
+app.command("calibrate")(cli_train.calibrate_command)
+app.command("finetune")(cli_train.finetune_command)
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 

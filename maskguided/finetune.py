@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,10 +63,8 @@ class Recipe:
             raise ArgumentError(f"precision={self.precision!r}; use 'no', 'bf16' or 'fp16'")
 
 
-class Watcher(Protocol):
-    """Told of every step; the command line draws its bar by one."""
-
-    def __call__(self, step: int, steps: int, loss: float) -> None: ...
+Watcher = Callable[[int, int, float], None]
+"""Told (step, steps, loss) after each step; the command line draws its bar by one."""
 
 
 class _StageLoss(nn.Module):
@@ -80,6 +78,8 @@ class _StageLoss(nn.Module):
         return loss(self.fast, self.stage, lr, hr, self.options)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     fast: MaskGuided,
     hr: str | Path | Sequence[str | Path],

@@ -116,7 +116,7 @@ def test_saved_files_are_small_and_hold_no_base_weights(tmp_path):
     fast = maskguided.wrap(small_pan())
     maskguided.save(fast, tmp_path / "a.safetensors")
     found = read(tmp_path / "a.safetensors")
-    assert {name.partition(".")[0] for name in found.tensors} == {"head"}
+    assert {name.partition(".")[0] for name in found.tensors} == {"head", "linear"}
     assert '"split_at": 2' in found.metadata["settings"]
     assert (tmp_path / "a.safetensors").stat().st_size < 12_000
 

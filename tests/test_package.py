@@ -23,7 +23,7 @@ LAYERS = [
     {"calibrate", "finetune"},
     {f"integrations.basicsr_{part}" for part in ("options", "network", "model", "command")},
     {"__init__"},
-    {"cli_basicsr"},
+    {"cli_basicsr", "cli_train"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,179 @@
+"""The commands that make a wrapped network better: maskguided calibrate, maskguided finetune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import Progress
+from torch import Tensor
+
+from . import bench, checkpoint, finetune
+from .calibrate import calibrate
+from .errors import ArgumentError
+from .guided import MaskGuided, wrap
+from .infer import pick_device
+from .networks import load_network
+from .settings import Merge
+from .stages import PAPER, STAGES, HeadLoss, Options
+
+Weights = Annotated[Path | None, typer.Option("--weights", "-w", help="Weight file; default: the starter network.")]
+Model = Annotated[str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are.")]
+Start = Annotated[
+    Path | None, typer.Option("--head", help="File of maskguided.save to go on from; its settings are used.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
+SplitAt = Annotated[str, typer.Option(help="Blocks that run on the whole image; auto: half of them.")]
+MergeAt = Annotated[str | None, typer.Option(help="features or image; default: features.")]
+Tail = Annotated[str | None, typer.Option(help="copy, light or deep, with --merge image.", show_default="copy")]
+Patch = Annotated[int | None, typer.Option(help="Side of a patch, LR pixels.")]
+Halo = Annotated[int | None, typer.Option(help="Context around a patch, LR pixels.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.")]
+
+
+def calibrate_command(
+    images: Annotated[Path, typer.Option("--input", "-i", help="An LR image, or a folder of LR images.")],
+    output: Output,
+    hr: Annotated[Path | None, typer.Option(help="HR images of the same names, if there are any.")] = None,
+    weights: Weights = None,
+    model: Model = None,
+    scale: Annotated[int | None, typer.Option(help="The network's scale where the weights don't tell.")] = None,
+    head: Start = None,
+    split_at: Annotated[str, typer.Option(help="A number of blocks; auto: try several.")] = "auto",
+    merge: MergeAt = None,
+    coarse_tail: Tail = None,
+    patch_size: Patch = None,
+    halo: Halo = None,
+    max_drop: Annotated[float | None, typer.Option(help="dB on Y that may be lost against the dense network.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Share of the dense MACs that may be spent.")] = None,
+    side: Annotated[int, typer.Option(help="Largest side of an image in LR pixels; more is cut off.", min=16)] = 128,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
+    _prepare(output, overwrite, threads)
+    network = load_network(weights, model, scale).model
+    fast = _wrapped(network, head, split_at, merge, coarse_tail, patch_size, halo)
+    like = next(network.parameters())
+    pairs = bench.read_pairs(images, hr, like.device, like.dtype, True)
+    search = "auto" if split_at == "auto" and head is None and merge is None else None
+    with Progress(transient=True) as bar:
+        task = bar.add_task("calibrating", total=None)
+        found = calibrate(
+            fast,
+            [_cut(pair, side, fast.scale) for pair in pairs],
+            max_drop_db=max_drop,
+            max_cost=max_cost,
+            split_at=search,  # type: ignore[arg-type]
+            progress=lambda what: bar.update(task, description=what),
+        )
+    checkpoint.save(fast, output)
+    typer.echo(str(found))
+    typer.echo(f"saved to {output}; use it with --head {output}")
+
+
+def finetune_command(
+    hr: Annotated[list[Path], typer.Option("--hr", help="Folder of HR images; may be given several times.")],
+    output: Output,
+    stage: Annotated[
+        str, typer.Option(help=f"{', '.join(STAGES)}; several as coarse,head; paper: {', '.join(PAPER)}.")
+    ] = "head",
+    lr: Annotated[Path | None, typer.Option(help="Folder of LR images; default: basicsr's bicubic of HR.")] = None,
+    weights: Weights = None,
+    model: Model = None,
+    scale: Annotated[int | None, typer.Option(help="The network's scale where the weights don't tell.")] = None,
+    head: Start = None,
+    split_at: SplitAt = "auto",
+    merge: MergeAt = None,
+    coarse_tail: Tail = None,
+    patch_size: Patch = None,
+    halo: Halo = None,
+    steps: Annotated[int, typer.Option(help="Steps of each stage.", min=1)] = 2000,
+    batch: Annotated[int, typer.Option(help="Crops of a step, over all processes.", min=1)] = 16,
+    crop: Annotated[int, typer.Option(help="Side of a crop, LR pixels.", min=1)] = 48,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    distill: Annotated[float, typer.Option(help="Share of the dense image in the target, 0 to 1.")] = 0.5,
+    head_loss: Annotated[str, typer.Option(help="rank, l1 (the paper) or none (no supervision).")] = "rank",
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
+    logs: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train mask head, coarse tail or refine part on photographs; started again after a kill, it goes on."""
+    _prepare(output, overwrite, threads)
+    stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
+    network = load_network(weights, model, scale).model
+    fast = _wrapped(network, head, split_at, merge, coarse_tail, patch_size, halo)
+    fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    options = Options(distill, _head_loss(head_loss))
+    recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, options=options)
+    saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
+    for name, resume in zip(stages, saved, strict=True):
+        with Progress(transient=True) as bar:
+            task = bar.add_task(name, total=steps)
+
+            def show(step: int, total: int, value: float, name: str = name, bar: Any = bar, task: Any = task) -> None:
+                bar.update(task, completed=step, description=f"{name}, loss {value:.5f}")
+
+            finetune.fit(
+                fast, hr, name, recipe, lr=lr, checkpoint=resume, every=every, logs=logs, workers=workers, watch=show
+            )
+    checkpoint.save(fast, output)
+    for resume in saved:
+        resume.unlink(missing_ok=True)
+    typer.echo(f"saved to {output}; use it with --head {output}")
+
+
+def _prepare(output: Path, overwrite: bool, threads: int | None) -> None:
+    """What should fail before the work, not after it."""
+    if output.suffix != ".safetensors":
+        raise ArgumentError(f"--output {output}: name a file that ends in .safetensors")
+    if output.exists() and not overwrite:
+        raise ArgumentError(f"{output} exists already; add --overwrite to replace it")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def _wrapped(
+    network: torch.nn.Module,
+    head: Path | None,
+    split_at: str,
+    merge: str | None,
+    coarse_tail: str | None,
+    patch_size: int | None,
+    halo: int | None,
+) -> MaskGuided:
+    if head is not None:
+        return checkpoint.load(head, network)
+    if split_at != "auto" and not split_at.isdecimal():
+        raise ArgumentError(f"--split-at {split_at}: use a number of blocks, or auto")
+    place: Any = split_at if split_at == "auto" else int(split_at)
+    where: Merge | Any = merge
+    return wrap(network, place, merge=where, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo)
+
+
+def _cut(pair: bench.Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:
+    """The middle of an image, at most `side` LR pixels a side."""
+    height, width = pair.lr.shape[2:]
+    top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    lr = pair.lr[:, :, top : top + side, left : left + side]
+    if pair.hr is None:
+        return lr
+    hr = torch.from_numpy(pair.hr.copy()).permute(2, 0, 1)[None].to(lr.dtype) / 255
+    rows, cols = (slice(a * scale, (a + n) * scale) for a, n in ((top, lr.shape[2]), (left, lr.shape[3])))
+    return lr, hr[:, :, rows, cols]
+
+
+def _head_loss(name: str) -> HeadLoss:
+    known: Sequence[HeadLoss] = ("rank", "l1", "none")
+    for loss in known:
+        if loss == name:
+            return loss
+    raise ArgumentError(f"--head-loss {name}: use {', '.join(known)}")

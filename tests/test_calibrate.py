@@ -1,0 +1,153 @@
+"""Calibration: closed forms that fit what they should, budgets that are met, the network left as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support import difference, image, scaled
+from torch.nn import functional as F
+
+import maskguided
+from maskguided import ArgumentError
+from maskguided.adapters.pan_net import PAN
+from maskguided.networks import load_network
+from maskguided.patches import select
+
+
+def network():
+    return scaled(PAN(features=8, up_features=8, blocks=4, scale=2))
+
+
+def photographs(count: int = 4, side: int = 40) -> list[torch.Tensor]:
+    """Smooth images with a textured quarter, so that patches differ."""
+    made = []
+    for seed in range(count):
+        smooth = F.interpolate(image(1, 3, 5, 5, seed=seed), size=(side, side), mode="bicubic").clamp(0, 1)
+        smooth[:, :, : side // 2, : side // 2] = image(1, 3, side // 2, side // 2, seed=seed + 50)
+        made.append(smooth)
+    return made
+
+
+def wrapped(**settings):
+    settings = {"merge": "image", "coarse_tail": "light", "patch_size": 8, "halo": 2, **settings}
+    return maskguided.wrap(network(), 2, **settings).eval()
+
+
+def test_the_ridge_tail_finds_a_linear_network():
+    """A network whose image is a 3x3 convolution of the features at the cut is met by the tail."""
+    fast = wrapped()
+    truth = copy.deepcopy(fast.coarse_tail)
+    with torch.no_grad():
+        truth.conv.weight.copy_(torch.randn(truth.conv.weight.shape) * 0.1)
+        truth.conv.bias.copy_(torch.randn(truth.conv.bias.shape) * 0.1)
+        pairs = [(x, truth(fast.run_base(x).skipped, x)) for x in photographs()]
+    maskguided.calibrate(fast, pairs)
+    fresh = image(1, 3, 30, 22, seed=99)
+    with torch.no_grad():
+        base = fast.run_base(fresh)
+        assert difference(fast.coarse_tail(base.skipped, fresh), truth(base.skipped, fresh)) < 0.02
+        begun = wrapped()
+        assert difference(begun.coarse_tail(base.skipped, fresh), truth(base.skipped, fresh)) > 0.2
+
+
+def test_calibration_brings_the_coarse_image_nearer_to_the_dense_one():
+    fast, before, x = wrapped(), wrapped(), photographs(6)[-1]
+    maskguided.calibrate(fast, photographs(5))
+    with torch.no_grad():
+        dense = fast.model(x)
+        fast.keep = before.keep = 0
+        assert (fast(x) - dense).square().mean() < 0.7 * (before(x) - dense).square().mean()
+
+
+def real_network():
+    return load_network().model
+
+
+def real_photographs() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    skimage = pytest.importorskip("skimage.data")
+    pairs = []
+    for name in ("astronaut", "coffee", "chelsea"):
+        hr = torch.from_numpy(getattr(skimage, name)()[:256, :256].copy()).permute(2, 0, 1)[None] / 255
+        pairs.append((F.interpolate(hr, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1), hr))
+    return pairs
+
+
+@pytest.mark.parametrize("merge", ["image", "features"])
+def test_the_linear_score_finds_the_patches_that_gain(merge):
+    fast = maskguided.wrap(real_network(), 6, merge=merge, patch_size=8)
+    *fitted, (x, _) = real_photographs()
+    maskguided.calibrate(fast, [lr for lr, _ in fitted])
+    assert fast.scorer == "linear"
+    with torch.no_grad():
+        base = fast.run_base(x)
+        coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
+        gain = F.avg_pool2d((coarse - refined).square().mean(1, keepdim=True), 32).flatten()
+        chosen = select(fast.score(base), 16)[0]
+    random = gain.mean() * 16
+    best = gain.sort(descending=True).values[:16].sum()
+    assert gain[chosen].sum() - random > 0.6 * (best - random)
+
+
+def test_a_cost_budget_is_met_and_used():
+    fast = wrapped()
+    found = maskguided.calibrate(fast, photographs(), max_cost=0.8)
+    assert found.chosen.keep == fast.keep
+    cost = fast.cost(40, 40)
+    assert 0.75 < cost.ratio <= 0.8
+    assert [point.keep for point in found.curve] == sorted(point.keep for point in found.curve)
+    assert "of the dense MACs" in str(found)
+
+
+@pytest.mark.parametrize("with_hr", [True, False])
+def test_a_drop_budget_takes_no_more_than_it_needs(with_hr):
+    fast = maskguided.wrap(real_network(), 6, patch_size=8)
+    images = [pair if with_hr else pair[0] for pair in real_photographs()]
+    found = maskguided.calibrate(fast, images, max_drop_db=0.3)
+    assert 0.05 < fast.keep < 0.95
+    assert 0.1 < found.chosen.drop < 0.35
+    drops = [point.drop for point in found.curve]
+    assert drops == sorted(drops, reverse=True)
+    assert found.estimated == (not with_hr)
+
+
+def test_it_chooses_the_split_too():
+    fast, x = wrapped(), image(1, 3, 40, 40)
+    model = fast.unwrap()
+    found = maskguided.calibrate(fast, photographs(2), max_cost=0.9, split_at="auto")
+    assert fast.unwrap() is model
+    assert found.split_at == fast.split.split_at
+    assert fast.cost(40, 40).ratio <= 0.9
+    assert fast(x).shape == (1, 3, 80, 80)
+
+
+def test_the_network_stays_as_it_was(tmp_path):
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    fast = maskguided.wrap(model, 2, merge="image", coarse_tail="deep")
+    maskguided.calibrate(fast, photographs(), max_cost=0.9)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    maskguided.save(fast, tmp_path / "fast.safetensors")
+    again = maskguided.load(tmp_path / "fast.safetensors", model)
+    x = image(1, 3, 33, 21)
+    assert torch.equal(again(x), fast(x))
+    assert again.scorer == "linear"
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "text"),
+    [
+        ([], {}, "no images"),
+        ([torch.rand(2, 3, 40, 40)], {}, r"shape \(2, 3, 40, 40\)"),
+        ([(torch.rand(3, 40, 40), torch.rand(3, 40, 40))], {}, "HR images x2"),
+        ([torch.rand(3, 40, 40)], {"max_cost": 0.01}, "even with nothing refined"),
+        ([torch.rand(3, 40, 40)], {"max_cost": -1}, "max_cost=-1"),
+        ([torch.rand(3, 40, 40)], {"max_drop_db": 0}, "max_drop_db=0"),
+        ([torch.rand(3, 40, 40)], {"max_drop_db": 0.1, "max_cost": 0.5}, "one budget"),
+        ([torch.rand(3, 40, 40)], {"split_at": 3}, "split_at=3"),
+    ],
+)
+def test_what_cannot_be_calibrated(images, settings, text):
+    with pytest.raises(ArgumentError, match=text):
+        maskguided.calibrate(wrapped(), images, **settings)

@@ -1,0 +1,211 @@
+"""Training: a stage trains its own parameters and no others, learns, resumes, and is one over processes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from support import image, need_basicsr, scaled
+
+import maskguided
+from maskguided import ArgumentError, CheckpointError, ImageError, finetune, stages
+from maskguided.adapters.pan_net import PAN
+from maskguided.finetune import Recipe
+from maskguided.images import read_image, write_image
+from maskguided.networks import load_network
+from maskguided.samples import Batches, Crops, reduce
+from maskguided.stages import Options, rank_loss
+
+pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
+pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
+QUICK = Recipe(steps=6, batch=2, crop=16, warmup=1)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    need_basicsr("basicsr.utils.matlab_functions")
+    skimage = pytest.importorskip("skimage.data")
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("astronaut", "coffee", "chelsea"):
+        write_image(folder / f"{name}.png", getattr(skimage, name)()[:200, :220])
+    return folder
+
+
+def wrapped(**settings):
+    torch.manual_seed(0)
+    model = scaled(PAN(features=8, up_features=8, blocks=4, scale=2))
+    return maskguided.wrap(
+        model, 2, **{"merge": "image", "coarse_tail": "deep", "patch_size": 8, "halo": 1, **settings}
+    )
+
+
+OWN = {
+    "head": ("head.",),
+    "coarse": ("coarse_tail.",),
+    "refine": ("model.SCPA_trunk.2", "model.SCPA_trunk.3", "model.trunk_conv", "model.up", "model.att", "model.HR"),
+    "all": ("model.", "coarse_tail."),
+    "end": ("model.", "coarse_tail.", "head."),
+}
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+@pytest.mark.parametrize("adapter", [None, "automatic"])
+def test_a_stage_changes_its_own_parameters_only(photos, stage, adapter):
+    fast = wrapped(adapter=adapter)
+    given, original = copy.deepcopy(fast.unwrap().state_dict()), fast.unwrap()
+    before = copy.deepcopy(fast.state_dict())
+    finetune.fit(fast, photos, stage, QUICK)
+    changed = {name for name, value in fast.state_dict().items() if not torch.equal(value, before[name])}
+    own = OWN[stage] + (("model.conv_last",) if stage == "refine" else ())
+    assert changed
+    assert {name for name in changed if not name.startswith(own)} == set()
+    assert {o for o in own if any(name.startswith(o) for name in changed)} == set(own)
+    assert fast.unwrap() is original
+    assert all(torch.equal(given[name], value) for name, value in original.state_dict().items())
+    assert (fast.scorer == "head") == (stage in ("head", "end"))
+
+
+def test_the_coarse_stage_learns(photos):
+    fast = maskguided.wrap(load_network().model, 4, merge="image", coarse_tail="deep")
+    recipe = Recipe(steps=50, batch=4, crop=24, warmup=2, rate=3e-3, options=Options(distill=1))
+    losses = finetune.fit(fast, photos, "coarse", recipe)
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+@pytest.mark.parametrize("head_loss", ["rank", "l1", "none"])
+def test_the_head_learns_which_patches_gain(photos, head_loss):
+    fast = wrapped()
+    recipe = Recipe(steps=40, batch=4, crop=32, warmup=2, rate=3e-3, ema=0.9, options=Options(head_loss=head_loss))
+    losses = finetune.fit(fast, photos, "head", recipe)
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+
+
+def test_the_rank_loss_has_its_least_at_the_right_order():
+    gain = torch.tensor([[3.0, 1.0, 0.0]])
+    right, swapped, wrong = (rank_loss(torch.tensor([s]), gain) for s in ([3.0, 1, 0], [1.0, 3, 0], [0.0, 1, 3]))
+    assert right < swapped < wrong
+    assert float(right) < 1e-4
+
+
+def test_a_killed_run_goes_on_to_the_same_result(photos, tmp_path):
+    straight, killed = wrapped(), wrapped()
+    recipe = Recipe(steps=9, batch=2, crop=16, warmup=2)
+    finetune.fit(straight, photos, "coarse", recipe)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, steps: int, loss: float) -> None:
+        if step == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        finetune.fit(killed, photos, "coarse", recipe, checkpoint=tmp_path / "run.pt", every=3, watch=kill)
+    again = wrapped()  # another process would start from the network alone
+    seen: list[int] = []
+    finetune.fit(
+        again, photos, "coarse", recipe, checkpoint=tmp_path / "run.pt", watch=lambda step, *_: seen.append(step)
+    )
+    assert seen == [7, 8, 9]
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
+    finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match="another run"):
+        finetune.fit(wrapped(), photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
+    (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "bad.pt")
+
+
+def test_a_refined_network_is_saved_with_what_was_trained(photos, tmp_path):
+    fast, x = wrapped(), image(1, 3, 33, 26)
+    finetune.fit(fast, photos, "refine", QUICK)
+    maskguided.save(fast, tmp_path / "fast.safetensors")
+    again = maskguided.load(tmp_path / "fast.safetensors", wrapped().unwrap())
+    assert torch.equal(again(x), fast(x))
+    assert not torch.equal(wrapped()(x), fast(x))
+
+
+PROCESSES = """
+import sys, torch, maskguided
+from support import scaled
+from maskguided import finetune
+from maskguided.adapters.pan_net import PAN
+torch.set_num_threads(1)
+torch.manual_seed(0)
+fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4, scale=2)), 2, merge="image",
+                       coarse_tail="deep", patch_size=8, halo=1)
+finetune.fit(fast, sys.argv[1], "coarse", finetune.Recipe(steps=20, batch=4, crop=16, warmup=2),
+             checkpoint=sys.argv[2], every=20)
+"""
+
+
+def test_two_processes_are_as_good_as_one(photos, tmp_path):
+    (tmp_path / "run.py").write_text(PROCESSES)
+    from pathlib import Path
+
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    for count in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+        done = subprocess.run(
+            [*launch, str(tmp_path / "run.py"), str(photos), str(tmp_path / f"{count}.pt")],
+            capture_output=True, text=True, env=env, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True)["parameters"] for count in (1, 2))
+    assert max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True)) < 1e-5
+
+
+def test_crops_depend_on_their_number_alone(photos):
+    crops = Crops([photos], scale=2, size=16)
+    again = Crops([photos], scale=2, size=16)
+    low, high = crops[5]
+    assert (low.shape, high.shape) == ((3, 16, 16), (3, 32, 32))
+    assert torch.equal(again[5][1], high)
+    assert not torch.equal(crops[6][1], high)
+    assert not torch.equal(Crops([photos], scale=2, size=16, seed=1)[5][1], high)
+
+
+def test_a_crop_of_the_reduced_image_is_the_reduced_image_there(photos, tmp_path):
+    """LR made on the fly is LR made of the whole image: the same crops come from a folder of it."""
+    lr = tmp_path / "lr"
+    for path in photos.iterdir():
+        write_image(lr / path.name, reduce(read_image(path), 4))
+    made, read = Crops([photos], scale=4, size=16), Crops([photos], scale=4, size=16, lr=lr)
+    for number in range(20):
+        a, b = made[number], read[number]
+        assert torch.equal(a[1], b[1])
+        assert float((a[0] - b[0]).abs().max()) < 1.5 / 255
+
+
+def test_batches_share_the_same_numbers():
+    whole = [list(b) for b in Batches(4, 1, 3)]
+    shares = [[list(b) for b in Batches(4, 1, 3, rank, 2)] for rank in (0, 1)]
+    assert whole == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == whole
+    with pytest.raises(ArgumentError, match="multiple of 3"):
+        Batches(4, 0, 1, 0, 3)
+
+
+def test_what_cannot_be_trained(photos, tmp_path):
+    with pytest.raises(ArgumentError, match="merge='features' there is no coarse tail"):
+        finetune.fit(wrapped(merge="features"), photos, "coarse", QUICK)
+    with pytest.raises(ArgumentError, match="use one of coarse, refine, head, all, end"):
+        finetune.fit(wrapped(), photos, "body", QUICK)
+    with pytest.raises(ImageError, match="use a smaller crop"):
+        finetune.fit(wrapped(), photos, "head", Recipe(steps=1, crop=400))
+    write_image(tmp_path / "other.png", np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ImageError, match="no LR image is called astronaut"):
+        finetune.fit(wrapped(), photos, "head", QUICK, lr=tmp_path)
+    with pytest.raises(ArgumentError, match="steps=0"):
+        Recipe(steps=0)
+    with pytest.raises(ArgumentError, match="distill=2"):
+        Options(distill=2)
