@@ -1,4 +1,4 @@
-"""The command line: maskguided upscale, inspect, bench; calibrate and finetune are in cli_train.py."""
+"""The command line: maskguided upscale, inspect, bench; calibrate, finetune and explain are in cli_train.py."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ app = typer.Typer(
 app.add_typer(cli_basicsr.app, name="basicsr")
 app.command("calibrate")(cli_train.calibrate_command)
 app.command("finetune")(cli_train.finetune_command)
+app.command("explain")(cli_train.explain_command)
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 

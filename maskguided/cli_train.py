@@ -1,4 +1,4 @@
-"""The commands that make a wrapped network better: maskguided calibrate, maskguided finetune."""
+"""The commands around a better wrapped network: maskguided calibrate, finetune and explain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 from torch import Tensor
 
-from . import bench, checkpoint, finetune
+from . import bench, checkpoint, finetune, pictures
 from .calibrate import calibrate
 from .errors import ArgumentError
 from .guided import MaskGuided, wrap
@@ -52,10 +52,13 @@ def calibrate_command(
     max_cost: Annotated[float | None, typer.Option(help="Share of the dense MACs that may be spent.")] = None,
     side: Annotated[int, typer.Option(help="Largest side of an image in LR pixels; more is cut off.", min=16)] = 128,
     threads: Threads = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (.png, .pdf, .svg).")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
     _prepare(output, overwrite, threads)
+    if plot is not None:
+        _new_picture(plot, overwrite)
     network = load_network(weights, model, scale).model
     fast = _wrapped(network, head, split_at, merge, coarse_tail, patch_size, halo)
     like = next(network.parameters())
@@ -72,6 +75,8 @@ def calibrate_command(
             progress=lambda what: bar.update(task, description=what),
         )
     checkpoint.save(fast, output)
+    if plot is not None:
+        pictures.curve_picture(found, plot)
     typer.echo(str(found))
     typer.echo(f"saved to {output}; use it with --head {output}")
 
@@ -129,6 +134,45 @@ def finetune_command(
     for resume in saved:
         resume.unlink(missing_ok=True)
     typer.echo(f"saved to {output}; use it with --head {output}")
+
+
+def explain_command(
+    image: Annotated[Path, typer.Option("--input", "-i", help="An LR image.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")],
+    weights: Weights = None,
+    model: Model = None,
+    scale: Annotated[int | None, typer.Option(help="The network's scale where the weights don't tell.")] = None,
+    head: Start = None,
+    split_at: SplitAt = "auto",
+    merge: MergeAt = None,
+    coarse_tail: Tail = None,
+    patch_size: Patch = None,
+    halo: Halo = None,
+    keep: Annotated[float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="0.5")] = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
+    if threads:
+        torch.set_num_threads(threads)
+    _new_picture(output, overwrite)
+    if image.is_dir():
+        raise ArgumentError(f"--input {image} is a folder; give one image")
+    network = load_network(weights, model, scale).model
+    fast = _wrapped(network, head, split_at, merge, coarse_tail, patch_size, halo).eval()
+    fast.keep = fast.keep if keep is None else keep
+    like = next(network.parameters())
+    pair = bench.read_pairs(image, None, like.device, like.dtype, True)[0]
+    found = pictures.explain_picture(fast, pair.lr, output)
+    typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")
+
+
+def _new_picture(path: Path, overwrite: bool) -> Path:
+    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise ArgumentError(f"{path}: a picture is .png, .pdf or .svg")
+    if path.exists() and not overwrite:
+        raise ArgumentError(f"{path} exists already; add --overwrite to replace it")
+    return path
 
 
 def _prepare(output: Path, overwrite: bool, threads: int | None) -> None:

@@ -21,6 +21,7 @@ LAYERS = [
     {"guided"},
     {"networks", "checkpoint", "infer", "inspection", "bench", "stages"},
     {"calibrate", "finetune"},
+    {"pictures"},
     {f"integrations.basicsr_{part}" for part in ("options", "network", "model", "command")},
     {"__init__"},
     {"cli_basicsr", "cli_train"},

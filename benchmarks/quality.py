@@ -1,0 +1,90 @@
+"""What a wrapped network loses and costs: PSNR-Y below its dense network against MACs, for one or several keeps.
+
+    python benchmarks/quality.py --weights NET.pth --head FILE.safetensors --hr SunHays80/HR --last 20 --keep 0.3,0.4
+    python benchmarks/quality.py --weights NET.pth --head FILE.safetensors --hr Set14/HR --lr Set14/LRx4 --keep 0.3
+
+Without --lr, LR is basicsr's bicubic of HR. Everything runs through the real window path, halo counted. Beside each
+scorer stand the choice by the error map (refined against coarse, what no fast network can know) and a random one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import maskguided
+from maskguided import MaskGuided, bench, metrics
+from maskguided.images import list_images, read_image
+from maskguided.networks import load_network
+from maskguided.samples import reduce, to_tensor
+from maskguided.stages import patch_error
+
+
+def read(hr: Path, lr: Path | None, scale: int, last: int | None) -> list[bench.Pair]:
+    if lr is not None:
+        return bench.read_pairs(lr, hr, torch.device("cpu"), torch.float32, True)
+    pairs = []
+    for path in list_images(hr)[-(last or 0) :]:
+        image = read_image(path)[..., :3]
+        height, width = (side - side % scale for side in image.shape[:2])
+        image = image[:height, :width]
+        pairs.append(bench.Pair(path.stem, to_tensor(reduce(image, scale))[None], image))
+    return pairs
+
+
+def psnr(fast: MaskGuided, image: Tensor, pair: bench.Pair) -> float:
+    pixels = (image.clamp(0, 1) * 255).round().byte()[0].permute(1, 2, 0).numpy()
+    assert pair.hr is not None
+    return metrics.psnr(pixels, np.ascontiguousarray(pair.hr[: pixels.shape[0], : pixels.shape[1]]), fast.scale)
+
+
+@torch.inference_mode()
+def losses(fast: MaskGuided, pair: bench.Pair, keeps: list[float]) -> dict[tuple[float, str], float]:
+    """dB to the dense network for each keep and way of choosing."""
+    dense = psnr(fast, fast.unwrap()(pair.lr), pair)
+    base = fast.run_base(pair.lr)
+    error = patch_error(fast, base, fast.refine(base, base.every), fast.coarse_image(base))
+    random = torch.rand(error.shape, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for keep in keeps:
+        fast.keep = keep
+        for name, score in ((fast.scorer, fast.score(base)), ("error map", error), ("random", random)):
+            image = fast.refine(base, fast.choose(base, score))
+            found[keep, name] = psnr(fast, image, pair) - dense
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--head", type=Path, required=True)
+    parser.add_argument("--hr", type=Path, required=True)
+    parser.add_argument("--lr", type=Path)
+    parser.add_argument("--last", type=int, help="only so many images, the last by name: those held out of training")
+    parser.add_argument("--keep", default="0.25,0.5")
+    parser.add_argument("--scorer")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    fast = maskguided.load(args.head, load_network(args.weights).model).to(memory_format=torch.channels_last).eval()
+    fast.scorer = args.scorer or fast.scorer
+    pairs = read(args.hr, args.lr, fast.scale, args.last)
+    keeps = [float(keep) for keep in args.keep.split(",")]
+    found = [losses(fast, pair, keeps) for pair in pairs]
+    print(f"{len(pairs)} images; split {fast.split.split_at}, {fast.merge}, patch {fast.patch_size}, halo {fast.halo}")
+    print("| keep | MACs | score | dB to dense (Y, uint8, border = scale) |\n| --- | --- | --- | --- |")
+    for keep in keeps:
+        fast.keep = keep
+        costs = [fast.cost(*pair.lr.shape[2:]) for pair in pairs]
+        share = sum(cost.guided for cost in costs) / sum(cost.dense for cost in costs)
+        for name in (fast.scorer, "error map", "random"):
+            print(f"| {keep:g} | {share:.3f} | {name} | {statistics.mean(one[keep, name] for one in found):+.3f} |")
+
+
+if __name__ == "__main__":
+    main()

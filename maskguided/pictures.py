@@ -1,0 +1,100 @@
+"""Pictures for people: what a wrapped network saw and chose on an image, and the curve of a calibration."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .calibrate import Calibration
+from .errors import MissingDependency
+from .guided import Explanation, MaskGuided
+from .images import Image
+from .infer import overlay
+from .stages import luma
+from .weights import write_whole
+
+
+def explain_picture(fast: MaskGuided, x: Tensor, path: str | Path) -> Explanation:
+    """Write LR, coarse, error map, score, mask and refined of one image side by side.
+
+    Args:
+        fast: a wrapped network for images in 0..1.
+        x: (1, C, H, W), C being 1 or 3.
+        path: .png, .pdf or .svg; an existing file is replaced whole.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    found = fast.explain(x)
+    refined_mask = _by_pixel(found.mask[0], fast.patch_size, x)
+    error = luma(found.refined.float() - found.coarse.float()).abs()[0, 0].cpu().numpy()
+    shown = _shown(x)
+    panels: list[tuple[str, Any, str | None]] = [
+        (f"LR {x.shape[3]}x{x.shape[2]}", shown, None),
+        ("coarse (keep=0)", _shown(found.coarse), None),
+        ("refined - coarse, |Y|", error, "magma"),
+        (f"score ({fast.scorer})", found.score[0].cpu().numpy(), "viridis"),
+        (f"refined patches: {int(found.mask.sum())} of {found.mask[0].numel()}", overlay(shown, refined_mask), None),
+        (f"refined (keep={fast.keep:g})", _shown(found.refined), None),
+    ]
+    plt = _pyplot()
+    height = 4.2 * x.shape[2] / x.shape[3] + 0.5
+    figure, axes = plt.subplots(2, 3, figsize=(12.6, 2 * height), layout="constrained")
+    for axis, (title, picture, colours) in zip(axes.flat, panels, strict=True):
+        axis.imshow(picture, cmap=colours, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.set_axis_off()
+    _save(plt, figure, Path(path))
+    return found
+
+
+def curve_picture(found: Calibration, path: str | Path) -> None:
+    """Write the curve of a calibration: dB below dense against the share of the dense MACs, the choice marked."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    points = found.curve
+    axis.plot([100 * p.macs for p in points], [-p.drop for p in points], marker="o", markersize=3)
+    for point in points:
+        axis.annotate(f"{point.keep:g}", (100 * point.macs, -point.drop), fontsize=7, xytext=(3, -9), **_OFFSET)
+    axis.plot([100 * found.chosen.macs], [-found.chosen.drop], marker="*", markersize=14, color="tab:red")
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set_xlabel("MACs, % of the dense network")
+    axis.set_ylabel("PSNR-Y to the dense network, dB" + (" (estimated)" if found.estimated else ""))
+    axis.set_title(
+        f"split {found.split_at}, merge {found.merge}, patch {found.patch_size}, halo {found.halo}; numbers: keep",
+        fontsize=9,
+    )
+    _save(plt, figure, Path(path))
+
+
+_OFFSET: dict[str, Any] = {"textcoords": "offset points"}
+
+
+def _shown(x: Tensor) -> Image:
+    """(1, C, H, W) -> (H, W, 3) uint8."""
+    pixels = (x[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def _by_pixel(mask: Tensor, patch: int, x: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    whole = mask.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+    pixels: np.ndarray[Any, np.dtype[np.bool_]] = whole[: x.shape[2], : x.shape[3]].cpu().numpy()
+    return pixels
+
+
+def _pyplot() -> Any:
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    except ImportError:
+        raise MissingDependency("pictures need matplotlib: pip install matplotlib") from None
+    matplotlib.use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def _save(plt: Any, figure: Any, path: Path) -> None:
+    write_whole(path, lambda beside: figure.savefig(beside, dpi=130))
+    plt.close(figure)

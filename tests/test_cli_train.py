@@ -1,0 +1,91 @@
+"""The commands that calibrate, train and explain: from photographs to a head that upscale takes, and wrong input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from skimage import data
+from support import need_basicsr, scaled
+from typer.testing import CliRunner
+
+from maskguided.adapters.pan_net import PAN
+from maskguided.cli import app
+from maskguided.errors import MaskGuidedError
+from maskguided.images import read_image, write_image
+
+WRAP = ["--split-at", "2", "--merge", "image", "--coarse-tail", "deep", "--patch-size", "8", "--halo", "1"]
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [*map(str, arguments), "--threads", "1"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    torch.save({"params": scaled(PAN(features=8, up_features=8, blocks=4), gain=0.5).state_dict()}, path / "pan.pth")
+    for name in ("astronaut", "coffee"):
+        picture = getattr(data, name)()
+        write_image(path / "hr" / f"{name}.png", picture[:160, :160])
+        write_image(path / "lr" / f"{name}.png", picture[:160:4, :160:4].copy())
+    return path
+
+
+def test_from_photographs_to_a_head_that_upscale_takes(folder):
+    need_basicsr("basicsr.utils.matlab_functions")
+    pytest.importorskip("timm")
+    pytest.importorskip("accelerate")
+    first, second = folder / "first.safetensors", folder / "second.safetensors"
+    weights = ["-w", folder / "pan.pth"]
+    done = run(
+        "calibrate", "-i", folder / "lr", "--hr", folder / "hr", *weights, "-o", first, *WRAP,
+        "--max-cost", 0.8, "--plot", folder / "curve.png",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "of the dense MACs" in done.output
+    assert read_image(folder / "curve.png").ndim == 3
+    done = run(
+        "finetune", "--hr", folder / "hr", *weights, "--head", first, "-o", second, "--stage", "coarse,head",
+        "--steps", 2, "--batch", 2, "--crop", 16, "--device", "cpu",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert not list(folder.glob("*.checkpoint"))
+    shown = run("upscale", "-i", folder / "lr", "-o", folder / "sr", *weights, "--head", second, "--device", "cpu")
+    assert shown.exit_code == 0, shown.output
+    assert read_image(folder / "sr" / "coffee_out.png").shape == (160, 160, 3)
+
+
+def test_explain_draws_six_panels(folder):
+    pytest.importorskip("matplotlib")
+    done = run(
+        "explain", "-i", folder / "lr" / "coffee.png", "-o", folder / "why.png", "-w", folder / "pan.pth", *WRAP,
+        "--keep", 0.2,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "5 of 25 patches refined" in done.output
+    picture = read_image(folder / "why.png")
+    assert picture.shape[0] > 400
+    assert len({tuple(pixel) for pixel in picture[::7, ::7, :3].reshape(-1, 3)}) > 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["calibrate", "-i", "{}/lr", "-o", "{}/x.pth"], "ends in .safetensors"),
+        (["calibrate", "-i", "{}/none", "-o", "{}/x.safetensors"], "no such file"),
+        (["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--split-at", "many"], "number of blocks, or auto"),
+        (["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--plot", "{}/x.bmp"], ".png, .pdf or .svg"),
+        (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--stage", "heads"], "use one of coarse, refine"),
+        (["finetune", "--hr", "{}/none", "-o", "{}/x.safetensors"], "no such file"),
+        (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--head-loss", "l3"], "use rank, l1, none"),
+        (["explain", "-i", "{}/lr", "-o", "{}/x.png"], "is a folder"),
+        (["explain", "-i", "{}/lr/coffee.png", "-o", "{}/pan.pth"], ".png, .pdf or .svg"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_no_file(folder, arguments, text):
+    if arguments[0] == "finetune":
+        pytest.importorskip("accelerate")
+    done = run(*(argument.format(folder) for argument in arguments), "-w", folder / "pan.pth")
+    assert isinstance(done.exception, MaskGuidedError), done.output
+    assert text in str(done.exception)
+    assert not list(folder.glob("x.*"))
