@@ -125,9 +125,10 @@ def calibrate(
     elif split_at is not None:
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
     fit_parts(fast, samples, progress)
-    curve = tuple(_measure(fast, samples, truths, keep, progress) for keep in KEEPS)
-    keep = _keep_for(fast, curve, samples, max_drop_db, max_cost)
-    chosen = _measure(fast, samples, truths, keep, progress)
+    prices = _Prices(fast, samples)
+    curve = tuple(_measure(fast, samples, truths, prices, keep, progress) for keep in KEEPS)
+    keep = _keep_for(fast, curve, prices, max_drop_db, max_cost)
+    chosen = _measure(fast, samples, truths, prices, keep, progress)
     fast.keep = keep
     estimated = any(sample.hr is None for sample in samples)
     return Calibration(fast.split.split_at, fast.merge, fast.patch_size, fast.halo, chosen, curve, estimated)
@@ -236,7 +237,12 @@ def _mse(a: Tensor, b: Tensor, border: int) -> float:
 
 
 def _measure(
-    fast: MaskGuided, samples: Sequence[Sample], truths: Sequence[_Truth], keep: float, progress: Progress
+    fast: MaskGuided,
+    samples: Sequence[Sample],
+    truths: Sequence[_Truth],
+    prices: _Prices,
+    keep: float,
+    progress: Progress,
 ) -> Point:
     """Cost and drop at a keep, by running it."""
     progress(f"measuring keep={keep:.2f}")
@@ -248,37 +254,49 @@ def _measure(
             error += truth.floor
         drops.append(10 * math.log10(error / truth.floor))
     fast.keep = before
-    return Point(keep, _cost(fast, samples, keep), sum(drops) / len(drops))
+    return Point(keep, prices.at(keep), sum(drops) / len(drops))
 
 
-def _cost(fast: MaskGuided, samples: Sequence[Sample], keep: float) -> float:
-    """Share of the dense MACs at a keep, over all images."""
-    before, fast.keep = fast.keep, keep
-    sizes = [(sample.lr.shape[2], sample.lr.shape[3]) for sample in samples]
-    counted = {size: fast.cost(*size) for size in set(sizes)}
-    fast.keep = before
-    return sum(counted[size].guided for size in sizes) / sum(counted[size].dense for size in sizes)
+class _Prices:
+    """MACs of a wrapped network on the images at any keep: each patch refined costs the same, so few are counted."""
+
+    def __init__(self, fast: MaskGuided, samples: Sequence[Sample]) -> None:
+        sizes = [(sample.lr.shape[2], sample.lr.shape[3]) for sample in samples]
+        keep, self._sizes = fast.keep, [(fast.grid(*size), size) for size in sizes]
+        self._counted = {}
+        for grid, size in set(self._sizes):
+            found = []
+            for k in (1, min(2, grid.count)):
+                fast.keep = k / grid.count
+                found.append(fast.cost(*size))
+            first, second = found
+            self._counted[size] = (first.dense, first.coarse, first.guided, second.guided - first.guided)
+        fast.keep = keep
+
+    def at(self, keep: float) -> float:
+        """Share of the dense MACs, over all images."""
+        spent = 0
+        for grid, size in self._sizes:
+            k, (_, coarse, first, each) = grid.k(keep), self._counted[size]
+            spent += coarse if k == 0 else first + (k - 1) * each
+        return spent / sum(self._counted[size][0] for _, size in self._sizes)
 
 
 def _keep_for(
     fast: MaskGuided,
     curve: Sequence[Point],
-    samples: Sequence[Sample],
+    prices: _Prices,
     max_drop_db: float | None,
     max_cost: float | None,
 ) -> float:
     """The keep that meets the budget, by interpolation between measured points."""
     if max_cost is not None:
-        coarse, full = curve[0].macs, _cost(fast, samples, 0.999)
-        if coarse > max_cost:
+        if curve[0].macs > max_cost:
             raise ArgumentError(
-                f"max_cost={max_cost}: even with nothing refined this network costs {coarse:.2f} of the dense one; "
+                f"max_cost={max_cost}: even with nothing refined it costs {curve[0].macs:.2f} of the dense network; "
                 "allow more, split earlier, use a lighter coarse tail, or split_at='auto'"
             )
-        keep = min(1.0, (max_cost - coarse) / (full - coarse)) if full > coarse else 1.0
-        while keep > 0 and _cost(fast, samples, keep) > max_cost:  # patches come in whole numbers
-            keep = max(0.0, keep - 0.005)
-        return keep
+        return max(share for share in (step / 1000 for step in range(1001)) if prices.at(share) <= max_cost)
     if max_drop_db is None:
         return fast.keep
     if curve[-1].drop > max_drop_db:
@@ -308,13 +326,14 @@ def _search(
     for candidate in _candidates(fast):
         where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}"
         fit_parts(candidate, samples, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
+        prices = _Prices(candidate, samples)
         keeps = KEEPS if max_drop_db is not None else (0.0,)
-        curve = [_measure(candidate, samples, truths, keep, progress) for keep in keeps]
+        curve = [_measure(candidate, samples, truths, prices, keep, progress) for keep in keeps]
         try:
-            keep = _keep_for(candidate, curve, samples, max_drop_db, max_cost)
+            keep = _keep_for(candidate, curve, prices, max_drop_db, max_cost)
         except ArgumentError:
             continue
-        point = _measure(candidate, samples, truths, keep, progress)
+        point = _measure(candidate, samples, truths, prices, keep, progress)
         value = point.macs if max_drop_db is not None else point.drop
         if best is None or value < best[0]:
             best = (value, candidate)
