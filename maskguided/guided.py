@@ -314,6 +314,7 @@ class MaskGuided(nn.Module):
 
     def become(self, other: MaskGuided) -> None:
         """Take over the split, parts and settings of another wrap of the same network."""
+        self.__dict__.clear()  # a part that the other has not must not stay behind
         self.__dict__.update(other.__dict__)
 
     def own_network(self) -> None:

@@ -112,14 +112,24 @@ def test_a_drop_budget_takes_no_more_than_it_needs(with_hr):
     assert found.estimated == (not with_hr)
 
 
-def test_it_chooses_the_split_too():
-    fast, x = wrapped(), image(1, 3, 40, 40)
+@pytest.mark.parametrize("merge", ["image", "features"])
+def test_it_chooses_the_split_too(merge):
+    fast, x = wrapped(merge=merge), image(1, 3, 40, 40)
     model = fast.unwrap()
     found = maskguided.calibrate(fast, photographs(2), max_cost=0.9, split_at="auto")
     assert fast.unwrap() is model
     assert found.split_at == fast.split.split_at
     assert fast.cost(40, 40).ratio <= 0.9
     assert fast(x).shape == (1, 3, 80, 80)
+
+
+@pytest.mark.parametrize(("first", "then"), [("image", "features"), ("features", "image")])
+def test_a_network_that_becomes_another_is_that_one(first, then):
+    fast, other, x = wrapped(merge=first), wrapped(merge=then, keep=0.3, scorer="linear"), image(1, 3, 30, 30)
+    expected, names = other(x), set(other.state_dict())
+    fast.become(other)
+    assert torch.equal(fast(x), expected)
+    assert set(fast.state_dict()) == names
 
 
 def test_the_network_stays_as_it_was(tmp_path):
