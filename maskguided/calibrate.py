@@ -21,9 +21,8 @@ from .adapter import split
 from .coarse import LightTail, continued
 from .errors import ArgumentError
 from .guided import MaskGuided
-from .probing import image_of
 from .settings import Merge
-from .stages import luma, patch_error
+from .stages import dense_image, luma, patch_error
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _RIDGE = 1e-4  # of the mean energy of a feature
@@ -124,7 +123,7 @@ def calibrate(
         _search(fast, samples, truths, max_drop_db, max_cost, progress)
     elif split_at is not None:
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
-    fit_parts(fast, samples, progress)
+    fit_parts(fast, samples, truths, progress)
     prices = _Prices(fast, samples)
     curve = tuple(_measure(fast, samples, truths, prices, keep, progress) for keep in KEEPS)
     keep = _keep_for(fast, curve, prices, max_drop_db, max_cost)
@@ -134,26 +133,26 @@ def calibrate(
     return Calibration(fast.split.split_at, fast.merge, fast.patch_size, fast.halo, chosen, curve, estimated)
 
 
-def fit_parts(fast: MaskGuided, samples: Sequence[Sample], progress: Progress = lambda what: None) -> None:
+def fit_parts(fast: MaskGuided, samples: Sequence[Sample], truths: Sequence[_Truth], progress: Progress) -> None:
     """Fit the coarse tail, where it is a light one, and the linear score."""
     if isinstance(fast.coarse_tail, LightTail):
         progress("fitting the coarse tail")
-        _fit_tail(fast, fast.coarse_tail, samples)
+        _fit_tail(fast, fast.coarse_tail, samples, truths)
     progress("fitting the score")
-    _fit_score(fast, samples)
+    _fit_score(fast, samples, truths)
     fast.scorer = "linear"
 
 
-def _fit_tail(fast: MaskGuided, tail: LightTail, samples: Sequence[Sample]) -> None:
+def _fit_tail(fast: MaskGuided, tail: LightTail, samples: Sequence[Sample], truths: Sequence[_Truth]) -> None:
     """Ridge regression of what the bilinear image lacks on 3x3 neighbourhoods of the features, in float64."""
     inputs = tail.conv.in_channels * 9 + 1
     gram = torch.zeros(inputs, inputs, dtype=torch.float64)
     cross = torch.zeros(inputs, tail.conv.out_channels, dtype=torch.float64)
-    for sample in samples:
+    for sample, truth in zip(samples, truths, strict=True):
         base = fast.run_base(sample.lr)
         features = base.skipped[tail.features]
         height, width = (side * tail.factor for side in features.shape[2:])
-        target = continued(_target(fast, sample), height, width)
+        target = continued(truth.target, height, width)
         x = continued(base.x, height // fast.scale, width // fast.scale)
         lacking = target - F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
         wanted = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].double().cpu()
@@ -171,13 +170,13 @@ def _fit_tail(fast: MaskGuided, tail: LightTail, samples: Sequence[Sample]) -> N
             parameter.zero_()
 
 
-def _fit_score(fast: MaskGuided, samples: Sequence[Sample]) -> None:
+def _fit_score(fast: MaskGuided, samples: Sequence[Sample], truths: Sequence[_Truth]) -> None:
     """Ridge regression, on standardised energies, of the squared error that refining takes from a patch."""
     energies, gains = [], []
-    for sample in samples:
+    for sample, truth in zip(samples, truths, strict=True):
         base = fast.run_base(sample.lr)
-        coarse, refined, target = fast.coarse_image(base), fast.refine(base, base.every), _target(fast, sample)
-        gain = patch_error(fast, base, coarse, target) - patch_error(fast, base, refined, target)
+        coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
+        gain = patch_error(fast, base, coarse, truth.target) - patch_error(fast, base, refined, truth.target)
         energies.append(fast.energies(base).flatten(2)[0].double().cpu())
         gains.append(gain.flatten().double().cpu())
     seen, wanted = torch.cat(energies, 1), torch.cat(gains)
@@ -190,20 +189,12 @@ def _fit_score(fast: MaskGuided, samples: Sequence[Sample]) -> None:
     fast.linear.bias.copy_((wanted.mean() - weights @ middle[:, 0]) / largest)
 
 
-def _target(fast: MaskGuided, sample: Sample) -> Tensor:
-    return _dense(fast, sample.lr) if sample.hr is None else sample.hr
-
-
-def _dense(fast: MaskGuided, lr: Tensor) -> Tensor:
-    image = image_of(fast.unwrap()(fast.accepted(lr).clone()))
-    return image[:, :, : lr.shape[2] * fast.scale, : lr.shape[3] * fast.scale]
-
-
 @dataclass(frozen=True)
 class _Truth:
-    """What drops are measured against."""
+    """What parts are fitted to and drops measured against."""
 
     target: Tensor
+    """The HR image, or the dense network's."""
     floor: float
     """Mean squared error of the dense image on Y: against HR, or guessed."""
 
@@ -212,7 +203,7 @@ def _truths(fast: MaskGuided, samples: Sequence[Sample], progress: Progress) -> 
     progress("running the dense network")
     truths = []
     for sample in samples:
-        dense = _dense(fast, sample.lr)
+        dense = dense_image(fast, sample.lr)
         if sample.hr is not None:
             truths.append(_Truth(sample.hr, _mse(dense, sample.hr, fast.scale)))
         else:
@@ -227,7 +218,7 @@ def _guessed_floor(fast: MaskGuided, lr: Tensor) -> float:
     if fast.scale == 1 or lr.shape[1] != fast.split.probe.out_channels:
         return 1e-3  # 30 dB
     small = F.interpolate(truth, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    return _mse(_dense(fast, small), truth, fast.scale)
+    return _mse(dense_image(fast, small), truth, fast.scale)
 
 
 def _mse(a: Tensor, b: Tensor, border: int) -> float:
@@ -325,7 +316,7 @@ def _search(
     best: tuple[float, MaskGuided] | None = None
     for candidate in _candidates(fast):
         where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}"
-        fit_parts(candidate, samples, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
+        fit_parts(candidate, samples, truths, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
         prices = _Prices(candidate, samples)
         keeps = KEEPS if max_drop_db is not None else (0.0,)
         curve = [_measure(candidate, samples, truths, prices, keep, progress) for keep in keeps]

@@ -92,6 +92,12 @@ def luma(image: Tensor) -> Tensor:
     return (image * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
+def dense_image(fast: MaskGuided, lr: Tensor) -> Tensor:
+    """What the network that was given, before any training, makes of `lr`: (B, C', s*H, s*W)."""
+    image = image_of(fast.unwrap()(fast.accepted(lr).clone()))  # a network may change its input
+    return image[:, :, : lr.shape[2] * fast.scale, : lr.shape[3] * fast.scale]
+
+
 def patch_error(fast: MaskGuided, base: Base, a: Tensor, b: Tensor, power: int = 2) -> Tensor:
     """Mean of |a - b|^power on Y over each patch: two images of the output's size -> (B, rows, cols), float32."""
     error = luma(a.float() - b.float()).abs().pow(power)
@@ -181,7 +187,7 @@ def _to_targets(fast: MaskGuided, image: Tensor, lr: Tensor, hr: Tensor, options
     whole = F.l1_loss(image, hr) * (1 - options.distill)
     if options.distill:
         with torch.no_grad():
-            dense = image_of(fast.unwrap()(fast.accepted(lr)))[:, :, : hr.shape[2], : hr.shape[3]]
+            dense = dense_image(fast, lr)
         whole = whole + F.l1_loss(image, dense) * options.distill
     return whole
 
