@@ -106,6 +106,9 @@ def finetune_command(
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
     logs: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    pool: Annotated[
+        int, typer.Option(help="Different crops; their frozen parts are run once and kept in memory. 0: no end.", min=0)
+    ] = 0,
     workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
     threads: Threads = None,
@@ -118,7 +121,7 @@ def finetune_command(
     fast = _wrapped(network, head, split_at, merge, coarse_tail, patch_size, halo)
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = Options(distill, _head_loss(head_loss))
-    recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, options=options)
+    recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):
         with Progress(transient=True) as bar:

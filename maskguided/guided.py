@@ -87,7 +87,7 @@ class MaskGuided(nn.Module):
             once it is trained.
         coarse_tail: for merge="image": "copy" of the network's tail, or "light" (one convolution and
             PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained, or "deep"
-            ("light" and a branch of two more convolutions, for training).
+            ("light" and a branch of three narrow convolutions, for training).
             Default: "copy"; "light", with merge="image", where blocks cannot be left out.
         global_ops: what a mean over the whole map (channel attention and the like) sees in the refined blocks.
             "image": all the windows that are refined in an image together; "window": each window alone, as in

@@ -89,12 +89,21 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Batches(Sampler[list[int]]):
-    """The numbers of the crops of each batch from step `start` on: this process's share of every global batch."""
+    """The numbers of the crops of each batch from step `start` on: this process's share of every global batch.
 
-    def __init__(self, batch: int, start: int, steps: int, rank: int = 0, processes: int = 1) -> None:
+    Args:
+        batch: crops of a step, over all processes.
+        start, steps: the first step, from 0, and the one to end before.
+        rank, processes: which of how many this process is.
+        pool: how many different crops there are, each epoch in another order; 0: no end of them.
+    """
+
+    def __init__(self, batch: int, start: int, steps: int, rank: int = 0, processes: int = 1, *, pool: int = 0) -> None:
         if batch % processes:
             raise ArgumentError(f"batch={batch}: it is shared by {processes} processes; use a multiple of {processes}")
         self.batch, self.start, self.steps, self.rank, self.processes = batch, start, steps, rank, processes
+        self.pool = pool
+        self._order: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
         return self.steps - self.start
@@ -102,7 +111,30 @@ class Batches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.steps):
             first = step * self.batch
-            yield list(range(first + self.rank, first + self.batch, self.processes))
+            places = range(first + self.rank, first + self.batch, self.processes)
+            yield [self._pooled(place) for place in places] if self.pool else list(places)
+
+    def _pooled(self, place: int) -> int:
+        epoch, within = divmod(place, self.pool)
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng(epoch).permutation(self.pool).tolist()
+        return self._order[1][within]
+
+
+class Unseen(Sampler[list[int]]):
+    """Of each batch the crops that no batch before had."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        seen: set[int] = set()
+        for batch in self.batches:
+            yield [number for number in dict.fromkeys(batch) if number not in seen]
+            seen.update(batch)
 
 
 def to_tensor(image: Image) -> Tensor:

@@ -11,8 +11,8 @@ Source: Hu et al., "Restore Globally, Refine Locally", ECCV 2022, section 3.3: t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from .errors import ArgumentError
 from .guided import Base, MaskGuided
 from .head import pool
 from .probing import image_of, untouched
+from .split import State
 
 Stage = Literal["coarse", "refine", "head", "all", "end"]
 STAGES: tuple[Stage, ...] = ("coarse", "refine", "head", "all", "end")
@@ -70,18 +71,44 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     return parameters
 
 
-def loss(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Options | None = None) -> Tensor:
-    """The loss of a stage, a scalar.
+@dataclass(frozen=True)
+class Given:
+    """What the loss of a stage starts from and the stage's training does not change: made by `prepare`."""
+
+    crops: dict[str, Tensor]
+    """By name, (B, ...) each: LR and HR crops, live values, images."""
+    shared: State = field(default_factory=dict)
+    """Live values that are the same for all crops."""
+
+    def state(self) -> State:
+        """The live values among them."""
+        crops = {name.removeprefix(_STATE): v for name, v in self.crops.items() if name.startswith(_STATE)}
+        return {**crops, **self.shared}
+
+
+_STATE = "state."
+
+
+def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Options | None = None) -> Given:
+    """Run what a stage keeps frozen, which need be done only once per crop.
 
     Args:
         fast: prepared by `train_only`.
         stage: one of STAGES.
         lr: (B, C, H, W), in the network's range.
         hr: (B, C', s*H, s*W).
-        options: how it is put together.
+        options: how the loss is put together.
     """
     _check(fast, stage)
-    return _LOSSES[stage](fast, lr, hr, options or Options())  # type: ignore[index]
+    if stage not in REUSABLE:
+        return Given({"lr": lr, "hr": hr})
+    with torch.no_grad():
+        return _PREPARE[stage](fast, lr, hr, options or Options())
+
+
+def loss(fast: MaskGuided, stage: str, given: Given, options: Options | None = None) -> Tensor:
+    """The loss of a stage, a scalar; all arguments as for `prepare`, which made `given`."""
+    return _LOSSES[stage](fast, given, options or Options())  # type: ignore[index]
 
 
 def luma(image: Tensor) -> Tensor:
@@ -135,64 +162,109 @@ def _check(fast: MaskGuided, stage: str) -> None:
         )
 
 
-def _coarse_loss(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Tensor:
-    with torch.no_grad():
-        base = fast.run_base(lr)
-    assert fast.coarse_tail is not None  # see _check
-    image = fast.coarse_tail(base.skipped, base.x)[:, :, : hr.shape[2], : hr.shape[3]]
-    return _to_targets(fast, image, lr, hr, options)
-
-
-def _refine_loss(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Tensor:
-    with torch.no_grad():
-        base = fast.run_base(lr)
-    return _to_targets(fast, fast.refine(base, base.every), lr, hr, options)
-
-
-def _head_loss(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Tensor:
-    with torch.no_grad():
-        base = fast.run_base(lr)
-        coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
-    return _mask_loss(fast, base, coarse, refined, hr, options)
-
-
-def _all_loss(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Tensor:
+def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
     base = fast.run_base(lr)
+    assert fast.coarse_tail is not None  # see _check
+    return _live(fast, base.skipped, fast.coarse_tail.reads, {"x": base.x, **_targets(fast, lr, hr, options)})
+
+
+def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+    assert fast.coarse_tail is not None  # see _check
+    return _to_targets(fast.coarse_tail(given.state(), given.crops["x"]), given, options)
+
+
+def _prepare_refine(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
+    base = fast.run_base(lr)
+    return _live(fast, base.state, tuple(fast.split.kinds), {"x": base.x, **_targets(fast, lr, hr, options)})
+
+
+def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+    height, width = (side // fast.scale for side in given.crops["hr"].shape[2:])
+    state = given.state()
+    skipped = fast.split.skip(state) if fast.split.can_skip else state
+    canvas = None if fast.merge == "features" else torch.zeros_like(given.crops["hr"])  # all patches are refined
+    base = Base(given.crops["x"], state, skipped, canvas, fast.grid(height, width), (height, width))
+    return _to_targets(fast.refine(base, base.every), given, options)
+
+
+def _prepare_head(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
+    base = fast.run_base(lr)
+    coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
+    supervision = {"coarse": coarse, "refined": refined, "hr": hr}
+    if options.head_loss != "none":
+        power = 1 if options.head_loss == "l1" else 2
+        supervision = {"error": patch_error(fast, base, coarse, refined, power)}
+    return _live(fast, base.state, (fast.split.features,), {"x": base.x, **supervision})
+
+
+def _head_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+    features = given.state()[fast.split.features]
+    grid = fast.grid(*given.crops["x"].shape[2:])
+    score = fast.head(features, fast.patch_size * features.shape[-1] // grid.width)
+    if options.head_loss == "none":
+        return _masked(fast, score, *(given.crops[name] for name in ("coarse", "refined", "hr")))
+    return _score_loss(score, given.crops["error"], options)
+
+
+def _all_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+    hr = given.crops["hr"]
+    base = fast.run_base(given.crops["lr"])
     dense = fast.split.tail(fast.split.body(base.state))[:, :, : hr.shape[2], : hr.shape[3]]
     return F.l1_loss(dense, hr) + F.l1_loss(fast.coarse_image(base), hr)
 
 
-def _end_loss(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Tensor:
-    base = fast.run_base(lr)
-    coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
+def _end_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+    hr = given.crops["hr"]
+    base = fast.run_base(given.crops["lr"])
+    coarse, refined, score = fast.coarse_image(base), fast.refine(base, base.every), fast.head_score(base)
     images = F.l1_loss(coarse, hr) + F.l1_loss(refined, hr)
-    return images + _mask_loss(fast, base, coarse, refined, hr, options)
-
-
-def _mask_loss(fast: MaskGuided, base: Base, coarse: Tensor, refined: Tensor, hr: Tensor, options: Options) -> Tensor:
-    score = fast.head_score(base)
     if options.head_loss == "none":
-        mask = score.clamp(0, 1).repeat_interleave(fast.patch_size * fast.scale, 1)
-        mask = mask.repeat_interleave(fast.patch_size * fast.scale, 2)[:, None, : hr.shape[2], : hr.shape[3]]
-        return F.l1_loss(coarse + mask * (refined - coarse), hr)
+        return images + _masked(fast, score, coarse, refined, hr)
+    power = 1 if options.head_loss == "l1" else 2
+    return images + _score_loss(score, patch_error(fast, base, coarse.detach(), refined.detach(), power), options)
+
+
+def _score_loss(score: Tensor, error: Tensor, options: Options) -> Tensor:
+    """Supervision of the score (B, rows, cols) by the error that refining takes from each patch."""
     if options.head_loss == "l1":
-        error = patch_error(fast, base, coarse.detach(), refined.detach(), power=1)
         return F.l1_loss(score, error / error.amax((1, 2), keepdim=True).clamp_min(1e-12))
-    gain = patch_error(fast, base, coarse.detach(), refined.detach())
-    return rank_loss(score.flatten(1), gain.flatten(1))
+    return rank_loss(score.flatten(1), error.flatten(1))
 
 
-def _to_targets(fast: MaskGuided, image: Tensor, lr: Tensor, hr: Tensor, options: Options) -> Tensor:
-    """L1 to the HR image and to what the dense network, as it was given, makes of `lr`."""
+def _masked(fast: MaskGuided, score: Tensor, coarse: Tensor, refined: Tensor, hr: Tensor) -> Tensor:
+    """L1 of the image in which each patch is as much refined as its score says."""
+    side = fast.patch_size * fast.scale
+    mask = score.clamp(0, 1).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return F.l1_loss(coarse + mask[:, None, : hr.shape[2], : hr.shape[3]] * (refined - coarse), hr)
+
+
+def _live(fast: MaskGuided, state: State, names: Sequence[str], others: dict[str, Tensor]) -> Given:
+    kinds = fast.split.kinds
+    shared = {name: state[name] for name in names if kinds[name] == "constant"}
+    return Given({**{_STATE + name: state[name] for name in names if name not in shared}, **others}, shared)
+
+
+def _targets(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> dict[str, Tensor]:
+    return {"hr": hr, **({"dense": dense_image(fast, lr)} if options.distill else {})}
+
+
+def _to_targets(image: Tensor, given: Given, options: Options) -> Tensor:
+    """L1 to the HR image and to what the dense network, as it was given, makes of the LR image."""
+    hr = given.crops["hr"]
+    image = image[:, :, : hr.shape[2], : hr.shape[3]]
     whole = F.l1_loss(image, hr) * (1 - options.distill)
-    if options.distill:
-        with torch.no_grad():
-            dense = dense_image(fast, lr)
-        whole = whole + F.l1_loss(image, dense) * options.distill
-    return whole
+    return whole + F.l1_loss(image, given.crops["dense"]) * options.distill if options.distill else whole
 
 
-_LOSSES: dict[Stage, Callable[[MaskGuided, Tensor, Tensor, Options], Tensor]] = {
+_PREPARE: dict[Stage, Callable[[MaskGuided, Tensor, Tensor, Options], Given]] = {
+    "coarse": _prepare_coarse,
+    "refine": _prepare_refine,
+    "head": _prepare_head,
+}
+REUSABLE = tuple(_PREPARE)
+"""Stages of which much is frozen: what `prepare` makes of a crop may be kept."""
+
+_LOSSES: dict[Stage, Callable[[MaskGuided, Given, Options], Tensor]] = {
     "coarse": _coarse_loss,
     "refine": _refine_loss,
     "head": _head_loss,

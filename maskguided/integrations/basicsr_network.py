@@ -72,7 +72,7 @@ class MaskGuidedSR(MaskGuided):
         if self._stage is None:
             raise ArgumentError("target= asks for the loss of a training stage; call start_stage first")
         stage, options = self._stage
-        return stages.loss(self, stage, x, target, options)
+        return stages.loss(self, stage, stages.prepare(self, stage, x, target, options), options)
 
     def load(self, path: str | Path, *, key: str | None = None, strict: bool = True) -> str:
         """Load a file of the base alone, of the whole, or of maskguided.save; returns which it was, in words.
