@@ -18,25 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adapter import split
-from .coarse import LightTail, continued
+from .closed_form import Known, fit_score, fit_tail
+from .coarse import LightTail
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .settings import Merge
-from .stages import dense_image, luma, patch_error
+from .stages import dense_image, luma
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
-_RIDGE = 1e-4  # of the mean energy of a feature
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """What is calibrated on: an LR image and, where there is one, its HR image."""
-
-    lr: Tensor
-    """(1, C, H, W), in the network's range."""
-    hr: Tensor | None = None
-    """(1, C', s*H, s*W)."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +79,8 @@ def calibrate(
     """Fit coarse tail and score of `fast` on a handful of images and set its keep, in place.
 
     With merge="image" and a "light" or "deep" coarse tail, the tail's convolution becomes the ridge regression that
-    comes closest to the dense network's image (to HR, where given). The score becomes the linear predictor of the
-    squared error that refining a patch takes away, and `scorer` "linear".
+    comes closest to the dense network's image on the patches that are not refined. The score becomes the linear
+    predictor of the squared error that refining a patch takes away, and `scorer` "linear".
 
     Args:
         fast: a wrapped network for images in 0..1.
@@ -115,100 +105,48 @@ def calibrate(
     ('linear', True, True)
     """
     _check_budget(max_drop_db, max_cost)
-    samples = [_sample(fast, image) for image in images]
-    if not samples:
-        raise ArgumentError("calibrate: no images; give a handful of LR images")
-    truths = _truths(fast, samples, progress)
-    if split_at == "auto":
-        _search(fast, samples, truths, max_drop_db, max_cost, progress)
-    elif split_at is not None:
+    if split_at not in (None, "auto"):
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
-    fit_parts(fast, samples, truths, progress)
-    prices = _Prices(fast, samples)
-    curve = tuple(_measure(fast, samples, truths, prices, keep, progress) for keep in KEEPS)
+    progress("running the dense network")
+    known = [_known(fast, image) for image in images]
+    if not known:
+        raise ArgumentError("calibrate: no images; give a handful of LR images")
+    if split_at == "auto":
+        _search(fast, known, max_drop_db, max_cost, progress)
+    prices = _fit_for(fast, known, max_cost, progress)
+    curve = tuple(_measure(fast, known, prices, keep, progress) for keep in KEEPS)
     keep = _keep_for(fast, curve, prices, max_drop_db, max_cost)
-    chosen = _measure(fast, samples, truths, prices, keep, progress)
+    chosen = _measure(fast, known, prices, keep, progress)
     fast.keep = keep
-    estimated = any(sample.hr is None for sample in samples)
+    estimated = any(image.hr is None for image in known)
     return Calibration(fast.split.split_at, fast.merge, fast.patch_size, fast.halo, chosen, curve, estimated)
 
 
-def fit_parts(fast: MaskGuided, samples: Sequence[Sample], truths: Sequence[_Truth], progress: Progress) -> None:
-    """Fit the coarse tail, where it is a light one, and the linear score."""
+def _fit_for(fast: MaskGuided, images: Sequence[Known], max_cost: float | None, progress: Progress) -> _Prices:
+    """Fit the parts for the keep that will be, where the budget tells it already; else for the present one."""
+    progress("counting MACs")
+    prices = _Prices(fast, images)
+    if max_cost is not None:
+        fast.keep = prices.keep(max_cost)
+    fit_parts(fast, images, progress)
+    return prices
+
+
+def fit_parts(fast: MaskGuided, images: Sequence[Known], progress: Progress) -> None:
+    """Fit the coarse tail, where it is a light one, for the present keep; and the linear score."""
     if isinstance(fast.coarse_tail, LightTail):
         progress("fitting the coarse tail")
-        _fit_tail(fast, fast.coarse_tail, samples, truths)
+        fit_tail(fast, fast.coarse_tail, images)
     progress("fitting the score")
-    _fit_score(fast, samples, truths)
+    fit_score(fast, images)
     fast.scorer = "linear"
 
 
-def _fit_tail(fast: MaskGuided, tail: LightTail, samples: Sequence[Sample], truths: Sequence[_Truth]) -> None:
-    """Ridge regression of what the bilinear image lacks on 3x3 neighbourhoods of the features, in float64."""
-    inputs = tail.conv.in_channels * 9 + 1
-    gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-    cross = torch.zeros(inputs, tail.conv.out_channels, dtype=torch.float64)
-    for sample, truth in zip(samples, truths, strict=True):
-        base = fast.run_base(sample.lr)
-        features = base.skipped[tail.features]
-        height, width = (side * tail.factor for side in features.shape[2:])
-        target = continued(truth.target, height, width)
-        x = continued(base.x, height // fast.scale, width // fast.scale)
-        lacking = target - F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
-        wanted = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].double().cpu()
-        seen = F.unfold(features.float(), 3, padding=1)[0].double().cpu()
-        seen = torch.cat([seen, seen.new_ones(1, seen.shape[1])])
-        gram += seen @ seen.T
-        cross += seen @ wanted.T
-    ridge = torch.eye(inputs, dtype=torch.float64) * gram.diagonal()[:-1].mean() * _RIDGE
-    ridge[-1, -1] = 1e-12
-    weights = torch.linalg.solve(gram + ridge, cross).T
-    tail.conv.weight.copy_(weights[:, :-1].reshape(tail.conv.weight.shape))
-    tail.conv.bias.copy_(weights[:, -1])  # type: ignore[union-attr]
-    if tail.branch is not None:  # what it had learnt belongs to other weights of the convolution
-        for parameter in tail.branch[-1].parameters():
-            parameter.zero_()
-
-
-def _fit_score(fast: MaskGuided, samples: Sequence[Sample], truths: Sequence[_Truth]) -> None:
-    """Ridge regression, on standardised energies, of the squared error that refining takes from a patch."""
-    energies, gains = [], []
-    for sample, truth in zip(samples, truths, strict=True):
-        base = fast.run_base(sample.lr)
-        coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
-        gain = patch_error(fast, base, coarse, truth.target) - patch_error(fast, base, refined, truth.target)
-        energies.append(fast.energies(base).flatten(2)[0].double().cpu())
-        gains.append(gain.flatten().double().cpu())
-    seen, wanted = torch.cat(energies, 1), torch.cat(gains)
-    middle, spread = seen.mean(1, keepdim=True), seen.std(1, keepdim=True, correction=0).clamp_min(1e-12)
-    unit = (seen - middle) / spread
-    gram = unit @ unit.T / unit.shape[1] + 1e-3 * torch.eye(len(unit), dtype=torch.float64)
-    weights = torch.linalg.solve(gram, unit @ (wanted - wanted.mean()) / unit.shape[1]) / spread[:, 0]
-    largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
-    fast.linear.weight.copy_(weights / largest)
-    fast.linear.bias.copy_((wanted.mean() - weights @ middle[:, 0]) / largest)
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """What parts are fitted to and drops measured against."""
-
-    target: Tensor
-    """The HR image, or the dense network's."""
-    floor: float
-    """Mean squared error of the dense image on Y: against HR, or guessed."""
-
-
-def _truths(fast: MaskGuided, samples: Sequence[Sample], progress: Progress) -> list[_Truth]:
-    progress("running the dense network")
-    truths = []
-    for sample in samples:
-        dense = dense_image(fast, sample.lr)
-        if sample.hr is not None:
-            truths.append(_Truth(sample.hr, _mse(dense, sample.hr, fast.scale)))
-        else:
-            truths.append(_Truth(dense, _guessed_floor(fast, sample.lr)))
-    return truths
+def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:
+    lr, hr = _checked(fast, image)
+    dense = dense_image(fast, lr)
+    floor = _guessed_floor(fast, lr) if hr is None else _mse(dense, hr, fast.scale)
+    return Known(lr, hr, dense, floor)
 
 
 def _guessed_floor(fast: MaskGuided, lr: Tensor) -> float:
@@ -227,23 +165,16 @@ def _mse(a: Tensor, b: Tensor, border: int) -> float:
     return max(float(error.square().mean()), 1e-10)
 
 
-def _measure(
-    fast: MaskGuided,
-    samples: Sequence[Sample],
-    truths: Sequence[_Truth],
-    prices: _Prices,
-    keep: float,
-    progress: Progress,
-) -> Point:
+def _measure(fast: MaskGuided, images: Sequence[Known], prices: _Prices, keep: float, progress: Progress) -> Point:
     """Cost and drop at a keep, by running it."""
     progress(f"measuring keep={keep:.2f}")
     before, fast.keep = fast.keep, keep
     drops = []
-    for sample, truth in zip(samples, truths, strict=True):
-        error = _mse(fast(sample.lr), truth.target, fast.scale)
-        if sample.hr is None:  # the target is the dense image: the errors of both to the truth add up
-            error += truth.floor
-        drops.append(10 * math.log10(error / truth.floor))
+    for known in images:
+        error = _mse(fast(known.lr), known.truth, fast.scale)
+        if known.hr is None:  # the truth is the dense image: the errors of both to the real one add up
+            error += known.floor
+        drops.append(10 * math.log10(error / known.floor))
     fast.keep = before
     return Point(keep, prices.at(keep), sum(drops) / len(drops))
 
@@ -251,8 +182,8 @@ def _measure(
 class _Prices:
     """MACs of a wrapped network on the images at any keep: each patch refined costs the same, so few are counted."""
 
-    def __init__(self, fast: MaskGuided, samples: Sequence[Sample]) -> None:
-        sizes = [(sample.lr.shape[2], sample.lr.shape[3]) for sample in samples]
+    def __init__(self, fast: MaskGuided, images: Sequence[Known]) -> None:
+        sizes = [(known.lr.shape[2], known.lr.shape[3]) for known in images]
         keep, self._sizes = fast.keep, [(fast.grid(*size), size) for size in sizes]
         self._counted = {}
         for grid, size in set(self._sizes):
@@ -272,6 +203,12 @@ class _Prices:
             spent += coarse if k == 0 else first + (k - 1) * each
         return spent / sum(self._counted[size][0] for _, size in self._sizes)
 
+    def keep(self, max_cost: float) -> float:
+        """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
+        return max(
+            (share for share in (step / 1000 for step in range(1001)) if self.at(share) <= max_cost), default=0.0
+        )
+
 
 def _keep_for(
     fast: MaskGuided,
@@ -287,7 +224,7 @@ def _keep_for(
                 f"max_cost={max_cost}: even with nothing refined it costs {curve[0].macs:.2f} of the dense network; "
                 "allow more, split earlier, use a lighter coarse tail, or split_at='auto'"
             )
-        return max(share for share in (step / 1000 for step in range(1001)) if prices.at(share) <= max_cost)
+        return prices.keep(max_cost)
     if max_drop_db is None:
         return fast.keep
     if curve[-1].drop > max_drop_db:
@@ -306,8 +243,7 @@ def _keep_for(
 
 def _search(
     fast: MaskGuided,
-    samples: Sequence[Sample],
-    truths: Sequence[_Truth],
+    images: Sequence[Known],
     max_drop_db: float | None,
     max_cost: float | None,
     progress: Progress,
@@ -316,15 +252,14 @@ def _search(
     best: tuple[float, MaskGuided] | None = None
     for candidate in _candidates(fast):
         where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}"
-        fit_parts(candidate, samples, truths, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
-        prices = _Prices(candidate, samples)
+        prices = _fit_for(candidate, images, max_cost, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
         keeps = KEEPS if max_drop_db is not None else (0.0,)
-        curve = [_measure(candidate, samples, truths, prices, keep, progress) for keep in keeps]
+        curve = [_measure(candidate, images, prices, keep, progress) for keep in keeps]
         try:
             keep = _keep_for(candidate, curve, prices, max_drop_db, max_cost)
         except ArgumentError:
             continue
-        point = _measure(candidate, samples, truths, prices, keep, progress)
+        point = _measure(candidate, images, prices, keep, progress)
         value = point.macs if max_drop_db is not None else point.drop
         if best is None or value < best[0]:
             best = (value, candidate)
@@ -353,7 +288,8 @@ def _candidates(fast: MaskGuided) -> Iterable[MaskGuided]:
             ).eval()  # fmt: skip
 
 
-def _sample(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Sample:
+def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """LR and HR image as (1, C, H, W), where the network is."""
     given = image if isinstance(image, tuple) else (image,)
     like = next(fast.parameters())
     lr, *rest = ((x[None] if x.dim() == 3 else x).to(like.device, like.dtype) for x in given)
@@ -364,7 +300,7 @@ def _sample(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Sample:
         raise ArgumentError(
             f"calibrate: an image of shape {shapes}; it takes (C, H, W) or (1, C, H, W), HR images x{fast.scale}"
         )
-    return Sample(lr.contiguous(memory_format=torch.channels_last), hr)
+    return lr.contiguous(memory_format=torch.channels_last), hr
 
 
 def _check_budget(max_drop_db: float | None, max_cost: float | None) -> None:

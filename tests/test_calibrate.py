@@ -10,8 +10,9 @@ from support import difference, image, scaled
 from torch.nn import functional as F
 
 import maskguided
-from maskguided import ArgumentError
+from maskguided import ArgumentError, stages
 from maskguided.adapters.pan_net import PAN
+from maskguided.closed_form import Known, fit_tail
 from maskguided.networks import load_network
 from maskguided.patches import select
 
@@ -35,21 +36,39 @@ def wrapped(**settings):
     return maskguided.wrap(network(), 2, **settings).eval()
 
 
-def test_the_ridge_tail_finds_a_linear_network():
-    """A network whose image is a 3x3 convolution of the features at the cut is met by the tail."""
-    fast = wrapped()
+@pytest.mark.parametrize("keep", [0, 0.3])
+def test_the_ridge_tail_finds_a_linear_network(keep):
+    """A network whose image is a 3x3 convolution of the features at the cut is met by the tail, from any patches."""
+    fast = wrapped(keep=keep)
     truth = copy.deepcopy(fast.coarse_tail)
     with torch.no_grad():
         truth.conv.weight.copy_(torch.randn(truth.conv.weight.shape) * 0.1)
         truth.conv.bias.copy_(torch.randn(truth.conv.bias.shape) * 0.1)
-        pairs = [(x, truth(fast.run_base(x).skipped, x)) for x in photographs()]
-    maskguided.calibrate(fast, pairs)
+        images = [Known(x, None, truth(fast.run_base(x).skipped, x), floor=1.0) for x in photographs()]
+        fit_tail(fast, fast.coarse_tail, images)
     fresh = image(1, 3, 30, 22, seed=99)
     with torch.no_grad():
         base = fast.run_base(fresh)
         assert difference(fast.coarse_tail(base.skipped, fresh), truth(base.skipped, fresh)) < 0.02
         begun = wrapped()
         assert difference(begun.coarse_tail(base.skipped, fresh), truth(base.skipped, fresh)) > 0.2
+
+
+def test_the_tail_is_fitted_where_it_will_be_seen():
+    """Between the easy patches, where the coarse image stays, and all, the fit takes the easy ones' side."""
+    everywhere, seen = wrapped(keep=0), wrapped(keep=0.5)
+    images = [Known(x, None, everywhere.unwrap()(x), floor=1.0) for x in photographs()]
+    errors = []
+    for fast in (everywhere, seen):
+        fit_tail(fast, fast.coarse_tail, images)
+        found = []
+        for known in images:
+            base = fast.run_base(known.lr)
+            found.append(stages.patch_error(fast, base, fast.coarse_image(base), known.dense).flatten().sort().values)
+        errors.append(torch.stack(found))
+    half = errors[0].shape[1] // 2
+    assert errors[1][:, :half].mean() < 0.98 * errors[0][:, :half].mean()
+    assert errors[1].mean() > errors[0].mean()
 
 
 def test_calibration_brings_the_coarse_image_nearer_to_the_dense_one():
