@@ -11,7 +11,7 @@ torch.Size([1, 3, 132, 188])
 from . import finetune
 from .adapter import Adapter, register, split
 from .calibrate import Calibration, calibrate
-from .checkpoint import load, save
+from .checkpoint import load, save, starter
 from .errors import (
     ArgumentError,
     CannotSplit,
@@ -48,5 +48,6 @@ __all__ = [
     "register",
     "save",
     "split",
+    "starter",
     "wrap",
 ]

@@ -22,11 +22,12 @@ from .closed_form import Known, fit_score, fit_tail
 from .coarse import LightTail
 from .errors import ArgumentError
 from .guided import MaskGuided
-from .settings import Merge
+from .settings import Merge, check_one_of
 from .stages import dense_image, luma
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]
+Fit = Literal["all", "score", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def calibrate(
     max_drop_db: float | None = None,
     max_cost: float | None = None,
     split_at: Literal["auto"] | None = None,
+    fit: Fit = "all",
     progress: Progress = lambda what: None,
 ) -> Calibration:
     """Fit coarse tail and score of `fast` on a handful of images and set its keep, in place.
@@ -89,6 +91,8 @@ def calibrate(
         max_cost: choose the largest keep that costs no more than this share of the dense MACs. With neither budget
             keep stays.
         split_at: "auto": also choose the split, and where branches merge, patch size and halo.
+        fit: "all": coarse tail and score; "score": the score, the tail stays as it was trained; "nothing": both stay,
+            and only keep is chosen.
         progress: told in words what is being done.
 
     Without HR images the drop needs a guess of how far the dense network is from the truth: it is measured on the
@@ -105,6 +109,11 @@ def calibrate(
     ('linear', True, True)
     """
     _check_budget(max_drop_db, max_cost)
+    check_one_of("fit", fit, ("all", "score", "nothing"))
+    if split_at is not None and fit != "all":
+        raise ArgumentError(
+            f"calibrate: fit={fit!r} with split_at={split_at!r}: another split needs its own fit; use 'all'"
+        )
     if split_at not in (None, "auto"):
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
     progress("running the dense network")
@@ -113,7 +122,7 @@ def calibrate(
         raise ArgumentError("calibrate: no images; give a handful of LR images")
     if split_at == "auto":
         _search(fast, known, max_drop_db, max_cost, progress)
-    prices = _fit_for(fast, known, max_cost, progress)
+    prices = _fit_for(fast, known, fit, max_cost, progress)
     curve = tuple(_measure(fast, known, prices, keep, progress) for keep in KEEPS)
     keep = _keep_for(fast, curve, prices, max_drop_db, max_cost)
     chosen = _measure(fast, known, prices, keep, progress)
@@ -122,19 +131,23 @@ def calibrate(
     return Calibration(fast.split.split_at, fast.merge, fast.patch_size, fast.halo, chosen, curve, estimated)
 
 
-def _fit_for(fast: MaskGuided, images: Sequence[Known], max_cost: float | None, progress: Progress) -> _Prices:
+def _fit_for(
+    fast: MaskGuided, images: Sequence[Known], fit: Fit, max_cost: float | None, progress: Progress
+) -> _Prices:
     """Fit the parts for the keep that will be, where the budget tells it already; else for the present one."""
     progress("counting MACs")
     prices = _Prices(fast, images)
     if max_cost is not None:
         fast.keep = prices.keep(max_cost)
-    fit_parts(fast, images, progress)
+    fit_parts(fast, images, fit, progress)
     return prices
 
 
-def fit_parts(fast: MaskGuided, images: Sequence[Known], progress: Progress) -> None:
+def fit_parts(fast: MaskGuided, images: Sequence[Known], fit: Fit, progress: Progress) -> None:
     """Fit the coarse tail, where it is a light one, for the present keep; and the linear score."""
-    if isinstance(fast.coarse_tail, LightTail):
+    if fit == "nothing":
+        return
+    if fit == "all" and isinstance(fast.coarse_tail, LightTail):
         progress("fitting the coarse tail")
         fit_tail(fast, fast.coarse_tail, images)
     progress("fitting the score")
@@ -252,7 +265,7 @@ def _search(
     best: tuple[float, MaskGuided] | None = None
     for candidate in _candidates(fast):
         where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}"
-        prices = _fit_for(candidate, images, max_cost, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
+        prices = _fit_for(candidate, images, "all", max_cost, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
         keeps = KEEPS if max_drop_db is not None else (0.0,)
         curve = [_measure(candidate, images, prices, keep, progress) for keep in keeps]
         try:

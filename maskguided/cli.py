@@ -25,9 +25,25 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from . import __version__, bench, checkpoint, cli_basicsr, cli_train, inspection
+from . import __version__, bench, cli_basicsr, cli_train, inspection
+from .cli_options import (
+    Body,
+    Device,
+    Halo,
+    HeadFile,
+    Keep,
+    ModelName,
+    NetScale,
+    Overwrite,
+    PatchSize,
+    SplitAt,
+    Threads,
+    WeightFile,
+    blocks,
+    ready,
+)
 from .errors import ArgumentError, ImageError, MaskGuidedError
-from .guided import MaskGuided, wrap
+from .guided import MaskGuided
 from .images import SUFFIXES, list_images, read_image, resize, write_image
 from .infer import overlay, pick_device, pick_dtype, upscale
 from .networks import Loaded, load_network
@@ -53,24 +69,6 @@ class Alpha(str, Enum):
     bicubic = "bicubic"
 
 
-ModelName = Annotated[
-    str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are.")
-]
-WeightFile = Annotated[
-    Path | None,
-    typer.Option("--weights", "-w", help="Weight file: .pth, .pt or .safetensors; default: the starter network."),
-]
-NetScale = Annotated[
-    int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x2, x3).")
-]
-SplitAt = Annotated[str, typer.Option(help="Blocks that run on the whole image; auto: half of them.")]
-Body = Annotated[
-    str | None, typer.Option(help="Names of the blocks, for a network without an adapter: layers.*.blocks.*")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.")]
-
-
 def main() -> None:
     """Entry point: one sentence and exit code 2 for what we know to be wrong, instead of a traceback."""
     try:
@@ -90,20 +88,19 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command("upscale")
 def upscale_command(
     input: Annotated[Path, typer.Option("--input", "-i", help="An image, or a folder of images.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, or a file name for a single image.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder, or a file name for a single image.", show_default="beside it"),
+    ] = None,
     model: ModelName = None,
     weights: WeightFile = None,
     scale: NetScale = None,
-    head: Annotated[Path | None, typer.Option(help="File of maskguided.save; its settings are used.")] = None,
+    head: HeadFile = None,
     split_at: SplitAt = "auto",
     body: Body = None,
-    keep: Annotated[float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="0.5")] = None,
-    patch_size: Annotated[
-        int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="16, or what suits the network")
-    ] = None,
-    halo: Annotated[
-        int | None, typer.Option(help="Context around a patch, LR pixels.", show_default="an eighth of the patch")
-    ] = None,
+    keep: Keep = None,
+    patch_size: PatchSize = None,
+    halo: Halo = None,
     tile: Annotated[
         int, typer.Option("--tile", "-t", help="Tile side in LR pixels, to bound memory; 0: whole image.")
     ] = 0,
@@ -117,22 +114,18 @@ def upscale_command(
     show_mask: Annotated[
         bool, typer.Option("--show-mask", help="Also write a picture of the refined patches.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Upscale an image or a folder of images."""
+    """Upscale an image or a folder of images; without --weights, x4 with the network that ships with maskguided."""
     if threads:
         torch.set_num_threads(threads)
     paths = list_images(input)
+    output = output or (input.with_name(f"{input.resolve().name}_out") if input.is_dir() else input.parent)
     targets = [_target(path, input, output, suffix, ext) for path in paths]
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
-    loaded = load_network(weights, model, scale)
-    if head is not None:
-        fast = checkpoint.load(head, loaded.model)
-    else:
-        fast = wrap(loaded.model, _split_at(split_at), body=body, patch_size=patch_size, halo=halo)
-    loaded.inform(fast.split)
+    loaded, fast = ready(weights, model, scale, head, split_at, body=body, patch_size=patch_size, halo=halo)
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {_plain(_against_tiles(loaded))}")
     if keep is not None:
@@ -173,7 +166,7 @@ def inspect_command(
     loaded = load_network(weights, model, scale)
     if weights is not None:
         out.print(f"{weights.name}: {loaded}", markup=False)
-    found = inspection.inspect(loaded.model, _split_at(split_at), body=body)
+    found = inspection.inspect(loaded.model, blocks(split_at), body=body)
     out.print(str(found), markup=False)
     if not found.can_split:
         raise typer.Exit(1)
@@ -210,13 +203,13 @@ def bench_command(
     settings = [
         bench.Setting(
             "image" if m == "image" else "features",
-            _split_at(n),
+            blocks(n),
             _size(p),
             _size(h),
             tuple(map(float, _listed("keep", keep, float))),
         )
         for m in _listed("merge", merge, ("features", "image").index)
-        for n in _listed("split_at", split_at, _split_at)
+        for n in _listed("split_at", split_at, blocks)
         for p in _listed("patch_size", patch_size, _size)
         for h in _listed("halo", halo, _size)
     ]
@@ -294,7 +287,10 @@ def _target(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Pat
     ending = path.suffix if ext == "auto" else f".{ext.removeprefix('.')}"
     if ending.lower() not in SUFFIXES and ext != "auto":
         raise ArgumentError(f"--ext {ext}: use auto, {', '.join(s[1:] for s in SUFFIXES)}")
-    return output / f"{path.stem}{'_' + suffix if suffix else ''}{ending}"
+    target = output / f"{path.stem}{'_' + suffix if suffix else ''}{ending}"
+    if target.resolve() == path.resolve():
+        raise ArgumentError(f"{path} would be replaced by its own result; give --output FOLDER or a --suffix")
+    return target
 
 
 def _mask_name(target: Path) -> Path:
@@ -305,15 +301,6 @@ def _refuse_existing(target: Path, show_mask: bool, overwrite: bool) -> None:
     for path in [target, _mask_name(target)] if show_mask else [target]:
         if path.exists() and not overwrite:
             raise ImageError(f"{path} exists already; add --overwrite to replace it")
-
-
-def _split_at(text: str) -> Any:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise ArgumentError(f"--split-at {text}: use a number of blocks, or auto") from None
 
 
 def _size(text: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,41 +12,48 @@ from torch import Tensor
 
 from . import bench, checkpoint, finetune, pictures
 from .calibrate import calibrate
+from .cli_options import (
+    Device,
+    Halo,
+    HeadFile,
+    Keep,
+    MergeAt,
+    ModelName,
+    NetScale,
+    Overwrite,
+    PatchSize,
+    SplitAt,
+    Tail,
+    Threads,
+    WeightFile,
+    ready,
+    wrapped,
+)
 from .errors import ArgumentError
-from .guided import MaskGuided, wrap
 from .infer import pick_device
 from .networks import load_network
-from .settings import Merge
-from .stages import PAPER, STAGES, HeadLoss, Options
+from .stages import PAPER, STAGES, Options
 
-Weights = Annotated[Path | None, typer.Option("--weights", "-w", help="Weight file; default: the starter network.")]
-Model = Annotated[str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are.")]
-Start = Annotated[
-    Path | None, typer.Option("--head", help="File of maskguided.save to go on from; its settings are used.")
-]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
-SplitAt = Annotated[str, typer.Option(help="Blocks that run on the whole image; auto: half of them.")]
-MergeAt = Annotated[str | None, typer.Option(help="features or image; default: features.")]
-Tail = Annotated[str | None, typer.Option(help="copy, light or deep, with --merge image.", show_default="copy")]
-Patch = Annotated[int | None, typer.Option(help="Side of a patch, LR pixels.")]
-Halo = Annotated[int | None, typer.Option(help="Context around a patch, LR pixels.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.")]
 
 
 def calibrate_command(
     images: Annotated[Path, typer.Option("--input", "-i", help="An LR image, or a folder of LR images.")],
     output: Output,
     hr: Annotated[Path | None, typer.Option(help="HR images of the same names, if there are any.")] = None,
-    weights: Weights = None,
-    model: Model = None,
-    scale: Annotated[int | None, typer.Option(help="The network's scale where the weights don't tell.")] = None,
-    head: Start = None,
+    weights: WeightFile = None,
+    model: ModelName = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
     split_at: Annotated[str, typer.Option(help="A number of blocks; auto: try several.")] = "auto",
     merge: MergeAt = None,
     coarse_tail: Tail = None,
-    patch_size: Patch = None,
+    patch_size: PatchSize = None,
     halo: Halo = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="all; score: not the tail; nothing: only keep.", show_default="all; nothing with --head"),
+    ] = None,
     max_drop: Annotated[float | None, typer.Option(help="dB on Y that may be lost against the dense network.")] = None,
     max_cost: Annotated[float | None, typer.Option(help="Share of the dense MACs that may be spent.")] = None,
     side: Annotated[int, typer.Option(help="Largest side of an image in LR pixels; more is cut off.", min=16)] = 128,
@@ -60,7 +66,7 @@ def calibrate_command(
     if plot is not None:
         _new_picture(plot, overwrite)
     network = load_network(weights, model, scale).model
-    fast = _wrapped(network, head, split_at, merge, coarse_tail, patch_size, halo)
+    fast = wrapped(network, head, split_at, merge=merge, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo)
     like = next(network.parameters())
     pairs = bench.read_pairs(images, hr, like.device, like.dtype, True)
     search = "auto" if split_at == "auto" and head is None and merge is None else None
@@ -72,6 +78,7 @@ def calibrate_command(
             max_drop_db=max_drop,
             max_cost=max_cost,
             split_at=search,  # type: ignore[arg-type]
+            fit=fit or ("all" if head is None else "nothing"),  # type: ignore[arg-type]
             progress=lambda what: bar.update(task, description=what),
         )
     checkpoint.save(fast, output)
@@ -88,14 +95,14 @@ def finetune_command(
         str, typer.Option(help=f"{', '.join(STAGES)}; several as coarse,head; paper: {', '.join(PAPER)}.")
     ] = "head",
     lr: Annotated[Path | None, typer.Option(help="Folder of LR images; default: basicsr's bicubic of HR.")] = None,
-    weights: Weights = None,
-    model: Model = None,
-    scale: Annotated[int | None, typer.Option(help="The network's scale where the weights don't tell.")] = None,
-    head: Start = None,
+    weights: WeightFile = None,
+    model: ModelName = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
     split_at: SplitAt = "auto",
     merge: MergeAt = None,
     coarse_tail: Tail = None,
-    patch_size: Patch = None,
+    patch_size: PatchSize = None,
     halo: Halo = None,
     steps: Annotated[int, typer.Option(help="Steps of each stage.", min=1)] = 2000,
     batch: Annotated[int, typer.Option(help="Crops of a step, over all processes.", min=1)] = 16,
@@ -110,7 +117,7 @@ def finetune_command(
         int, typer.Option(help="Different crops; their frozen parts are run once and kept in memory. 0: no end.", min=0)
     ] = 0,
     workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -118,9 +125,9 @@ def finetune_command(
     _prepare(output, overwrite, threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     network = load_network(weights, model, scale).model
-    fast = _wrapped(network, head, split_at, merge, coarse_tail, patch_size, halo)
+    fast = wrapped(network, head, split_at, merge=merge, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo)
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    options = Options(distill, _head_loss(head_loss))
+    options = Options(distill, head_loss)  # type: ignore[arg-type]
     recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):
@@ -133,6 +140,7 @@ def finetune_command(
             finetune.fit(
                 fast, hr, name, recipe, lr=lr, checkpoint=resume, every=every, logs=logs, workers=workers, watch=show
             )
+        fast.print_trainable_parameters()
     checkpoint.save(fast, output)
     for resume in saved:
         resume.unlink(missing_ok=True)
@@ -142,16 +150,16 @@ def finetune_command(
 def explain_command(
     image: Annotated[Path, typer.Option("--input", "-i", help="An LR image.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")],
-    weights: Weights = None,
-    model: Model = None,
-    scale: Annotated[int | None, typer.Option(help="The network's scale where the weights don't tell.")] = None,
-    head: Start = None,
+    weights: WeightFile = None,
+    model: ModelName = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
     split_at: SplitAt = "auto",
     merge: MergeAt = None,
     coarse_tail: Tail = None,
-    patch_size: Patch = None,
+    patch_size: PatchSize = None,
     halo: Halo = None,
-    keep: Annotated[float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="0.5")] = None,
+    keep: Keep = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -161,10 +169,12 @@ def explain_command(
     _new_picture(output, overwrite)
     if image.is_dir():
         raise ArgumentError(f"--input {image} is a folder; give one image")
-    network = load_network(weights, model, scale).model
-    fast = _wrapped(network, head, split_at, merge, coarse_tail, patch_size, halo).eval()
+    fast = ready(
+        weights, model, scale, head, split_at,
+        merge=merge, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo,
+    )[1].eval()  # fmt: skip
     fast.keep = fast.keep if keep is None else keep
-    like = next(network.parameters())
+    like = next(fast.parameters())
     pair = bench.read_pairs(image, None, like.device, like.dtype, True)[0]
     found = pictures.explain_picture(fast, pair.lr, output)
     typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")
@@ -188,24 +198,6 @@ def _prepare(output: Path, overwrite: bool, threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _wrapped(
-    network: torch.nn.Module,
-    head: Path | None,
-    split_at: str,
-    merge: str | None,
-    coarse_tail: str | None,
-    patch_size: int | None,
-    halo: int | None,
-) -> MaskGuided:
-    if head is not None:
-        return checkpoint.load(head, network)
-    if split_at != "auto" and not split_at.isdecimal():
-        raise ArgumentError(f"--split-at {split_at}: use a number of blocks, or auto")
-    place: Any = split_at if split_at == "auto" else int(split_at)
-    where: Merge | Any = merge
-    return wrap(network, place, merge=where, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo)
-
-
 def _cut(pair: bench.Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:
     """The middle of an image, at most `side` LR pixels a side."""
     height, width = pair.lr.shape[2:]
@@ -216,11 +208,3 @@ def _cut(pair: bench.Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tens
     hr = torch.from_numpy(pair.hr.copy()).permute(2, 0, 1)[None].to(lr.dtype) / 255
     rows, cols = (slice(a * scale, (a + n) * scale) for a, n in ((top, lr.shape[2]), (left, lr.shape[3])))
     return lr, hr[:, :, rows, cols]
-
-
-def _head_loss(name: str) -> HeadLoss:
-    known: Sequence[HeadLoss] = ("rank", "l1", "none")
-    for loss in known:
-        if loss == name:
-            return loss
-    raise ArgumentError(f"--head-loss {name}: use {', '.join(known)}")

@@ -158,6 +158,7 @@ class _Run:
         self.fast, self.stage, self.recipe, self.checkpoint = fast, stage, recipe, checkpoint
         ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage == "end")
         device = next(fast.parameters()).device
+        _import("accelerate.state").AcceleratorState._reset_state()  # else all runs of a process have one precision
         self.accelerator = accelerate.Accelerator(
             cpu=device.type == "cpu" and not torch.cuda.is_available(),
             mixed_precision=recipe.precision,
@@ -276,7 +277,7 @@ def _writer(folder: str | Path) -> Any:
     try:
         return importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
     except ImportError:
-        raise MissingDependency("logs for TensorBoard need its package: pip install tensorboard") from None
+        raise MissingDependency("logs for TensorBoard need its package: pip install 'maskguided[train]'") from None
 
 
 def _import(name: str) -> Any:

@@ -71,6 +71,21 @@ def test_the_tail_is_fitted_where_it_will_be_seen():
     assert errors[1].mean() > errors[0].mean()
 
 
+def test_what_was_trained_stays_where_only_keep_is_asked_for():
+    fast = wrapped(scorer="head")
+    before = copy.deepcopy(fast.state_dict())
+    found = maskguided.calibrate(fast, photographs(2), max_cost=0.9, fit="nothing")
+    assert (fast.scorer, fast.keep) == ("head", found.chosen.keep)
+    assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
+    maskguided.calibrate(fast, photographs(2), fit="score")
+    changed = {name for name, value in fast.state_dict().items() if not torch.equal(value, before[name])}
+    assert (fast.scorer, changed) == ("linear", {"linear.weight", "linear.bias"})
+    with pytest.raises(ArgumentError, match="use one of 'all', 'score', 'nothing'"):
+        maskguided.calibrate(fast, photographs(2), fit="tail")
+    with pytest.raises(ArgumentError, match="another split needs its own fit"):
+        maskguided.calibrate(fast, photographs(2), split_at="auto", fit="score")
+
+
 def test_calibration_brings_the_coarse_image_nearer_to_the_dense_one():
     fast, before, x = wrapped(), wrapped(), photographs(6)[-1]
     maskguided.calibrate(fast, photographs(5))

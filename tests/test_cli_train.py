@@ -77,7 +77,7 @@ def test_explain_draws_six_panels(folder):
         (["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--plot", "{}/x.bmp"], ".png, .pdf or .svg"),
         (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--stage", "heads"], "use one of coarse, refine"),
         (["finetune", "--hr", "{}/none", "-o", "{}/x.safetensors"], "no such file"),
-        (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--head-loss", "l3"], "use rank, l1, none"),
+        (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--head-loss", "l3"], "use 'rank', 'l1'"),
         (["explain", "-i", "{}/lr", "-o", "{}/x.png"], "is a folder"),
         (["explain", "-i", "{}/lr/coffee.png", "-o", "{}/pan.pth"], ".png, .pdf or .svg"),
     ],

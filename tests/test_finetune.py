@@ -6,11 +6,13 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import image, need_basicsr, scaled
+from torch import Tensor
 
 import maskguided
 from maskguided import ArgumentError, CheckpointError, ImageError, finetune, stages
@@ -18,8 +20,9 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.finetune import Recipe
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
+from maskguided.pool import batches
 from maskguided.samples import Batches, Crops, reduce
-from maskguided.stages import Options, rank_loss
+from maskguided.stages import Given, Options, rank_loss
 
 pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
@@ -116,6 +119,106 @@ def test_a_killed_run_goes_on_to_the_same_result(photos, tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_the_head_is_less_than_a_hundredth_of_an_edsr():
+    edsr = need_basicsr("basicsr.archs.edsr_arch").EDSR(3, 3, num_feat=64, num_block=16, upscale=4)
+    fast = maskguided.wrap(edsr)
+    trained = sum(p.numel() for p in stages.train_only(fast, "head"))
+    assert trained == sum(p.numel() for p in fast.parameters() if p.requires_grad)
+    assert 0 < trained < 0.01 * sum(p.numel() for p in edsr.parameters())
+
+
+KILLED = """
+import os, signal, sys, time, torch, maskguided
+from support import scaled
+from maskguided import finetune
+from maskguided.adapters.pan_net import PAN
+torch.set_num_threads(1)
+torch.manual_seed(0)
+fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4, scale=2)), 2, merge="image",
+                       coarse_tail="deep", patch_size=8, halo=1)
+recipe = finetune.Recipe(steps=40, batch=2, crop=16, warmup=2)
+finetune.fit(fast, sys.argv[1], "coarse", recipe, checkpoint=sys.argv[2], every=1,
+             watch=lambda *_: (print(flush=True), time.sleep(float(sys.argv[3]))))
+"""
+
+
+def test_sigkill_at_any_moment_loses_nothing_but_time(photos, tmp_path):
+    """Checkpoints are written all the time here, so that the kill may well fall into the writing of one."""
+    (tmp_path / "run.py").write_text(KILLED)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
+
+    def start(name: str, pause: float) -> subprocess.Popen[str]:
+        command = [sys.executable, str(tmp_path / "run.py"), str(photos), str(tmp_path / name), str(pause)]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+
+    killed = start("killed.pt", pause=0.2)
+    assert killed.stdout is not None
+    for _ in range(5):
+        killed.stdout.readline()
+    killed.kill()
+    assert killed.wait(60) == -9
+    left = torch.load(tmp_path / "killed.pt", weights_only=True)["step"]
+    assert 4 <= left < 40
+    for name in ("killed.pt", "straight.pt"):
+        assert start(name, pause=0).wait(300) == 0
+    one, other = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "straight"))
+    assert one["step"] == other["step"] == 40
+    assert all(torch.equal(a, b) for a, b in zip(one["average"], other["average"], strict=True))
+
+
+def test_a_pool_prepares_each_crop_once_and_gives_every_batch_as_without_it(photos):
+    crops, numbers = Crops([photos], scale=2, size=16), Batches(2, 0, 9, pool=5)
+    prepared: list[Tensor] = []
+
+    def prepare(low: Tensor, high: Tensor) -> Given:
+        prepared.extend(low)
+        return Given({"lr": low, "twice": high * 2}, {"shared": torch.ones(3)})
+
+    drawn = list(numbers)
+    found = list(batches(crops, numbers, prepare, workers=0))
+    assert len(found) == len(drawn) == 9
+    for given, batch in zip(found, drawn, strict=True):
+        assert torch.equal(given.crops["lr"], torch.stack([crops[n][0] for n in batch]))
+        assert torch.equal(given.crops["twice"], 2 * torch.stack([crops[n][1] for n in batch]))
+        assert torch.equal(given.shared["shared"], torch.ones(3))
+    assert len(prepared) == 5
+    in_order = [number for batch in drawn for number in batch]
+    assert sorted(in_order[:5]) == sorted(in_order[5:10]) == [0, 1, 2, 3, 4]
+    assert in_order[:5] != in_order[5:10]
+
+
+@pytest.mark.parametrize(
+    ("stage", "merge"),
+    [("coarse", "image"), ("refine", "image"), ("refine", "features"), ("head", "image"), ("head", "features")],
+)
+def test_what_a_pool_keeps_is_what_the_loss_needs(photos, stage, merge):
+    """The loss of a crop that was kept is the loss of the crop, for every stage that may keep."""
+    fast = wrapped(merge=merge)
+    stages.train_only(fast, stage)
+    crops, options = Crops([photos], scale=2, size=19), Options()
+    (kept,) = batches(crops, Batches(4, 0, 1, pool=4), lambda *pair: stages.prepare(fast, stage, *pair), 0)
+    order = next(iter(Batches(4, 0, 1, pool=4)))
+    pair = (torch.stack(images) for images in zip(*(crops[n] for n in order), strict=True))
+    fresh = stages.prepare(fast, stage, *pair)
+    losses = [float(stages.loss(fast, stage, given, options)) for given in (kept, fresh)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] > 0
+
+
+def test_mixed_precision_workers_and_logs(photos, tmp_path):
+    recipe = Recipe(steps=4, batch=2, crop=16, warmup=1, precision="bf16")
+    plain, logged = (wrapped() for _ in range(2))
+    expected = finetune.fit(plain, photos, "coarse", Recipe(steps=4, batch=2, crop=16, warmup=1))
+    half = finetune.fit(logged, photos, "coarse", recipe, workers=2, logs=tmp_path / "logs")
+    assert half == pytest.approx(expected, rel=0.02)
+    assert half != expected
+    assert all(p.dtype == torch.float32 for p in logged.parameters())
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = reader.EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("coarse/loss")] == pytest.approx(half)
+
+
 def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
     finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
     with pytest.raises(CheckpointError, match="another run"):
@@ -150,8 +253,6 @@ finetune.fit(fast, sys.argv[1], "coarse", finetune.Recipe(steps=20, batch=4, cro
 
 def test_two_processes_are_as_good_as_one(photos, tmp_path):
     (tmp_path / "run.py").write_text(PROCESSES)
-    from pathlib import Path
-
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     for count in (1, 2):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
@@ -207,5 +308,7 @@ def test_what_cannot_be_trained(photos, tmp_path):
         finetune.fit(wrapped(), photos, "head", QUICK, lr=tmp_path)
     with pytest.raises(ArgumentError, match="steps=0"):
         Recipe(steps=0)
+    with pytest.raises(ArgumentError, match="pool=8: use 0, or at least the batch of 16"):
+        Recipe(pool=8)
     with pytest.raises(ArgumentError, match="distill=2"):
         Options(distill=2)

@@ -1,0 +1,74 @@
+"""Options that several commands share, and the network that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from . import checkpoint
+from .errors import ArgumentError
+from .guided import MaskGuided, wrap
+from .networks import Loaded, load_network
+
+ModelName = Annotated[
+    str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are.")
+]
+WeightFile = Annotated[
+    Path | None,
+    typer.Option("--weights", "-w", help="Weight file: .pth, .pt or .safetensors; default: the starter network."),
+]
+NetScale = Annotated[
+    int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x2, x3).")
+]
+HeadFile = Annotated[Path | None, typer.Option("--head", help="File of maskguided.save; its settings are used.")]
+SplitAt = Annotated[str, typer.Option(help="Blocks that run on the whole image; auto: half of them.")]
+Body = Annotated[
+    str | None, typer.Option(help="Names of the blocks, for a network without an adapter: layers.*.blocks.*")
+]
+MergeAt = Annotated[str | None, typer.Option(help="features or image.", show_default="features")]
+Tail = Annotated[str | None, typer.Option(help="copy, light or deep, with --merge image.", show_default="copy")]
+PatchSize = Annotated[
+    int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="16, or what suits the network")
+]
+Halo = Annotated[
+    int | None, typer.Option(help="Context around a patch, LR pixels.", show_default="an eighth of the patch")
+]
+Keep = Annotated[
+    float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="the head's, or 0.5")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
+
+
+def blocks(text: str) -> Any:
+    """--split-at: a number, or "auto"."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ArgumentError(f"--split-at {text}: use a number of blocks, or auto") from None
+
+
+def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: Any) -> MaskGuided:
+    """`network` wrapped as a file says, or as the options say; what is None there is wrap's own choice."""
+    if head is not None:
+        return checkpoint.load(head, network)
+    return wrap(network, blocks(split_at), **{name: value for name, value in settings.items() if value is not None})
+
+
+def ready(
+    weights: Path | None, model: str | None, scale: int | None, head: Path | None, split_at: str, **settings: Any
+) -> tuple[Loaded, MaskGuided]:
+    """A network to use as it is; where nothing is said of it at all, the starter network with its own head."""
+    if (weights, model, head, split_at) == (None, None, None, "auto") and not any(settings.values()):
+        fast = checkpoint.starter()
+        return Loaded(fast.unwrap(), "pan", "adapter", fast.scale, fast.split.supports_half), fast
+    loaded = load_network(weights, model, scale)
+    fast = wrapped(loaded.model, head, split_at, **settings)
+    loaded.inform(fast.split)
+    return loaded, fast
