@@ -116,8 +116,7 @@ def fit(
         watch: called after each step.
 
     Returns:
-        The loss of each step that was run now. After training with scorer="input" or "linear", stage "head" sets
-        `fast.scorer` to "head".
+        The loss of each step that was run now. Stages "head" and "end" set `fast.scorer` to "head".
 
     Raises:
         ArgumentError: the stage has nothing to train in this network, or a setting is out of its range.

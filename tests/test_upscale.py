@@ -230,3 +230,27 @@ def test_the_starter_network_upscales_better_than_bicubic(tmp_path):
     write_image(tmp_path / "small.png", small)
     run("upscale", "-i", tmp_path / "small.png", "-o", tmp_path / "big.png")
     assert psnr(read_image(tmp_path / "big.png"), photo, 4) > psnr(resize(small, 512, 512), photo, 4)
+
+
+def test_without_options_the_starter_runs_as_shipped_and_writes_beside_the_input(tmp_path):
+    small = data.astronaut()[::4, ::4].copy()
+    write_image(tmp_path / "in" / "small.png", small)
+    expected = upscale(maskguided.starter().eval(), small).image
+    run("upscale", "-i", tmp_path / "in" / "small.png", "--device", "cpu")
+    found = read_image(tmp_path / "in" / "small_out.png")
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    plain = upscale(maskguided.wrap(maskguided.starter().unwrap()).eval(), small).image
+    assert np.abs(found.astype(int) - plain).max() > 1
+    run("upscale", "-i", tmp_path / "in", "--device", "cpu")
+    assert sorted(p.name for p in (tmp_path / "in_out").iterdir()) == ["small_out.png", "small_out_out.png"]
+    refused = run("upscale", "-i", tmp_path / "in" / "small.png", "--suffix", "", "--overwrite", code=1)
+    assert "replaced by its own result" in str(refused.exception)
+    assert np.array_equal(read_image(tmp_path / "in" / "small.png"), small)
+
+
+def test_the_starter_is_what_its_card_says():
+    fast = maskguided.starter()
+    assert (fast.split.split_at, fast.merge, fast.scorer, fast.keep) == (4, "image", "head", 0.262)
+    cost = fast.cost(128, 128)
+    assert cost.ratio < 0.78
+    assert cost.parameters == 128_959
