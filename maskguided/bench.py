@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from . import checkpoint
 from .adapter import split
 from .cost import macs
 from .errors import ArgumentError
@@ -70,6 +71,15 @@ class Setting:
     halo: int | None
     """None: what suits the network."""
     keeps: tuple[float, ...]
+    head: Path | None = None
+    """File of maskguided.save, whose settings are used instead of those above."""
+
+    def wrap(self, model: nn.Module) -> MaskGuided:
+        """`model` wrapped so, in eval mode."""
+        if self.head is not None:
+            return checkpoint.load(self.head, model).eval()
+        parts = split(model, self.split_at)
+        return MaskGuided(parts, patch_size=self.patch_size, halo=self.halo, merge=self.merge).eval()
 
 
 def read_pairs(lr: Path, hr: Path | None, device: torch.device, dtype: torch.dtype, channels_last: bool) -> list[Pair]:
@@ -103,10 +113,10 @@ def measure(
     def dense_network(x: Tensor) -> Tensor:
         return image_of(model(x.clone()))  # a network may change its input
 
-    by_split = {n: split(model, n) for n in {setting.split_at for setting in settings}}
     for setting in settings:
-        parts = by_split[setting.split_at]
-        fast = MaskGuided(parts, patch_size=setting.patch_size, halo=setting.halo, merge=setting.merge).eval()
+        fast = setting.wrap(model)
+        if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
+            fast = fast.to(memory_format=torch.channels_last)
         runs = [_at(fast, keep) for keep in setting.keeps]
         dense, *ours = _rounds([dense_network, *runs], pairs, rounds, fast.scale)
         for keep, run, found in zip(setting.keeps, runs, ours, strict=True):
@@ -114,8 +124,8 @@ def measure(
             middle = statistics.median(ratios)
             rows.append(
                 Row(
-                    merge=setting.merge,
-                    split_at=parts.split_at,
+                    merge=fast.merge,
+                    split_at=fast.split.split_at,
                     patch_size=fast.patch_size,
                     halo=fast.halo,
                     keep=keep,

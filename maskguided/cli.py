@@ -179,6 +179,7 @@ def bench_command(
     model: ModelName = None,
     weights: WeightFile = None,
     scale: NetScale = None,
+    head: HeadFile = None,
     split_at: Annotated[str, typer.Option(help="One or several, as 4,8,12; auto: half.")] = "auto",
     keep: Annotated[str, typer.Option(help="One or several.")] = "0,0.25,0.5",
     patch_size: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
@@ -193,6 +194,8 @@ def bench_command(
     markdown: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
+    if head is not None and (split_at, patch_size, halo, merge) != ("auto", "auto", "auto", "features"):
+        raise ArgumentError(f"--head {head} has its own split, patch, halo and merge; give either it or them")
     torch.set_num_threads(threads)
     where = pick_device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -207,6 +210,7 @@ def bench_command(
             _size(p),
             _size(h),
             tuple(map(float, _listed("keep", keep, float))),
+            head,
         )
         for m in _listed("merge", merge, ("features", "image").index)
         for n in _listed("split_at", split_at, blocks)

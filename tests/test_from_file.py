@@ -16,7 +16,17 @@ from test_upscale import run
 from torch import nn
 
 import maskguided
-from maskguided import Adapter, ArgumentError, CheckpointError, MissingDependency, adapter, bench, cli, networks
+from maskguided import (
+    Adapter,
+    ArgumentError,
+    CheckpointError,
+    MissingDependency,
+    adapter,
+    bench,
+    cli,
+    cli_options,
+    networks,
+)
 from maskguided.adapters.edsr_net import EDSR
 from maskguided.adapters.pan_net import PAN
 from maskguided.images import read_image, write_image
@@ -280,7 +290,7 @@ def test_a_network_of_four_channels_is_named_as_the_reason(tmp_path):
 @pytest.mark.parametrize(("tiling", "why"), [("discouraged", "looks at the whole image"), ("internal", "cuts tiles")])
 def test_tiles_that_do_harm_are_warned_of_in_one_line(tiling, why, compact_file, tmp_path, monkeypatch):
     loaded = dataclasses.replace(load_network(compact_file), tiling=tiling)
-    monkeypatch.setattr(cli, "load_network", lambda *args: loaded)
+    monkeypatch.setattr(cli_options, "load_network", lambda *args: loaded)
     args = ("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "--overwrite", "--weights", compact_file)
     assert "warning" not in run(*args).output
     output = run(*args, "--tile", 32).output

@@ -180,6 +180,20 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
     assert (tmp_path / "r.md").read_text().count("\n| ") == 10
 
 
+def test_bench_takes_a_saved_head_with_its_settings(weights, tmp_path):
+    saved = maskguided.from_file(weights, 3, patch_size=8, halo=1, merge="image", coarse_tail="light")
+    maskguided.save(saved, tmp_path / "head.safetensors")
+    write_image(tmp_path / "a.png", PHOTO)
+    arguments = ["bench", "-i", tmp_path / "a.png", "--weights", weights, "--head", tmp_path / "head.safetensors"]
+    run(*arguments, "--rounds", 1, "--keep", "0.25", "--json", tmp_path / "r.json")
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (row["merge"], row["split_at"], row["patch_size"], row["halo"]) == ("image", 3, 8, 1)
+    saved.keep = 0.25
+    assert row["macs_ratio"] == pytest.approx(saved.cost(*PHOTO.shape[:2]).ratio)
+    refused = run(*arguments, "--merge", "image", code=1)
+    assert "give either it or them" in str(refused.exception)
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [
