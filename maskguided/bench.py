@@ -7,6 +7,7 @@ reported with its spread.
 
 from __future__ import annotations
 
+import functools
 import platform
 import statistics
 import time
@@ -28,6 +29,7 @@ from .images import list_images, read_image
 from .metrics import psnr
 from .probing import image_of
 from .settings import Merge
+from .split import Split
 
 Network = Callable[[Tensor], Tensor]
 
@@ -74,12 +76,11 @@ class Setting:
     head: Path | None = None
     """File of maskguided.save, whose settings are used instead of those above."""
 
-    def wrap(self, model: nn.Module) -> MaskGuided:
-        """`model` wrapped so, in eval mode."""
+    def wrap(self, model: nn.Module, parts: Callable[[int | Literal["auto"]], Split]) -> MaskGuided:
+        """`model` wrapped so, in eval mode; `parts` splits it at a place."""
         if self.head is not None:
             return checkpoint.load(self.head, model).eval()
-        parts = split(model, self.split_at)
-        return MaskGuided(parts, patch_size=self.patch_size, halo=self.halo, merge=self.merge).eval()
+        return MaskGuided(parts(self.split_at), patch_size=self.patch_size, halo=self.halo, merge=self.merge).eval()
 
 
 def read_pairs(lr: Path, hr: Path | None, device: torch.device, dtype: torch.dtype, channels_last: bool) -> list[Pair]:
@@ -113,8 +114,9 @@ def measure(
     def dense_network(x: Tensor) -> Tensor:
         return image_of(model(x.clone()))  # a network may change its input
 
+    parts = functools.cache(lambda place: split(model, place))  # settings share their splits
     for setting in settings:
-        fast = setting.wrap(model)
+        fast = setting.wrap(model, parts)
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
             fast = fast.to(memory_format=torch.channels_last)
         runs = [_at(fast, keep) for keep in setting.keeps]
