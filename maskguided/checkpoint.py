@@ -22,6 +22,8 @@ __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 
 _ADDED = ("head", "linear", "coarse_tail")
 _MODEL = "model."
+_BEFORE_EXCHANGE = {"exchange": False}
+"""What a file means that does not say it: those of version 0.1."""
 
 
 def save(fast: MaskGuided, path: str | Path) -> None:
@@ -58,7 +60,7 @@ def load(path: str | Path, model: nn.Module) -> MaskGuided:
     True
     """
     content = _saved(path)
-    fast = wrap(model, **json.loads(content.metadata["settings"]))
+    fast = wrap(model, **{**_BEFORE_EXCHANGE, **json.loads(content.metadata["settings"])})
     _load_added(fast, content, path)
     return fast
 
@@ -152,6 +154,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
         "scorer": fast.scorer,
         "coarse_tail": fast.coarse_tail_kind,
         "global_ops": fast.global_ops,
+        "exchange": fast.exchange,
         "head": fast.head.settings,
     }
 

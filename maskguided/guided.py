@@ -15,6 +15,7 @@ from .adapter import split
 from .coarse import CoarseTail, continued, make_coarse_tail
 from .cost import Cost, macs
 from .errors import ArgumentError
+from .exchange import Exchange
 from .global_ops import PerImage
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .patches import Grid, gather, scatter, select
@@ -77,8 +78,8 @@ class MaskGuided(nn.Module):
         split: the network in three parts.
         keep: share of the patches to refine, 0..1; k follows from it and the image's size alone.
         patch_size: side of a patch, in LR pixels. Default: 16; more for a network that works on multiples of 4.
-        halo: context around a patch that is computed and thrown away, in LR pixels. Default: an eighth of that; 0
-            for a network that works on multiples of more than 8.
+        halo: context around a patch that is computed and thrown away, in LR pixels. Default: 0 where windows
+            exchange borders or the network works on multiples of more than 8; else an eighth of the patch.
         merge: where refined patches go back. "features": into the map at the end of the body, and the
             network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
             coarse tail having weights of its own and the network's tail running on the patches.
@@ -92,6 +93,9 @@ class MaskGuided(nn.Module):
         global_ops: what a mean over the whole map (channel attention and the like) sees in the refined blocks.
             "image": all the windows that are refined in an image together; "window": each window alone, as in
             the paper; "refuse": raise an ArgumentError for a network that has one.
+        exchange: whether convolutions on a window see the refined windows around it (exchange.py), so that
+            refining all patches is the network itself at any halo. False: each window sees itself alone, as in the
+            paper. Default: where the network allows it.
         head: settings of the mask head (see MaskHead).
     """
 
@@ -106,6 +110,7 @@ class MaskGuided(nn.Module):
         scorer: Scorer = "input",
         coarse_tail: CoarseTail | None = None,
         global_ops: GlobalOps = "image",
+        exchange: bool | None = None,
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -116,7 +121,8 @@ class MaskGuided(nn.Module):
         check_one_of("global_ops", global_ops, ("image", "window", "refuse"))
         check_possible(split, merge, coarse_tail, global_ops)
         multiple = split.multiple_of
-        default = default_sizes(multiple)
+        self.exchange = split.exchanges(merge) if exchange is None else exchange
+        default = default_sizes(multiple, self.exchange)
         patch_size = default[0] if patch_size is None else patch_size
         halo = default[1] if halo is None else halo
         check_aligned("patch_size", patch_size, 1, multiple)
@@ -204,9 +210,9 @@ class MaskGuided(nn.Module):
             return self._cropped(self.split.tail(self._refine_features(base, index)), base)
         if index.shape[1] == 0:
             return self._cropped(base.coarse, base)
-        with self._statistics(index.shape[1]):
-            windows = self.split.body(self._gather(base, tuple(self.split.kinds), index))
-            patches = self.split.tail(windows)
+        windows = self._gather(base, tuple(self.split.kinds), index)
+        with self._statistics(index), self._neighbours(base, index, windows):
+            patches = self.split.tail(self.split.body(windows))
         canvas = continued(base.coarse, base.grid.height * self.scale, base.grid.width * self.scale)
         return self._cropped(scatter(patches, index, base.grid, onto=canvas), base)
 
@@ -242,8 +248,9 @@ class MaskGuided(nn.Module):
     def _refine_features(self, base: Base, index: Tensor) -> State:
         if index.shape[1] == 0:
             return base.skipped
-        with self._statistics(index.shape[1]):
-            windows = self.split.body(self._gather(base, self.split.reads, index))
+        windows = self._gather(base, self.split.reads, index)
+        with self._statistics(index), self._neighbours(base, index, windows):
+            windows = self.split.body(windows)
         onto = base.skipped
         refined = {name: scatter(windows[name], index, base.grid, onto=onto[name]) for name in self.split.writes}
         return {**onto, **refined}
@@ -252,9 +259,16 @@ class MaskGuided(nn.Module):
         height, width = base.size
         return image[:, :, : height * self.scale, : width * self.scale]
 
-    def _statistics(self, k: int) -> AbstractContextManager[object]:
-        """How global operations see the k windows of an image."""
-        return PerImage(k) if self._shares_statistics else nullcontext()
+    def _statistics(self, index: Tensor) -> AbstractContextManager[object]:
+        """How global operations see the windows of an image."""
+        return PerImage(index.shape[1]) if self._shares_statistics else nullcontext()
+
+    def _neighbours(self, base: Base, index: Tensor, windows: State) -> AbstractContextManager[object]:
+        """What convolutions see around a window."""
+        if not self.exchange:
+            return nullcontext()
+        cut = [(value, base.state[name]) for name, value in windows.items() if self.split.kinds[name] == "map"]
+        return Exchange(base.grid, index, cut)
 
     def _gather(self, base: Base, names: tuple[str, ...], index: Tensor) -> State:
         """The windows of live values: maps are cut, vectors repeated for each window, constants handed on."""

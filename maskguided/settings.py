@@ -38,10 +38,12 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
     )
 
 
-def default_sizes(multiple: int) -> tuple[int, int]:
-    """Patch size and halo, so that a window has no more than 1.56 times the pixels of its patch."""
+def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
+    """Patch size and halo: no halo where windows exchange borders, else one of no more than 0.56 times the patch."""
     halo = -(-2 // multiple) * multiple
-    return (8 * halo, halo) if 8 * halo <= _LARGEST_PATCH else (-(-_LARGEST_PATCH // multiple) * multiple, 0)
+    if 8 * halo > _LARGEST_PATCH:
+        return -(-_LARGEST_PATCH // multiple) * multiple, 0
+    return 8 * halo, 0 if exchange else halo
 
 
 def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

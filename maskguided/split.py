@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from . import receptive
 from .errors import ArgumentError, CannotSplit
-from .global_ops import Seen
+from .exchange import Exchange
+from .global_ops import PerImage, Seen
+from .patches import Grid, gather, scatter
 from .probing import Probe, image_of, probe, untouched
 
 State = dict[str, Tensor]
@@ -143,6 +146,35 @@ class Split(ABC):
                 self.body(state)
         return tuple(dict.fromkeys(seen.names))
 
+    def exchanges(self, merge: Literal["features", "image"]) -> bool:
+        """Whether windows that exchange borders (exchange.py) give what the whole map gives: in the body, for
+        merge="features", or in body and tail."""
+        body, tail = self._exchanges
+        return body if merge == "features" else body and tail
+
+    @cached_property
+    def _exchanges(self) -> tuple[bool, bool]:
+        """Found by running all windows of a small image, beside the whole."""
+        step = self.multiple_of
+        patch = -(-max(8, -(-self.probe.least // 2)) // step) * step
+        grid = Grid(2 * patch, 3 * patch, patch)
+        every = torch.arange(grid.count)[None].to(self.probe.device)
+        try:
+            with untouched(self.model):
+                state = self.window((grid.height, grid.width))
+                windows = {name: gather(v, every, grid) if self.kinds[name] == "map" else v for name, v in state.items()}
+                cut = [(windows[name], state[name]) for name in windows if self.kinds[name] == "map"]
+                whole = self.body(state)
+                image = self.tail(whole)
+                with PerImage(grid.count), Exchange(grid, every, cut):
+                    parts = self.body(windows)
+                    patches = self.tail(parts)
+            pairs = [(whole[name], parts[name]) for name in self.writes if whole[name].dim() == 4]
+            same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in [*pairs, (image, patches)]]
+        except Exception:  # whatever a foreign network raises: it does not work so
+            return False, False
+        return all(same[:-1]), same[-1]
+
     @cached_property
     def facts(self) -> Facts:
         """Measured when first asked for: the radii take some forwards on narrow strips."""
@@ -164,6 +196,10 @@ class Split(ABC):
         maps = [name for name, kind in self.kinds.items() if kind == "map"]
         with untouched(self.model):
             return receptive.radius(self.window, part, maps, self.multiple_of)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return float((a - b).abs().max()) <= 1e-4 * float(a.abs().max())
 
 
 def check_whole(split: Split) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(maskguided.__file__).parent
 LAYERS = [
     {"errors"},
     {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops"},
-    {"integrations.basicsr_plugin", "integrations.spandrel_bridge"},
+    {"exchange", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"split", "images", "head"},
     {"alignment", "coarse", "samples"},
     {"automatic"},
