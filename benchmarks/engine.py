@@ -91,11 +91,11 @@ def measure(
             speed.append(total / part["dense"])
         fast.keep = keep
         cost = fast.cost(height, width)
-        k_free = MaskGuided(split, merge=merge, patch_size=args.patch_size, halo=0, keep=keep).cost(height, width)
+        k_free = MaskGuided(split, merge=merge, patch_size=fast.patch_size, halo=0, keep=keep).cost(height, width)
         middle = statistics.median(ratios)
         rows.append(
             [
-                type(model).__name__, merge, str(split.split_at), f"{args.patch_size}+2x{args.halo}", f"{keep:g}",
+                type(model).__name__, merge, str(split.split_at), f"{fast.patch_size}+2x{fast.halo}", f"{keep:g}",
                 f"{middle:.2f}", f"{(max(ratios) - min(ratios)) / middle:.0%}", f"{k_free.guided / cost.guided:.2f}",
                 f"{cost.ratio:.2f}", f"{statistics.median(speed):.2f}",
             ]
@@ -110,8 +110,8 @@ def main() -> None:
     parser.add_argument("--keep", default="0.25,0.5")
     parser.add_argument("--size", type=int, default=256, help="LR pixels a side")
     parser.add_argument("--split-at", type=int, default=0, help="0: half of the depth")
-    parser.add_argument("--patch-size", type=int, default=16)
-    parser.add_argument("--halo", type=int, default=2)
+    parser.add_argument("--patch-size", type=int)
+    parser.add_argument("--halo", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--markdown", type=Path)

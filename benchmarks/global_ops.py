@@ -62,8 +62,8 @@ def use_statistics(fast: MaskGuided, x: Tensor, shrink: int) -> None:
     with Collect() as collected:
         fast.split.body(state)
 
-    def replay(k: int) -> AbstractContextManager[object]:
-        return Replay(collected.values, k)
+    def replay(index: Tensor) -> AbstractContextManager[object]:
+        return Replay(collected.values, index.shape[1])
 
     fast._statistics = replay  # type: ignore[method-assign]
 

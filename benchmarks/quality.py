@@ -68,11 +68,16 @@ def main() -> None:
     parser.add_argument("--last", type=int, help="only so many images, the last by name: those held out of training")
     parser.add_argument("--keep", default="0.25,0.5")
     parser.add_argument("--scorer")
+    parser.add_argument("--patch-size", type=int)
+    parser.add_argument("--halo", type=int)
+    parser.add_argument("--exchange", action=argparse.BooleanOptionalAction)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    fast = maskguided.load(args.head, load_network(args.weights).model).to(memory_format=torch.channels_last).eval()
-    fast.scorer = args.scorer or fast.scorer
+    names = ("scorer", "patch_size", "halo", "exchange")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    fast = maskguided.load(args.head, load_network(args.weights).model, **changes)
+    fast = fast.to(memory_format=torch.channels_last).eval()
     pairs = read(args.hr, args.lr, fast.scale, args.last)
     keeps = [float(keep) for keep in args.keep.split(",")]
     found = [losses(fast, pair, keeps) for pair in pairs]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import AUTOMATIC, Adapter
-from .errors import CheckpointError
+from .errors import ArgumentError, CheckpointError
 from .guided import MaskGuided, wrap
 from .networks import load_network
 from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
@@ -22,6 +22,7 @@ __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 
 _ADDED = ("head", "linear", "coarse_tail")
 _MODEL = "model."
+_CHANGEABLE = ("keep", "patch_size", "halo", "scorer", "global_ops", "exchange")
 _BEFORE_EXCHANGE = {"exchange": False}
 """What a file means that does not say it: those of version 0.1."""
 
@@ -42,8 +43,14 @@ def save(fast: MaskGuided, path: str | Path) -> None:
     write_whole(path, lambda beside: save_file(tensors, beside, metadata=header))
 
 
-def load(path: str | Path, model: nn.Module) -> MaskGuided:
+def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     """Wrap `model` as the file says and load what `save` wrote.
+
+    Args:
+        path: what `save` wrote.
+        model: the network it was made for.
+        changes: settings to use instead of the file's: keep, patch_size, halo, scorer, global_ops, exchange. The others
+            decide what the weights in the file are for.
 
     Raises:
         CheckpointError: no maskguided file, or made for another kind of network. Another training of the
@@ -59,8 +66,11 @@ def load(path: str | Path, model: nn.Module) -> MaskGuided:
     >>> bool((again(x) == fast(x)).all())
     True
     """
+    for name in changes:
+        if name not in _CHANGEABLE:
+            raise ArgumentError(f"{name}={changes[name]!r}: {path} decides that; change {', '.join(_CHANGEABLE)}")
     content = _saved(path)
-    fast = wrap(model, **{**_BEFORE_EXCHANGE, **json.loads(content.metadata["settings"])})
+    fast = wrap(model, **{**_BEFORE_EXCHANGE, **json.loads(content.metadata["settings"]), **changes})
     _load_added(fast, content, path)
     return fast
 

@@ -29,6 +29,7 @@ from . import __version__, bench, cli_basicsr, cli_train, inspection
 from .cli_options import (
     Body,
     Device,
+    Exchange,
     Halo,
     HeadFile,
     Keep,
@@ -101,6 +102,7 @@ def upscale_command(
     keep: Keep = None,
     patch_size: PatchSize = None,
     halo: Halo = None,
+    exchange: Exchange = None,
     tile: Annotated[
         int, typer.Option("--tile", "-t", help="Tile side in LR pixels, to bound memory; 0: whole image.")
     ] = 0,
@@ -125,7 +127,9 @@ def upscale_command(
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
-    loaded, fast = ready(weights, model, scale, head, split_at, body=body, patch_size=patch_size, halo=halo)
+    loaded, fast = ready(
+        weights, model, scale, head, split_at, body=body, patch_size=patch_size, halo=halo, exchange=exchange
+    )
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {_plain(_against_tiles(loaded))}")
     if keep is not None:

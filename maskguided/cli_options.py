@@ -34,7 +34,13 @@ PatchSize = Annotated[
     int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="16, or what suits the network")
 ]
 Halo = Annotated[
-    int | None, typer.Option(help="Context around a patch, LR pixels.", show_default="an eighth of the patch")
+    int | None, typer.Option(help="Context around a patch, LR pixels.", show_default="0, or what the network needs")
+]
+Exchange = Annotated[
+    bool | None,
+    typer.Option(
+        "--exchange/--alone", help="Refined windows see their neighbours, or each itself.", show_default="exchange"
+    ),
 ]
 Keep = Annotated[
     float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="the head's, or 0.5")
@@ -56,16 +62,17 @@ def blocks(text: str) -> Any:
 
 def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: Any) -> MaskGuided:
     """`network` wrapped as a file says, or as the options say; what is None there is wrap's own choice."""
+    given = {name: value for name, value in settings.items() if value is not None}
     if head is not None:
-        return checkpoint.load(head, network)
-    return wrap(network, blocks(split_at), **{name: value for name, value in settings.items() if value is not None})
+        return checkpoint.load(head, network, **given, **({} if split_at == "auto" else {"split_at": split_at}))
+    return wrap(network, blocks(split_at), **given)
 
 
 def ready(
     weights: Path | None, model: str | None, scale: int | None, head: Path | None, split_at: str, **settings: Any
 ) -> tuple[Loaded, MaskGuided]:
     """A network to use as it is; where nothing is said of it at all, the starter network with its own head."""
-    if (weights, model, head, split_at) == (None, None, None, "auto") and not any(settings.values()):
+    if (weights, model, head, split_at) == (None, None, None, "auto") and set(settings.values()) == {None}:
         fast = checkpoint.starter()
         return Loaded(fast.unwrap(), "pan", "adapter", fast.scale, fast.split.supports_half), fast
     loaded = load_network(weights, model, scale)

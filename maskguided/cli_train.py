@@ -14,6 +14,7 @@ from . import bench, checkpoint, finetune, pictures
 from .calibrate import calibrate
 from .cli_options import (
     Device,
+    Exchange,
     Halo,
     HeadFile,
     Keep,
@@ -50,6 +51,7 @@ def calibrate_command(
     coarse_tail: Tail = None,
     patch_size: PatchSize = None,
     halo: Halo = None,
+    exchange: Exchange = None,
     fit: Annotated[
         str | None,
         typer.Option(help="all; score: not the tail; nothing: only keep.", show_default="all; nothing with --head"),
@@ -66,7 +68,10 @@ def calibrate_command(
     if plot is not None:
         _new_picture(plot, overwrite)
     network = load_network(weights, model, scale).model
-    fast = wrapped(network, head, split_at, merge=merge, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo)
+    fast = wrapped(
+        network, head, split_at, merge=merge, coarse_tail=coarse_tail,
+        patch_size=patch_size, halo=halo, exchange=exchange,
+    )  # fmt: skip
     like = next(network.parameters())
     pairs = bench.read_pairs(images, hr, like.device, like.dtype, True)
     search = "auto" if split_at == "auto" and head is None and merge is None else None
@@ -104,6 +109,7 @@ def finetune_command(
     coarse_tail: Tail = None,
     patch_size: PatchSize = None,
     halo: Halo = None,
+    exchange: Exchange = None,
     steps: Annotated[int, typer.Option(help="Steps of each stage.", min=1)] = 2000,
     batch: Annotated[int, typer.Option(help="Crops of a step, over all processes.", min=1)] = 16,
     crop: Annotated[int, typer.Option(help="Side of a crop, LR pixels.", min=1)] = 48,
@@ -125,7 +131,10 @@ def finetune_command(
     _prepare(output, overwrite, threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     network = load_network(weights, model, scale).model
-    fast = wrapped(network, head, split_at, merge=merge, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo)
+    fast = wrapped(
+        network, head, split_at, merge=merge, coarse_tail=coarse_tail,
+        patch_size=patch_size, halo=halo, exchange=exchange,
+    )  # fmt: skip
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = Options(distill, head_loss)  # type: ignore[arg-type]
     recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
@@ -159,6 +168,7 @@ def explain_command(
     coarse_tail: Tail = None,
     patch_size: PatchSize = None,
     halo: Halo = None,
+    exchange: Exchange = None,
     keep: Keep = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
@@ -171,7 +181,7 @@ def explain_command(
         raise ArgumentError(f"--input {image} is a folder; give one image")
     fast = ready(
         weights, model, scale, head, split_at,
-        merge=merge, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo,
+        merge=merge, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo, exchange=exchange,
     )[1].eval()  # fmt: skip
     fast.keep = fast.keep if keep is None else keep
     like = next(fast.parameters())

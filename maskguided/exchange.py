@@ -77,8 +77,9 @@ class Exchange(TorchFunctionMode):
         pixels = alone.permute(0, 2, 3, 1).contiguous()
         source = self._sources(x.shape[2], x.shape[3], sides, mode)
         ring = pixels.view(-1, channels).index_select(0, source.flatten()).view(count, -1, channels)
-        above, below, before, behind = ring.split(
-            (top * width, bottom * width, (height - top - bottom) * left, (height - top - bottom) * right), dim=1
+        inner = height - top - bottom
+        above, below, before, behind = torch.split(
+            ring, (top * width, bottom * width, inner * left, inner * right), dim=1
         )
         for part, side in (
             (above, pixels[:, :top]),

@@ -162,7 +162,9 @@ class Split(ABC):
         try:
             with untouched(self.model):
                 state = self.window((grid.height, grid.width))
-                windows = {name: gather(v, every, grid) if self.kinds[name] == "map" else v for name, v in state.items()}
+                windows = {
+                    name: gather(v, every, grid) if self.kinds[name] == "map" else v for name, v in state.items()
+                }
                 cut = [(windows[name], state[name]) for name in windows if self.kinds[name] == "map"]
                 whole = self.body(state)
                 image = self.tail(whole)

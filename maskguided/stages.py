@@ -175,16 +175,23 @@ def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
 
 def _prepare_refine(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
     base = fast.run_base(lr)
-    return _live(fast, base.state, tuple(fast.split.kinds), {"x": base.x, **_targets(fast, lr, hr, options)})
+    coarse = {} if base.coarse is None else {"coarse": base.coarse}
+    return _live(fast, base.state, tuple(fast.split.kinds), {"x": base.x, **coarse, **_targets(fast, lr, hr, options)})
 
 
 def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+    """Of the refined pixels: all windows, each being alone; where they exchange borders, those chosen at this keep."""
     height, width = (side // fast.scale for side in given.crops["hr"].shape[2:])
     state = given.state()
     skipped = fast.split.skip(state) if fast.split.can_skip else state
-    canvas = None if fast.merge == "features" else torch.zeros_like(given.crops["hr"])  # all patches are refined
-    base = Base(given.crops["x"], state, skipped, canvas, fast.grid(height, width), (height, width))
-    return _to_targets(fast.refine(base, base.every), given, options)
+    grid = fast.grid(height, width)
+    base = Base(given.crops["x"], state, skipped, given.crops.get("coarse"), grid, (height, width))
+    index = fast.choose(base) if fast.exchange and fast.keep else base.every
+    image, mask = fast.refine(base, index), None
+    if fast.merge == "image":
+        side = grid.patch_size * fast.scale
+        mask = grid.mask(index).repeat_interleave(side, 1).repeat_interleave(side, 2)[:, None].to(image)
+    return _to_targets(image, given, options, mask)
 
 
 def _prepare_head(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
@@ -248,12 +255,17 @@ def _targets(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> dict
     return {"hr": hr, **({"dense": dense_image(fast, lr)} if options.distill else {})}
 
 
-def _to_targets(image: Tensor, given: Given, options: Options) -> Tensor:
-    """L1 to the HR image and to what the dense network, as it was given, makes of the LR image."""
-    hr = given.crops["hr"]
-    image = image[:, :, : hr.shape[2], : hr.shape[3]]
-    whole = F.l1_loss(image, hr) * (1 - options.distill)
-    return whole + F.l1_loss(image, given.crops["dense"]) * options.distill if options.distill else whole
+def _to_targets(image: Tensor, given: Given, options: Options, mask: Tensor | None = None) -> Tensor:
+    """L1 to the HR image and to what the dense network, as it was given, makes of the LR image; where `mask` is 1."""
+    height, width = given.crops["hr"].shape[2:]
+    image = image[:, :, :height, :width]
+    weight = torch.ones_like(image[:, :1]) if mask is None else mask[:, :, :height, :width]
+
+    def distance(target: Tensor) -> Tensor:
+        return ((image - target).abs().mean(1, keepdim=True) * weight).sum() / weight.sum()
+
+    whole = distance(given.crops["hr"]) * (1 - options.distill)
+    return whole + distance(given.crops["dense"]) * options.distill if options.distill else whole
 
 
 _PREPARE: dict[Stage, Callable[[MaskGuided, Tensor, Tensor, Options], Given]] = {
