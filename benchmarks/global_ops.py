@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import maskguided
 from maskguided.bench import Pair, read_pairs
 from maskguided.global_ops import GlobalOps
-from maskguided.guided import MaskGuided
+from maskguided.guided import Base, MaskGuided
 from maskguided.metrics import psnr
 from maskguided.weights import load_into, read
 
@@ -62,7 +62,7 @@ def use_statistics(fast: MaskGuided, x: Tensor, shrink: int) -> None:
     with Collect() as collected:
         fast.split.body(state)
 
-    def replay(index: Tensor) -> AbstractContextManager[object]:
+    def replay(base: Base, index: Tensor) -> AbstractContextManager[object]:
         return Replay(collected.values, index.shape[1])
 
     fast._statistics = replay  # type: ignore[method-assign]

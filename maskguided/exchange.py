@@ -54,7 +54,7 @@ class Exchange(TorchFunctionMode):
         number = torch.arange(self.count, device=index.device).view_as(index)
         nobody = torch.full((index.shape[0], grid.count), -1, device=index.device)
         self.owner = nobody.scatter(1, index, number)
-        self.sources: dict[tuple[Any, ...], Tensor] = {}
+        self.sources: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -67,29 +67,30 @@ class Exchange(TorchFunctionMode):
             return func(*args, **kwargs)
         return run(self, func, given)
 
-    def padded(self, x: Tensor, sides: Sides, mode: str = "constant", value: float = 0.0) -> Tensor:
+    def padded(self, x: Tensor, sides: Sides, mode: str = "constant") -> Tensor:
         """`x` (B*k, C, h, w) with that many pixels added at its sides, from the neighbours where they are refined."""
         if id(x) in self.maps:
-            return self._cut_wider(self.maps[id(x)], x, sides, mode, value)
+            return self._cut_wider(self.maps[id(x)], x, sides, mode)
         left, right, top, bottom = sides
-        alone = F.pad(x, sides, mode, value if mode == "constant" else None)
-        count, channels, height, width = alone.shape
-        pixels = alone.permute(0, 2, 3, 1).contiguous()
-        source = self._sources(x.shape[2], x.shape[3], sides, mode)
-        ring = pixels.view(-1, channels).index_select(0, source.flatten()).view(count, -1, channels)
-        inner = height - top - bottom
-        above, below, before, behind = torch.split(
-            ring, (top * width, bottom * width, inner * left, inner * right), dim=1
+        count, channels, height, width = x.shape
+        pixels = x.permute(0, 2, 3, 1)
+        source, exists = self._sources(height, width, sides, mode)
+        ring = pixels.reshape(-1, channels).index_select(0, source)
+        if exists is not None:
+            ring = ring * exists.to(x.dtype)
+        wide = pixels.new_empty(count, height + top + bottom, width + left + right, channels)
+        inner_rows, inner_cols = slice(top, top + height), slice(left, left + width)
+        wide[:, inner_rows, inner_cols] = pixels
+        parts = (
+            wide[:, :top],
+            wide[:, top + height :],
+            wide[:, inner_rows, :left],
+            wide[:, inner_rows, left + width :],
         )
-        for part, side in (
-            (above, pixels[:, :top]),
-            (below, pixels[:, height - bottom :]),
-            (before, pixels[:, top : height - bottom, :left]),
-            (behind, pixels[:, top : height - bottom, width - right :]),
-        ):
-            if part.shape[1]:
-                side.copy_(part.reshape(side.shape))
-        return pixels.permute(0, 3, 1, 2)
+        lengths = [part.shape[1] * part.shape[2] for part in parts]
+        for part, piece in zip(parts, torch.split(ring.view(count, -1, channels), lengths, dim=1), strict=True):
+            part.copy_(piece.reshape(part.shape))
+        return wide.permute(0, 3, 1, 2)
 
     def _are_windows(self, x: Tensor) -> bool:
         """Whether `x` is a map of these windows, at whatever ratio to the LR image."""
@@ -103,43 +104,40 @@ class Exchange(TorchFunctionMode):
         """LR pixels in pixels of windows of that height."""
         return length * x_height // self.grid.window[0]
 
-    def _sources(self, height: int, width: int, sides: Sides, mode: str) -> Tensor:
-        """(B*k, pixels) long: where each added pixel is found among the pixels of all padded windows.
+    def _sources(self, height: int, width: int, sides: Sides, mode: str) -> tuple[Tensor, Tensor | None]:
+        """For each added pixel of each window, above, below, left, right: where it is among the pixels of all windows.
 
-        In the order above, below, left, right. One that nobody refines points to itself.
+        (B*k*pixels,) long, and (B*k*pixels, 1) bool: whether it is anywhere. None: each of them is.
         """
         key = (height, width, sides, mode)
         if key not in self.sources:
             self.sources[key] = self._find(height, width, sides, mode)
         return self.sources[key]
 
-    def _find(self, height: int, width: int, sides: Sides, mode: str) -> Tensor:
-        left, right, top, bottom = sides
-        high, wide = height + top + bottom, width + left + right
-        device = self.top.device
-        number = torch.arange(high * wide, device=device).view(high, wide)
-        inner = number[top : high - bottom]
-        ring = torch.cat(
-            [number[:top].flatten(), number[high - bottom :].flatten(), inner[:, :left].flatten(),
-             inner[:, wide - right :].flatten()]
-        )  # fmt: skip
+    def _find(self, height: int, width: int, sides: Sides, mode: str) -> tuple[Tensor, Tensor | None]:
+        row, col = _ring(height, width, sides, self.top.device)
         tops, lefts = self._at(height, self.top)[..., None], self._at(height, self.left)[..., None]
-        rows, row_inside = _inside(tops + ring // wide - top, self._at(height, self.grid.height), mode)
-        cols, col_inside = _inside(lefts + ring % wide - left, self._at(height, self.grid.width), mode)
+        map_height, map_width = self._at(height, self.grid.height), self._at(height, self.grid.width)
+        rows, cols = _inside(tops + row, map_height, mode), _inside(lefts + col, map_width, mode)
         patch = self._at(height, self.grid.patch_size)
         cell = rows // patch * self.grid.cols + cols // patch
         owner = self.owner.gather(1, cell.flatten(1)).view_as(cell)
-        there = row_inside & col_inside & (owner >= 0)
+        itself = torch.arange(self.count, device=cell.device).view_as(self.top)[..., None]
+        there = owner >= 0
+        # What nobody refines is seen as by a window alone: its own pixel that the padding would repeat, or zero.
+        alone = (_inside(row, height, mode) * width + _inside(col, width, mode)) + itself * (height * width)
         owner = owner.clamp_min(0)
-        row = rows - tops.flatten()[owner] + top
-        col = cols - lefts.flatten()[owner] + left
-        itself = torch.arange(self.count, device=device).view_as(self.top)[..., None] * (high * wide) + ring
-        return torch.where(there, (owner * high + row) * wide + col, itself).flatten(0, 1)
+        found = (owner * height + rows - tops.flatten()[owner]) * width + cols - lefts.flatten()[owner]
+        source = torch.where(there, found, alone).flatten()
+        if mode != "constant":
+            return source, None
+        in_image = (rows == tops + row) & (cols == lefts + col)
+        return source, (there & in_image).view(-1, 1)
 
-    def _cut_wider(self, whole: Tensor, x: Tensor, sides: Sides, mode: str, value: float) -> Tensor:
+    def _cut_wider(self, whole: Tensor, x: Tensor, sides: Sides, mode: str) -> Tensor:
         left, right, top, bottom = sides
         high, wide = x.shape[2] + top + bottom, x.shape[3] + left + right
-        whole = F.pad(whole, sides, mode, value if mode == "constant" else None)
+        whole = F.pad(whole, sides, mode)
         tops, lefts = (self._at(x.shape[2], corner)[..., None, None] for corner in (self.top, self.left))
         image = torch.arange(whole.shape[0], device=x.device)[:, None, None, None] * whole.shape[2]
         rows, cols = (torch.arange(length, device=x.device) for length in (high, wide))
@@ -148,13 +146,27 @@ class Exchange(TorchFunctionMode):
         return pixels.index_select(0, pixel.flatten()).view(-1, high, wide, whole.shape[1]).permute(0, 3, 1, 2)
 
 
-def _inside(position: Tensor, length: int, mode: str) -> tuple[Tensor, Tensor]:
-    """Rows (or columns) of a map of that length for `position`, which may lie beyond it, and whether they exist."""
-    exists = (position >= 0) & (position < length)
+def _ring(height: int, width: int, sides: Sides, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of each pixel added to a window, seen from its corner: above, below, left, right."""
+    left, right, top, bottom = sides
+    rows = torch.arange(-top, height + bottom, device=device)[:, None].expand(-1, width + left + right)
+    cols = torch.arange(-left, width + right, device=device).expand_as(rows)
+    inner = slice(top, top + height)
+
+    def sides_of(number: Tensor) -> Tensor:
+        within = number[inner]
+        parts = (number[:top], number[top + height :], within[:, :left], within[:, left + width :])
+        return torch.cat([part.flatten() for part in parts])
+
+    return sides_of(rows), sides_of(cols)
+
+
+def _inside(position: Tensor, length: int, mode: str) -> Tensor:
+    """The row (or column) that padding puts at `position`, which may lie beyond the map's `length`; the nearest, for
+    zeros."""
     if mode == "reflect":
         position = (length - 1) - ((length - 1) - position.abs()).abs()
-    position = position.clamp(0, length - 1)
-    return position, exists if mode == "constant" else torch.ones_like(exists)
+    return position.clamp(0, length - 1)
 
 
 def _conv2d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
@@ -167,9 +179,9 @@ def _conv2d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
 
 def _pad(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     sides, mode = (*given["pad"], 0, 0)[:4], given.get("mode", "constant")
-    if len(given["pad"]) > 4 or min(sides) < 0 or mode == "circular":
+    if len(given["pad"]) > 4 or min(sides) < 0 or mode == "circular" or given.get("value"):
         return func(**given)  # type: ignore[no-any-return]
-    return exchange.padded(given["input"], sides, mode, given.get("value") or 0.0)
+    return exchange.padded(given["input"], sides, mode)
 
 
 def _interpolate(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:

@@ -7,6 +7,7 @@ that are refined in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
+_MEANS = ("adaptive_avg_pool2d", "mean")
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "std", "var", "std_mean", "var_mean")
 
 
@@ -43,18 +45,34 @@ class Seen(GlobalOps):
 
 
 class PerImage(GlobalOps):
-    """Within it, a global operation on the k windows of each image sees them as one map."""
+    """Within it, a global operation on the k windows of each image sees them as one map.
 
-    def __init__(self, k: int) -> None:
+    Args:
+        k: windows of an image.
+        owned: (h, w) of a window -> (B*k, 1, h, w) bool: the pixels that count in a mean. Windows overlap by their
+            halos and at borders where they were moved inward; a pixel counts in the patch that it belongs to. Default:
+            all count.
+    """
+
+    def __init__(self, k: int, owned: Callable[[int, int], Tensor] | None = None) -> None:
         super().__init__()
-        self.k = k
+        self.k, self.owned = k, owned
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         if x.shape[0] % self.k:
             return func(x, *args, **kwargs)
+        if self.owned is not None and func.__name__ in _MEANS:
+            return self._mean(x, self.owned(*x.shape[2:]), func, args, kwargs)
         together = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
         result = func(together, *args, **kwargs)
         return tuple(map(self._apart, result)) if isinstance(result, tuple) else self._apart(result)
+
+    def _mean(self, x: Tensor, owned: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """`func`, a mean, over the owned pixels: each weighs as much more as pixels of its image do not count."""
+        pixels = owned.reshape(-1, self.k, owned[0].numel())
+        weight = pixels[0].numel() / pixels.sum((1, 2))
+        weighted = x * (owned * weight.repeat_interleave(self.k)[:, None, None, None]).to(x.dtype)
+        return PerImage(self.k).reduce(func, weighted, args, kwargs)  # type: ignore[no-any-return]
 
     def _apart(self, value: Tensor) -> Tensor:
         """(B, C, k*h, w) -> (B*k, C, h, w); what is one value for an image stands for each of its windows."""

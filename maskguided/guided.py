@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from .errors import ArgumentError
 from .exchange import Exchange
 from .global_ops import PerImage
 from .head import LinearScore, MaskHead, energies, high_frequency
-from .patches import Grid, gather, scatter, select
+from .patches import Grid, gather, owned, scatter, select
 from .settings import (
     GlobalOps,
     Merge,
@@ -211,7 +212,7 @@ class MaskGuided(nn.Module):
         if index.shape[1] == 0:
             return self._cropped(base.coarse, base)
         windows = self._gather(base, tuple(self.split.kinds), index)
-        with self._statistics(index), self._neighbours(base, index, windows):
+        with self._statistics(base, index), self._neighbours(base, index, windows):
             patches = self.split.tail(self.split.body(windows))
         canvas = continued(base.coarse, base.grid.height * self.scale, base.grid.width * self.scale)
         return self._cropped(scatter(patches, index, base.grid, onto=canvas), base)
@@ -249,7 +250,7 @@ class MaskGuided(nn.Module):
         if index.shape[1] == 0:
             return base.skipped
         windows = self._gather(base, self.split.reads, index)
-        with self._statistics(index), self._neighbours(base, index, windows):
+        with self._statistics(base, index), self._neighbours(base, index, windows):
             windows = self.split.body(windows)
         onto = base.skipped
         refined = {name: scatter(windows[name], index, base.grid, onto=onto[name]) for name in self.split.writes}
@@ -259,9 +260,12 @@ class MaskGuided(nn.Module):
         height, width = base.size
         return image[:, :, : height * self.scale, : width * self.scale]
 
-    def _statistics(self, index: Tensor) -> AbstractContextManager[object]:
+    def _statistics(self, base: Base, index: Tensor) -> AbstractContextManager[object]:
         """How global operations see the windows of an image."""
-        return PerImage(index.shape[1]) if self._shares_statistics else nullcontext()
+        if not self._shares_statistics:
+            return nullcontext()
+        counts = functools.partial(owned, index, base.grid) if base.grid.overlaps else None
+        return PerImage(index.shape[1], counts)
 
     def _neighbours(self, base: Base, index: Tensor, windows: State) -> AbstractContextManager[object]:
         """What convolutions see around a window."""

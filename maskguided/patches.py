@@ -74,6 +74,11 @@ class Grid:
         size = self.patch_size + 2 * self.halo
         return min(size, self.height), min(size, self.width)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether windows have pixels in common."""
+        return bool(self.halo or self.height % self.patch_size or self.width % self.patch_size)
+
     def k(self, keep: float) -> int:
         """Number of patches that the share `keep` (0..1) stands for, rounded to the nearest."""
         return int(keep * self.count + 0.5)
@@ -177,6 +182,23 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
         return canvas
     layout = torch.channels_last if _channels_last(onto) else torch.contiguous_format
     return canvas[:, :, :height, :width].contiguous(memory_format=layout)
+
+
+def owned(index: Tensor, grid: Grid, height: int, width: int) -> Tensor:
+    """(B*k, 1, height, width), bool: the pixels of windows of that size that belong to the window's own patch.
+
+    >>> owned(torch.tensor([[1]]), Grid(4, 6, patch_size=4), 4, 4)[0, 0, 0].tolist()   # moved inward by 2
+    [False, False, True, True]
+    """
+    own = []
+    for start, corner, length, whole in (
+        (index // grid.cols, grid.corners(index)[0], height, grid.window[0]),
+        (index % grid.cols, grid.corners(index)[1], width, grid.window[1]),
+    ):
+        first = (start * grid.patch_size - corner) * length // whole
+        position = torch.arange(length, device=index.device) - first.flatten()[:, None]
+        own.append((position >= 0) & (position < grid.patch_size * length // whole))
+    return (own[0][:, :, None] & own[1][:, None, :])[:, None]
 
 
 def _centres(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor, patch: int) -> Tensor:

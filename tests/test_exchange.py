@@ -1,0 +1,137 @@
+"""Windows that exchange borders: each operation against the same one on the whole map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import difference, image
+from torch import nn
+from torch.nn import functional as F
+
+import maskguided
+from maskguided.exchange import Exchange
+from maskguided.patches import Grid, gather, scatter
+
+OPERATIONS = {
+    "conv3": lambda x: F.conv2d(x, image(5, 4, 3, 3) - 0.5, image(5), padding=1),
+    "conv5x3": lambda x: F.conv2d(x, image(5, 4, 5, 3) - 0.5, None, 1, (2, 1)),
+    "conv of even size": lambda x: F.conv2d(x, image(5, 4, 4, 4) - 0.5, padding="same"),
+    "conv without padding": lambda x: F.conv2d(x, image(5, 4, 1, 1) - 0.5, padding="valid"),
+    "depthwise, dilated": lambda x: F.conv2d(x, image(4, 1, 3, 3) - 0.5, padding=2, dilation=2, groups=4),
+    "wider than a patch": lambda x: F.conv2d(x, image(4, 1, 13, 13) - 0.5, padding=6, groups=4),
+    "stride 2": lambda x: F.conv2d(x, image(5, 4, 3, 3) - 0.5, stride=2, padding=1),
+    "reflect": lambda x: F.conv2d(F.pad(x, (2, 1, 1, 2), mode="reflect"), image(5, 4, 4, 4) - 0.5),
+    "replicate": lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), image(5, 4, 3, 3) - 0.5),
+    "zeros by hand": lambda x: F.conv2d(F.pad(x, (1, 1)), image(5, 4, 1, 3) - 0.5),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=3, mode="bilinear"),
+    "bicubic": lambda x: F.interpolate(x, scale_factor=(2.0, 2.0), mode="bicubic", align_corners=False),
+    "bilinear to a size": lambda x: F.interpolate(x, size=[2 * side for side in x.shape[2:]], mode="bilinear"),
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "two in a row": lambda x: F.conv2d(
+        F.conv2d(x, image(4, 4, 3, 3) - 0.5, padding=1).relu(), image(3, 4, 3, 3), padding=1
+    ),
+}
+
+
+def on_windows(operation, x, index, grid, *, gathered=False):
+    """What `operation` makes of the chosen patches, at their place; NaN elsewhere."""
+    windows = gather(x, index, grid)
+    with Exchange(grid, index, [(windows, x)] if gathered else []):
+        parts = operation(windows)
+    side = parts.shape[2] * grid.height // grid.window[0], parts.shape[3] * grid.width // grid.window[1]
+    canvas = torch.full((x.shape[0], parts.shape[1], *side), torch.nan)
+    return scatter(parts, index, grid, onto=canvas)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@given(
+    rows=st.integers(2, 4), cols=st.integers(2, 4), patch=st.sampled_from([4, 6, 8]), halo=st.sampled_from([0, 2]),
+    batch=st.integers(1, 2), ragged=st.booleans(), last=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+@settings(max_examples=15, deadline=None)
+def test_all_windows_make_the_whole_map(name, rows, cols, patch, halo, batch, ragged, last, seed):
+    height, width = (n * patch - 2 * ragged for n in (rows, cols))
+    grid = Grid(height, width, patch, halo)
+    x = image(batch, 4, height, width, seed=seed)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    index = torch.stack([torch.randperm(grid.count, generator=torch.Generator().manual_seed(i)) for i in range(batch)])
+    whole = OPERATIONS[name](x)
+    assert difference(on_windows(OPERATIONS[name], x, index, grid), whole) < 1e-5
+    assert difference(on_windows(OPERATIONS[name], x, index, grid, gathered=True), whole) < 1e-5
+
+
+@given(k=st.integers(1, 11), batch=st.integers(1, 2), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("name", ["conv3", "conv5x3", "zeros by hand", "wider than a patch"])
+def test_what_nobody_refines_is_zero_to_its_neighbours(name, k, batch, seed):
+    grid = Grid(12, 16, patch_size=4)
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.stack([torch.randperm(grid.count, generator=generator)[:k] for _ in range(batch)])
+    x = image(batch, 4, 12, 16, seed=seed)
+    mask = grid.mask(index).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
+    found = on_windows(OPERATIONS[name], x, index, grid)
+    expected = OPERATIONS[name](x * mask)
+    assert torch.equal(found.isnan(), ~mask.expand_as(found))
+    assert difference(found.nan_to_num(), expected * mask) < 1e-5
+
+
+def test_around_a_window_just_cut_the_map_itself_is_seen():
+    grid, x = Grid(12, 16, patch_size=4), image(1, 4, 12, 16)
+    index = torch.tensor([[5]])
+    found = on_windows(OPERATIONS["conv3"], x, index, grid, gathered=True)
+    assert difference(found[:, :, 4:8, 4:8], OPERATIONS["conv3"](x)[:, :, 4:8, 4:8]) < 1e-5
+
+
+def test_gradients_are_those_of_the_whole_map():
+    grid, index = Grid(12, 14, patch_size=4), torch.randperm(12, generator=torch.Generator().manual_seed(0))[None]
+    weight, x = (image(4, 4, 3, 3) - 0.5).requires_grad_(), image(1, 4, 12, 14).requires_grad_()
+    operation = lambda x: F.conv2d(F.conv2d(x, weight, padding=1), weight, padding=1)  # noqa: E731
+    with torch.enable_grad():
+        by_windows = torch.autograd.grad(on_windows(operation, x, index, grid).square().sum(), (x, weight))
+        whole = torch.autograd.grad(operation(x).square().sum(), (x, weight))
+    assert all(difference(a, b) < 1e-5 for a, b in zip(by_windows, whole, strict=True))
+
+
+class Pooling(nn.Module):
+    """A network whose blocks look around in a way that windows cannot exchange."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(F.avg_pool2d(x, 3, 1, 1))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.blocks = nn.Sequential(*(self.Block() for _ in range(4)))
+
+    def forward(self, x):
+        return self.last(self.blocks(self.first(x)))
+
+
+def test_a_network_that_cannot_exchange_gets_a_halo():
+    fast = maskguided.wrap(Pooling().eval())
+    assert not fast.exchange
+    assert fast.halo == 2
+    assert fast.split.exchanges("features") is False
+
+
+def test_files_say_whether_windows_exchange_and_may_be_overruled(tmp_path):
+    from maskguided.adapters.pan_net import PAN
+
+    net, x = PAN(features=8, up_features=8, blocks=4).eval(), image(1, 3, 20, 26)
+    fast = maskguided.wrap(net, exchange=False, halo=2, patch_size=8)
+    maskguided.save(fast, tmp_path / "a.safetensors")
+    again = maskguided.load(tmp_path / "a.safetensors", net)
+    assert (again.exchange, again.halo) == (False, 2)
+    other = maskguided.load(tmp_path / "a.safetensors", net, exchange=True, halo=0, patch_size=4, keep=1)
+    assert (other.exchange, other.halo, other.patch_size) == (True, 0, 4)
+    assert difference(other.eval()(x), net(x)) < 1e-5
+    with pytest.raises(maskguided.MaskGuidedError, match=r"split_at=3: .* decides that"):
+        maskguided.load(tmp_path / "a.safetensors", net, split_at=3)
