@@ -16,10 +16,12 @@ from .errors import (
     ArgumentError,
     CannotSplit,
     CheckpointError,
+    ExportError,
     ImageError,
     MaskGuidedError,
     MissingDependency,
 )
+from .export import export
 from .guided import Explanation, MaskGuided, wrap
 from .inspection import inspect
 from .networks import from_file
@@ -34,6 +36,7 @@ __all__ = [
     "CannotSplit",
     "CheckpointError",
     "Explanation",
+    "ExportError",
     "Facts",
     "ImageError",
     "MaskGuided",
@@ -41,6 +44,7 @@ __all__ = [
     "MissingDependency",
     "Split",
     "calibrate",
+    "export",
     "finetune",
     "from_file",
     "inspect",

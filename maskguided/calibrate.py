@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adapter import split
-from .closed_form import Known, fit_score, fit_tail
+from .closed_form import Known, fit_context, fit_score, fit_tail
 from .coarse import LightTail
+from .context import make_context
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .settings import Merge, check_one_of
@@ -27,7 +28,7 @@ from .stages import dense_image, luma
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]
-Fit = Literal["all", "score", "nothing"]
+Fit = Literal["all", "score", "context", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def calibrate(
     ('linear', True, True)
     """
     _check_budget(max_drop_db, max_cost)
-    check_one_of("fit", fit, ("all", "score", "nothing"))
+    check_one_of("fit", fit, ("all", "score", "context", "nothing"))
     if split_at is not None and fit != "all":
         raise ArgumentError(
             f"calibrate: fit={fit!r} with split_at={split_at!r}: another split needs its own fit; use 'all'"
@@ -135,6 +136,8 @@ def _fit_for(
     fast: MaskGuided, images: Sequence[Known], fit: Fit, max_cost: float | None, progress: Progress
 ) -> _Prices:
     """Fit the parts for the keep that will be, where the budget tells it already; else for the present one."""
+    if fit in ("all", "context") and fast.exchange:
+        fast.context = make_context(fast.split, fast.merge)  # guessing has its price
     progress("counting MACs")
     prices = _Prices(fast, images)
     if max_cost is not None:
@@ -144,15 +147,17 @@ def _fit_for(
 
 
 def fit_parts(fast: MaskGuided, images: Sequence[Known], fit: Fit, progress: Progress) -> None:
-    """Fit the coarse tail, where it is a light one, for the present keep; and the linear score."""
-    if fit == "nothing":
-        return
+    """Fit the coarse tail, where it is a light one, for the present keep; the linear score; and the context."""
     if fit == "all" and isinstance(fast.coarse_tail, LightTail):
         progress("fitting the coarse tail")
         fit_tail(fast, fast.coarse_tail, images)
-    progress("fitting the score")
-    fit_score(fast, images)
-    fast.scorer = "linear"
+    if fit in ("all", "score"):
+        progress("fitting the score")
+        fit_score(fast, images)
+        fast.scorer = "linear"
+    if fit in ("all", "context") and fast.exchange:
+        progress("fitting the context")
+        fit_context(fast, images)
 
 
 def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:

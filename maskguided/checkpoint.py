@@ -20,7 +20,7 @@ from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, wr
 
 __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 
-_ADDED = ("head", "linear", "coarse_tail")
+_ADDED = ("head", "linear", "coarse_tail", "context")
 _MODEL = "model."
 _CHANGEABLE = ("keep", "patch_size", "halo", "scorer", "global_ops", "exchange")
 _BEFORE_EXCHANGE = {"exchange": False}
@@ -75,8 +75,8 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     return fast
 
 
-def starter() -> MaskGuided:
-    """The small x4 network that ships with the package, wrapped, calibrated and its head trained.
+def starter(**changes: Any) -> MaskGuided:
+    """The small x4 network that ships with the package, wrapped, calibrated and its head trained; changes as in `load`.
 
     For images in 0..1; pretrained/README.md in the package says what it was trained on and what it reaches.
 
@@ -84,7 +84,7 @@ def starter() -> MaskGuided:
     torch.Size([1, 3, 96, 160])
     """
     with as_file(files(__package__) / "pretrained" / "starter_head.safetensors") as path:
-        return load(path, load_network().model)
+        return load(path, load_network().model, **changes)
 
 
 def load_onto(path: str | Path, fast: MaskGuided) -> None:
@@ -165,6 +165,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
         "coarse_tail": fast.coarse_tail_kind,
         "global_ops": fast.global_ops,
         "exchange": fast.exchange,
+        "context": "zeros" if fast.context is None else "linear",
         "head": fast.head.settings,
     }
 

@@ -1,4 +1,4 @@
-"""The command line: maskguided upscale, inspect, bench; calibrate, finetune and explain are in cli_train.py."""
+"""The command line: maskguided upscale, inspect, bench; others in cli_train.py and cli_export.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from . import __version__, bench, cli_basicsr, cli_train, inspection
+from . import __version__, bench, cli_basicsr, cli_export, cli_train, inspection
 from .cli_options import (
     Body,
     Device,
@@ -59,6 +59,7 @@ app.add_typer(cli_basicsr.app, name="basicsr")
 app.command("calibrate")(cli_train.calibrate_command)
 app.command("finetune")(cli_train.finetune_command)
 app.command("explain")(cli_train.explain_command)
+app.command("export")(cli_export.export_command)
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -128,12 +129,11 @@ def upscale_command(
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
     loaded, fast = ready(
-        weights, model, scale, head, split_at, body=body, patch_size=patch_size, halo=halo, exchange=exchange
-    )
+        weights, model, scale, head, split_at,
+        body=body, keep=keep, patch_size=patch_size, halo=halo, exchange=exchange,
+    )  # fmt: skip
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {_plain(_against_tiles(loaded))}")
-    if keep is not None:
-        fast.keep = keep
     where = pick_device(device)
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
     fast = fast.to(memory_format=torch.channels_last)

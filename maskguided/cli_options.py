@@ -72,8 +72,9 @@ def ready(
     weights: Path | None, model: str | None, scale: int | None, head: Path | None, split_at: str, **settings: Any
 ) -> tuple[Loaded, MaskGuided]:
     """A network to use as it is; where nothing is said of it at all, the starter network with its own head."""
-    if (weights, model, head, split_at) == (None, None, None, "auto") and set(settings.values()) == {None}:
-        fast = checkpoint.starter()
+    if (weights, model, head, split_at) == (None, None, None, "auto") and settings.get("body") is None:
+        given = {name: value for name, value in settings.items() if value is not None}
+        fast = checkpoint.starter(**given)
         return Loaded(fast.unwrap(), "pan", "adapter", fast.scale, fast.split.supports_half), fast
     loaded = load_network(weights, model, scale)
     fast = wrapped(loaded.model, head, split_at, **settings)

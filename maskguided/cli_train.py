@@ -54,7 +54,7 @@ def calibrate_command(
     exchange: Exchange = None,
     fit: Annotated[
         str | None,
-        typer.Option(help="all; score: not the tail; nothing: only keep.", show_default="all; nothing with --head"),
+        typer.Option(help="all; score or context alone; nothing: only keep.", show_default="all; nothing with --head"),
     ] = None,
     max_drop: Annotated[float | None, typer.Option(help="dB on Y that may be lost against the dense network.")] = None,
     max_cost: Annotated[float | None, typer.Option(help="Share of the dense MACs that may be spent.")] = None,

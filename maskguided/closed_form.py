@@ -1,4 +1,4 @@
-"""The closed forms of `calibrate`: a coarse tail by ridge regression, a score as a linear predictor of the gain."""
+"""The closed forms of `calibrate`: the coarse tail, the score and the context, each by ridge regression."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .coarse import LightTail, continued
+from .context import make_context, watch
 from .guided import Base, MaskGuided
 from .patches import select
 from .stages import patch_error
@@ -104,3 +105,37 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
     largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
     fast.linear.weight.copy_(weights / largest)
     fast.linear.bias.copy_((wanted.mean() - weights @ middle[:, 0]) / largest)
+
+
+def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
+    """Fit what refined windows see beyond their borders, on the patches beside those that are refined at this keep."""
+    fast.context = None
+    context = make_context(fast.split, fast.merge)
+    inputs = fast.split.feature_channels + 1
+    grams = [torch.zeros(inputs, inputs, dtype=torch.float64) for _ in context.maps]
+    crosses = [torch.zeros(part.shape, dtype=torch.float64) for part in context.maps]
+    for known in images:
+        base = fast.run_base(known.lr)
+        beside = _beside(base.grid.mask(fast.choose(base)).float())
+
+        def show(number: int, x: Tensor, base: Base = base, beside: Tensor = beside) -> None:
+            size = list(x.shape[2:])
+            # Nearest, with the size of a patch as the only ratio: a narrow border cell is cut, not shrunk.
+            side = fast.patch_size * size[0] // base.grid.height
+            there = beside.repeat_interleave(side, 0).repeat_interleave(side, 1)[: size[0], : size[1]].flatten()
+            seen = F.interpolate(base.state[fast.split.features].float(), size=size, mode="nearest")[0].flatten(1)
+            seen = F.pad(seen[:, there].double().cpu(), (0, 0, 0, 1), value=1.0)
+            grams[number] += seen @ seen.T
+            crosses[number] += seen @ x[0].flatten(1)[:, there].double().cpu().T
+
+        watch(fast.split, base.state, (base.grid.height, base.grid.width), fast.merge, show)
+    for part, gram, cross in zip(context.maps, grams, crosses, strict=True):
+        ridge = torch.eye(inputs, dtype=torch.float64) * (gram.diagonal()[:-1].mean() * _RIDGE + 1e-12)
+        part.copy_(torch.linalg.solve(gram + ridge, cross))
+    fast.context = context
+
+
+def _beside(mask: Tensor) -> Tensor:
+    """(1, rows, cols) -> (rows, cols), bool: the patches that touch a refined one and are not; all, where none does."""
+    touching = (F.max_pool2d(mask[:, None], 3, stride=1, padding=1)[0, 0] - mask[0]).bool()
+    return touching if touching.any() else torch.ones_like(touching)

@@ -23,3 +23,7 @@ class ImageError(MaskGuidedError):
 
 class MissingDependency(MaskGuidedError, ImportError):
     """An optional package is needed and absent; the text gives the pip command."""
+
+
+class ExportError(MaskGuidedError):
+    """A network could not be exported, or the file does not do what the network does."""

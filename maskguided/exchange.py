@@ -16,7 +16,7 @@ border; `Split.exchanges` tells whether a network has such a thing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,23 @@ from .patches import Grid
 
 Sides = tuple[int, int, int, int]
 """Pixels added at the left, right, top and bottom, as torch.nn.functional.pad takes them."""
+Guess = Callable[[int, Tensor], Tensor]
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _PAD = ("input", "pad", "mode", "value")
 _INTERPOLATE = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
 _REACH = {"bilinear": 1, "bicubic": 2}
 """How many LR pixels an interpolation looks beyond the one that it is in."""
+
+
+class _Ring(NamedTuple):
+    """Where the pixels come from that are added around windows of some size: all windows' rings one after the other."""
+
+    source: Tensor
+    """(pixels,) long: its place among the pixels of all windows."""
+    exists: Tensor | None
+    """(pixels, 1), bool: whether it is anywhere; None: each of them is."""
+    seen: Tensor | None
+    """(pixels, F+1): the features at the cut where it is not, for a guess."""
 
 
 class Exchange(TorchFunctionMode):
@@ -42,10 +54,21 @@ class Exchange(TorchFunctionMode):
         index: (B, k) long, the patches whose windows are at work, as they were gathered.
         gathered: windows (B*k, C, h, w) that were just cut, each with the map it was cut from: around these the map
             itself is seen, refined or not.
+        guess: what a convolution with padding, the n-th, sees where nobody refines: (n, (pixels, F+1)) -> (pixels, C).
+            It gets the features there, and a 1; zeros where it is not asked.
+        features: (B, F, r*H, r*W), what it guesses from.
     """
 
-    def __init__(self, grid: Grid, index: Tensor, gathered: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        index: Tensor,
+        gathered: Sequence[tuple[Tensor, Tensor]] = (),
+        guess: Guess | None = None,
+        features: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.guess, self.features, self.calls = guess, features, 0
         self.grid, self.count = grid, index.numel()
         self.maps = {id(windows): whole for windows, whole in gathered}
         self.gathered = gathered  # held, so that no other tensor takes over an id
@@ -54,7 +77,7 @@ class Exchange(TorchFunctionMode):
         number = torch.arange(self.count, device=index.device).view_as(index)
         nobody = torch.full((index.shape[0], grid.count), -1, device=index.device)
         self.owner = nobody.scatter(1, index, number)
-        self.sources: dict[tuple[Any, ...], tuple[Tensor, Tensor | None]] = {}
+        self.rings: dict[tuple[Any, ...], _Ring] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,23 +97,10 @@ class Exchange(TorchFunctionMode):
         left, right, top, bottom = sides
         count, channels, height, width = x.shape
         pixels = x.permute(0, 2, 3, 1)
-        source, exists = self._sources(height, width, sides, mode)
-        ring = pixels.reshape(-1, channels).index_select(0, source)
-        if exists is not None:
-            ring = ring * exists.to(x.dtype)
-        wide = pixels.new_empty(count, height + top + bottom, width + left + right, channels)
-        inner_rows, inner_cols = slice(top, top + height), slice(left, left + width)
-        wide[:, inner_rows, inner_cols] = pixels
-        parts = (
-            wide[:, :top],
-            wide[:, top + height :],
-            wide[:, inner_rows, :left],
-            wide[:, inner_rows, left + width :],
-        )
-        lengths = [part.shape[1] * part.shape[2] for part in parts]
-        for part, piece in zip(parts, torch.split(ring.view(count, -1, channels), lengths, dim=1), strict=True):
-            part.copy_(piece.reshape(part.shape))
-        return wide.permute(0, 3, 1, 2)
+        ring = self._ring_pixels(pixels.reshape(-1, channels), (height, width, sides, mode))
+        lengths = (top * (width + left + right), bottom * (width + left + right), height * left, height * right)
+        pieces = torch.split(ring.view(count, -1, channels), lengths, dim=1)  # type: ignore[arg-type]
+        return _framed(pixels, pieces, sides).permute(0, 3, 1, 2)
 
     def _are_windows(self, x: Tensor) -> bool:
         """Whether `x` is a map of these windows, at whatever ratio to the LR image."""
@@ -104,18 +114,22 @@ class Exchange(TorchFunctionMode):
         """LR pixels in pixels of windows of that height."""
         return length * x_height // self.grid.window[0]
 
-    def _sources(self, height: int, width: int, sides: Sides, mode: str) -> tuple[Tensor, Tensor | None]:
-        """For each added pixel of each window, above, below, left, right: where it is among the pixels of all windows.
+    def _ring_pixels(self, pixels: Tensor, key: tuple[int, int, Sides, str]) -> Tensor:
+        """(B*k*pixels, C): what is added to windows whose pixels are (B*k*h*w, C), in the order of `_around`."""
+        if key not in self.rings:
+            self.rings[key] = self._find(*key)
+        ring = self.rings[key]
+        found = pixels.index_select(0, ring.source)
+        if ring.exists is None:
+            return found
+        found = found * ring.exists.to(found.dtype)
+        if self.guess is None or ring.seen is None:
+            return found
+        self.calls += 1
+        return found + self.guess(self.calls - 1, ring.seen.to(found.dtype))
 
-        (B*k*pixels,) long, and (B*k*pixels, 1) bool: whether it is anywhere. None: each of them is.
-        """
-        key = (height, width, sides, mode)
-        if key not in self.sources:
-            self.sources[key] = self._find(height, width, sides, mode)
-        return self.sources[key]
-
-    def _find(self, height: int, width: int, sides: Sides, mode: str) -> tuple[Tensor, Tensor | None]:
-        row, col = _ring(height, width, sides, self.top.device)
+    def _find(self, height: int, width: int, sides: Sides, mode: str) -> _Ring:
+        row, col = _around(height, width, sides, self.top.device)
         tops, lefts = self._at(height, self.top)[..., None], self._at(height, self.left)[..., None]
         map_height, map_width = self._at(height, self.grid.height), self._at(height, self.grid.width)
         rows, cols = _inside(tops + row, map_height, mode), _inside(lefts + col, map_width, mode)
@@ -130,9 +144,21 @@ class Exchange(TorchFunctionMode):
         found = (owner * height + rows - tops.flatten()[owner]) * width + cols - lefts.flatten()[owner]
         source = torch.where(there, found, alone).flatten()
         if mode != "constant":
-            return source, None
+            return _Ring(source, None, None)
         in_image = (rows == tops + row) & (cols == lefts + col)
-        return source, (there & in_image).view(-1, 1)
+        seen = None
+        if self.features is not None:
+            seen = self._seen(rows, cols, (map_height, map_width)) * (in_image & ~there).view(-1, 1)
+        return _Ring(source, (there & in_image).view(-1, 1), seen)
+
+    def _seen(self, rows: Tensor, cols: Tensor, size: tuple[int, int]) -> Tensor:
+        """(pixels, F+1): the features, and a 1, at rows and columns (B, k, pixels) of maps of that size."""
+        assert self.features is not None
+        batch, channels, height, width = self.features.shape
+        image = torch.arange(batch, device=rows.device)[:, None, None] * height
+        pixel = (image + rows * height // size[0]) * width + cols * width // size[1]
+        features = self.features.permute(0, 2, 3, 1).reshape(-1, channels)
+        return F.pad(features.index_select(0, pixel.flatten()), (0, 1), value=1.0)
 
     def _cut_wider(self, whole: Tensor, x: Tensor, sides: Sides, mode: str) -> Tensor:
         left, right, top, bottom = sides
@@ -146,7 +172,28 @@ class Exchange(TorchFunctionMode):
         return pixels.index_select(0, pixel.flatten()).view(-1, high, wide, whole.shape[1]).permute(0, 3, 1, 2)
 
 
-def _ring(height: int, width: int, sides: Sides, device: torch.device) -> tuple[Tensor, Tensor]:
+def _framed(pixels: Tensor, pieces: Sequence[Tensor], sides: Sides) -> Tensor:
+    """Windows (n, h, w, C) in a frame of what is above, below, left and right of them, (n, pixels, C) each."""
+    left, right, top, bottom = sides
+    count, height, width, channels = pixels.shape
+    shapes = ((top, left + width + right), (bottom, left + width + right), (height, left), (height, right))
+    above, below, before, behind = (p.reshape(count, *s, channels) for p, s in zip(pieces, shapes, strict=True))
+    if torch.compiler.is_compiling():  # in a graph, and in ONNX, writing to slices is slow
+        return torch.cat([above, torch.cat([before, pixels, behind], dim=2), below], dim=1)
+    wide = pixels.new_empty(count, top + height + bottom, left + width + right, channels)
+    inner = wide[:, top : top + height]
+    for place, what in (
+        (inner[:, :, left : left + width], pixels),
+        (wide[:, :top], above),
+        (wide[:, top + height :], below),
+        (inner[:, :, :left], before),
+        (inner[:, :, left + width :], behind),
+    ):
+        place.copy_(what)
+    return wide
+
+
+def _around(height: int, width: int, sides: Sides, device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and column of each pixel added to a window, seen from its corner: above, below, left, right."""
     left, right, top, bottom = sides
     rows = torch.arange(-top, height + bottom, device=device)[:, None].expand(-1, width + left + right)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .adapter import split
 from .coarse import CoarseTail, continued, make_coarse_tail
+from .context import make_context
 from .cost import Cost, macs
 from .errors import ArgumentError
 from .exchange import Exchange
@@ -97,6 +98,8 @@ class MaskGuided(nn.Module):
         exchange: whether convolutions on a window see the refined windows around it (exchange.py), so that
             refining all patches is the network itself at any halo. False: each window sees itself alone, as in the
             paper. Default: where the network allows it.
+        context: what windows that exchange borders see where nothing is refined: "zeros", or "linear", a linear guess
+            from the features at the cut, which `calibrate` fits.
         head: settings of the mask head (see MaskHead).
     """
 
@@ -112,6 +115,7 @@ class MaskGuided(nn.Module):
         coarse_tail: CoarseTail | None = None,
         global_ops: GlobalOps = "image",
         exchange: bool | None = None,
+        context: Literal["zeros", "linear"] = "zeros",
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -119,6 +123,7 @@ class MaskGuided(nn.Module):
         coarse_tail = coarse_tail or ("copy" if split.can_skip else "light")
         check_one_of("merge", merge, ("features", "image"))
         check_one_of("coarse_tail", coarse_tail, ("copy", "light", "deep"))
+        check_one_of("context", context, ("zeros", "linear"))
         check_one_of("global_ops", global_ops, ("image", "window", "refuse"))
         check_possible(split, merge, coarse_tail, global_ops)
         multiple = split.multiple_of
@@ -140,6 +145,7 @@ class MaskGuided(nn.Module):
         self._shares_statistics = global_ops == "image" and bool(split.global_ops)
         self.constants = split.constants
         self._given = (split.model,)  # in a tuple, so that its parameters are not counted twice
+        self.context = make_context(split, merge) if context == "linear" else None
         for added in (self.head, self.linear):
             added.to(split.example(1, 1))
 
@@ -272,7 +278,7 @@ class MaskGuided(nn.Module):
         if not self.exchange:
             return nullcontext()
         cut = [(value, base.state[name]) for name, value in windows.items() if self.split.kinds[name] == "map"]
-        return Exchange(base.grid, index, cut)
+        return Exchange(base.grid, index, cut, self.context, base.state[self.split.features] if self.context else None)
 
     def _gather(self, base: Base, names: tuple[str, ...], index: Tensor) -> State:
         """The windows of live values: maps are cut, vectors repeated for each window, constants handed on."""

@@ -1,7 +1,8 @@
 """What each stage of training trains, and by which loss.
 
-    coarse   the coarse tail: what the image looks like where nothing is refined
-    refine   blocks n+1..N and the network's tail, on the windows that they will see (the paper's A-Net)
+    coarse   the coarse tail: what the image looks like where nothing is refined at the present keep
+    refine   blocks n+1..N and the network's tail, on the windows that they will see (the paper's A-Net), and what
+             these see beyond their borders
     head     the mask head, everything else frozen (the paper's M-Net)
     all      the network and the coarse tail, without the head (the paper's D-Net)
     end      everything at once (the paper's "end to end" ablation)
@@ -23,6 +24,7 @@ from .coarse import continued
 from .errors import ArgumentError
 from .guided import Base, MaskGuided
 from .head import pool
+from .patches import Grid, select
 from .probing import image_of, untouched
 from .split import State
 
@@ -169,8 +171,19 @@ def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) 
 
 
 def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+    """Of the pixels that will be seen: the patches farthest from the target, as many as are refined, do not count."""
     assert fast.coarse_tail is not None  # see _check
-    return _to_targets(fast.coarse_tail(given.state(), given.crops["x"]), given, options)
+    image = fast.coarse_tail(given.state(), given.crops["x"])
+    target = given.crops.get("dense", given.crops["hr"])
+    height, width = target.shape[2:]
+    grid = fast.grid(height // fast.scale, width // fast.scale)
+    k = grid.k(fast.keep)
+    if not 0 < k < grid.count:
+        return _to_targets(image, given, options)
+    error = luma((image[:, :, :height, :width] - target).detach().float()).square()
+    whole = continued(error, grid.height * fast.scale, grid.width * fast.scale)
+    index = select(pool(whole, grid.patch_size * fast.scale).squeeze(1), k)
+    return _to_targets(image, given, options, 1 - _pixels(fast, grid, index).to(image))
 
 
 def _prepare_refine(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
@@ -189,8 +202,7 @@ def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     index = fast.choose(base) if fast.exchange and fast.keep else base.every
     image, mask = fast.refine(base, index), None
     if fast.merge == "image":
-        side = grid.patch_size * fast.scale
-        mask = grid.mask(index).repeat_interleave(side, 1).repeat_interleave(side, 2)[:, None].to(image)
+        mask = _pixels(fast, grid, index).to(image)
     return _to_targets(image, given, options, mask)
 
 
@@ -229,6 +241,12 @@ def _end_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
         return images + _masked(fast, score, coarse, refined, hr)
     power = 1 if options.head_loss == "l1" else 2
     return images + _score_loss(score, patch_error(fast, base, coarse.detach(), refined.detach(), power), options)
+
+
+def _pixels(fast: MaskGuided, grid: Grid, index: Tensor) -> Tensor:
+    """(B, 1, s*H, s*W), bool, whole patches: the HR pixels of the patches of `index`."""
+    side = grid.patch_size * fast.scale
+    return grid.mask(index).repeat_interleave(side, 1).repeat_interleave(side, 2)[:, None]
 
 
 def _score_loss(score: Tensor, error: Tensor, options: Options) -> Tensor:
@@ -312,7 +330,7 @@ def _touched(value: Any, model: nn.Module) -> set[int]:
 
 _PARAMETERS: dict[Stage, Callable[[MaskGuided], list[nn.Parameter]]] = {
     "coarse": lambda fast: _parameters(fast.coarse_tail),
-    "refine": _of_refine,
+    "refine": lambda fast: _of_refine(fast) + _parameters(fast.context),
     "head": lambda fast: _parameters(fast.head),
     "all": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail),
     "end": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.head),

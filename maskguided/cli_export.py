@@ -1,0 +1,86 @@
+"""The command that writes a wrapped network as ONNX or as a torch.export program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from . import bench
+from .cli_options import (
+    Exchange,
+    Halo,
+    HeadFile,
+    Keep,
+    ModelName,
+    NetScale,
+    Overwrite,
+    PatchSize,
+    SplitAt,
+    WeightFile,
+    ready,
+)
+from .errors import ArgumentError
+from .export import export
+
+
+def export_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file name that ends in .onnx or .pt2.")],
+    input: Annotated[
+        Path | None, typer.Option("--input", "-i", help="An LR image, to check the file with; its size is the graph's.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of the LR images, as 128x192: cut from --input, or noise.")
+    ] = None,
+    model: ModelName = None,
+    weights: WeightFile = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
+    split_at: SplitAt = "auto",
+    keep: Keep = None,
+    patch_size: PatchSize = None,
+    halo: Halo = None,
+    exchange: Exchange = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write the wrapped network at this keep as ONNX or torch.export, for images of one size; the file is checked."""
+    if output.exists() and not overwrite:
+        raise ArgumentError(f"{output} exists already; add --overwrite to replace it")
+    _, fast = ready(
+        weights, model, scale, head, split_at, keep=keep, patch_size=patch_size, halo=halo, exchange=exchange
+    )
+    example = _example(input, size, fast.split.probe.in_channels)
+    difference = export(fast, output, example)
+    height, width = example.shape[2:]
+    typer.echo(
+        f"{output}: {height}x{width} -> {height * fast.scale}x{width * fast.scale} at keep={fast.keep:g}; "
+        f"differs from the network by {difference:.1e} at most"
+    )
+
+
+def _example(path: Path | None, size: str | None, channels: int) -> Tensor:
+    """(1, C, H, W): the image, cut to the size where there is one; noise without an image."""
+    sides = None if size is None else _sides(size)
+    if path is None:
+        if sides is None:
+            raise ArgumentError("the graph is for one size: give --size HEIGHTxWIDTH, or --input IMAGE")
+        return torch.rand(1, channels, *sides, generator=torch.Generator().manual_seed(0))
+    image = bench.read_pairs(path, None, torch.device("cpu"), torch.float32, False)[0].lr[:, :channels]
+    if sides is None:
+        return image
+    if image.shape[2] < sides[0] or image.shape[3] < sides[1]:
+        raise ArgumentError(f"--size {size}: {path} is {image.shape[2]}x{image.shape[3]} only")
+    return image[:, :, : sides[0], : sides[1]].contiguous()
+
+
+def _sides(size: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, size.lower().split("x"))
+    except ValueError:
+        height = width = 0
+    if height < 1 or width < 1:
+        raise ArgumentError(f"--size {size}: use HEIGHTxWIDTH in LR pixels, as 128x192")
+    return height, width

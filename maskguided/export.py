@@ -1,0 +1,145 @@
+"""Write a wrapped network as ONNX or as a torch.export program, and check the file against the network itself.
+
+The number k of refined patches follows from keep and the image's size alone, so the whole of it, choosing patches
+included, is one graph without control flow. Such a graph is for one size: that of the example.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError, ExportError, MissingDependency
+from .guided import MaskGuided
+from .weights import write_whole
+
+TOLERANCE = 1e-4
+"""Largest difference from the network, in its range, that a checked file may have."""
+
+
+@torch.no_grad()
+def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
+    """Write `fast` at its present keep to `path`, for images of the size of `example`, and check it there.
+
+    Args:
+        fast: a wrapped network, on the CPU.
+        path: ends in .onnx (needs `pip install 'maskguided[export]'`) or .pt2 (torch.export; read with
+            torch.export.load). An existing file is replaced whole or not at all.
+        example: (B, C, H, W), an image that should show what the network does; random noise hides errors less well.
+
+    Returns:
+        The largest difference between what the file makes of `example` and what `fast` makes of it.
+
+    Raises:
+        ArgumentError: another suffix, or a network that is not on the CPU.
+        ExportError: the network cannot be exported, or the file gives another image by more than 1e-4 of the range.
+        MissingDependency: onnx, onnxscript or onnxruntime is not installed.
+
+    >>> import tempfile
+    >>> from maskguided import wrap
+    >>> from maskguided.adapters.pan_net import PAN
+    >>> fast = wrap(PAN(features=8, up_features=8, blocks=4), keep=0.5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export(fast, f"{folder}/net.pt2", torch.rand(1, 3, 32, 48)) < 1e-5
+    True
+    """
+    path = Path(path)
+    written = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}.get(path.suffix)
+    if written is None:
+        raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")
+    if example.device.type != "cpu" or next(fast.parameters()).device.type != "cpu":
+        raise ArgumentError("export: move the network and the example to the CPU first")
+    write, run = written
+    fast = fast.eval()
+    expected = fast(example)
+    program = _program(fast, example)
+    found: list[float] = []
+
+    def write_and_check(beside: Path) -> None:
+        write(program, beside)
+        found.append(float((run(beside, example) - expected).abs().max()))
+        if not found[0] <= TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise ExportError(f"{path}: gives another image than the network, by {found[0]:.2g}; it was not written")
+
+    write_whole(path, write_and_check)
+    return found[0]
+
+
+def _program(fast: MaskGuided, example: Tensor) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(fast, (example,), strict=False)
+    except Exception as error:  # whatever a foreign network raises there
+        raise ExportError(
+            f"{type(fast.model).__name__} cannot be exported at {tuple(example.shape)}: {_first_line(error)}"
+        ) from error
+
+
+def _write_pt2(program: Any, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+def _run_pt2(path: Path, example: Tensor) -> Tensor:
+    image: Tensor = torch.export.load(path).module()(example)
+    return image
+
+
+def _write_onnx(program: Any, path: Path) -> None:
+    _import("onnx")
+    opset = _import("onnxscript").opset18
+
+    def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        """torch.sort in ONNX: TopK of everything, which puts the first of equal values first, as a stable sort does."""
+        count = opset.Gather(opset.Shape(x), opset.Constant(value_ints=[dim]))
+        return opset.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+
+    table: dict[Callable[..., Any], Callable[..., Any]] = {torch.ops.aten.sort.stable: sort}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                program,
+                (),
+                path,
+                dynamo=True,
+                verbose=False,
+                optimize=False,
+                external_data=False,
+                custom_translation_table=table,
+            )
+    except Exception as error:  # an operation of a foreign network that ONNX does not know
+        raise ExportError(f"this network cannot be written as ONNX: {_first_line(error.__cause__ or error)}") from error
+
+
+def _run_onnx(path: Path, example: Tensor) -> Tensor:
+    session = onnx_session(path)
+    (image,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+    return torch.from_numpy(image)
+
+
+def onnx_session(path: str | Path, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU; 0 threads: as many as it likes."""
+    runtime = _import("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingDependency(
+            f"ONNX needs {name} ({error}): pip install 'maskguided[export]'; a .pt2 file needs nothing more"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(filter(None, str(error).splitlines()), type(error).__name__)
