@@ -105,8 +105,14 @@ def upscale_command(
     halo: Halo = None,
     exchange: Exchange = None,
     tile: Annotated[
-        int, typer.Option("--tile", "-t", help="Tile side in LR pixels, to bound memory; 0: whole image.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--tile",
+            "-t",
+            help="Tile side in LR pixels, to bound memory; 0: whole image.",
+            show_default="384 for images of more than 512x512",
+        ),
+    ] = None,
     tile_pad: Annotated[int, typer.Option(help="Context around a tile, LR pixels.")] = 16,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16.")] = "auto",
@@ -264,14 +270,14 @@ def _upscale_file(
     fast: MaskGuided,
     path: Path,
     target: Path,
-    tile: int,
+    tile: int | None,
     tile_pad: int,
     alpha: Any,
     show_mask: bool,
     progress: Progress,
 ) -> tuple[int, int]:
     image = read_image(path)
-    tiles = progress.add_task(path.name, total=None, visible=bool(tile))
+    tiles = progress.add_task(path.name, total=None, visible=tile != 0)
     try:
         done = upscale(
             fast, image, tile=tile, tile_pad=tile_pad, alpha=alpha,

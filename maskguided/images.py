@@ -64,7 +64,7 @@ def write_image(path: str | Path, image: Image) -> None:
     done, encoded = cv2.imencode(suffix, _swapped(image), quality)
     if not done:
         raise ImageError(f"{path}: OpenCV could not encode {image.shape} {image.dtype} as {suffix}")
-    write_whole(path, lambda beside: beside.write_bytes(encoded.tobytes()))
+    write_whole(path, encoded.tofile)
 
 
 def list_images(path: Path) -> list[Path]:

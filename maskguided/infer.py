@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from .patches import Grid
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SMALLEST_TILE = 32
+_TILE, _LARGEST_WHOLE = 384, 512 * 512
 _TINT = np.array([255, 80, 0], np.float64)
 
 
@@ -57,7 +58,7 @@ def upscale(
     model: MaskGuided,
     image: Image,
     *,
-    tile: int = 0,
+    tile: int | None = None,
     tile_pad: int = 16,
     alpha: Literal["model", "bicubic"] = "model",
     on_tile: Callable[[int, int], None] = lambda done, total: None,
@@ -67,8 +68,8 @@ def upscale(
     Args:
         model: a wrapped network for images in 0..1.
         image: (H, W), (H, W, 3) or (H, W, 4) of uint8 or uint16; the result has its kind.
-        tile: side of the tiles in LR pixels, to bound memory; 0: the whole image at once. `keep` then holds
-            within each tile.
+        tile: side of the tiles in LR pixels, to bound memory; 0: the whole image at once. `keep` holds within each
+            tile. Default: 384 for images of more than 512x512, if the network allows tiles.
         tile_pad: context around a tile, in LR pixels; no seams if it is at least the receptive-field radius.
         alpha: how the alpha channel grows.
         on_tile: called with (done, total) after each tile.
@@ -76,8 +77,18 @@ def upscale(
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
         raise ImageError(f"an image of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4)")
     colour = image[..., :3] if image.ndim == 3 else image
-    pixels, mask = run_tiled(model, _to_tensor(colour, model), tile, tile_pad, on_tile)
-    result = _to_image(pixels, colour)
+    height, width = colour.shape[:2]
+    result = np.empty((height * model.scale, width * model.scale, *colour.shape[2:]), image.dtype)
+    mask = np.zeros((height, width), np.bool_)
+
+    def read(rows: slice, cols: slice) -> Tensor:
+        return _to_tensor(colour[rows, cols], model)
+
+    for part in tiles(model, read, (height, width), tile, tile_pad, on_tile):
+        done = _to_image(part.pixels, colour)
+        row, col = part.row * model.scale, part.col * model.scale
+        result[row : row + done.shape[0], col : col + done.shape[1]] = done
+        mask[part.row : part.row + part.mask.shape[0], part.col : part.col + part.mask.shape[1]] = part.mask
     if image.ndim == 3 and image.shape[2] == 4:
         result = np.dstack([result, _upscale_alpha(model, image[..., 3], tile, tile_pad, alpha)])
     return Upscaled(result, mask)
@@ -96,7 +107,7 @@ def overlay(image: Image, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return tinted
 
 
-def _upscale_alpha(model: MaskGuided, alpha: Image, tile: int, tile_pad: int, how: str) -> Image:
+def _upscale_alpha(model: MaskGuided, alpha: Image, tile: int | None, tile_pad: int, how: str) -> Image:
     if how == "bicubic":
         return resize(alpha, alpha.shape[0] * model.scale, alpha.shape[1] * model.scale)
     if how != "model":
@@ -129,57 +140,109 @@ def _to_image(pixels: Tensor, like: Image) -> Image:
     return np.ascontiguousarray(array.astype(like.dtype))
 
 
-def run_tiled(
+class Tile(NamedTuple):
+    """A part of an upscaled image."""
+
+    row: int
+    col: int
+    """Where it starts, in LR pixels."""
+    pixels: Tensor
+    """(B, C', s*h, s*w), on the CPU, float32."""
+    mask: NDArray[np.bool_]
+    """(h, w): the LR pixels that were refined."""
+
+
+def run_tiled(model: MaskGuided, x: Tensor, tile: int, pad: int) -> Tensor:
+    """Run `x` (B, C, H, W) tile by tile (see `tiles`): (B, C', s*H, s*W), on the CPU."""
+    scale, whole = model.scale, None
+    for part in tiles(model, lambda rows, cols: x[:, :, rows, cols], (x.shape[2], x.shape[3]), tile, pad):
+        if whole is None:
+            whole = part.pixels.new_empty(*part.pixels.shape[:2], x.shape[2] * scale, x.shape[3] * scale)
+        height, width = part.pixels.shape[2:]
+        row, col = part.row * scale, part.col * scale
+        whole[:, :, row : row + height, col : col + width] = part.pixels
+    assert whole is not None  # there is at least one tile
+    return whole
+
+
+def tiles(
     model: MaskGuided,
-    x: Tensor,
-    tile: int,
+    read: Callable[[slice, slice], Tensor],
+    size: tuple[int, int],
+    tile: int | None,
     pad: int,
     on_tile: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Tensor, NDArray[np.bool_]]:
-    """Run `x` (B, C, H, W) tile by tile; where a GPU's memory is short, with tiles of half the size.
+) -> Iterator[Tile]:
+    """Upscale an image part by part; one for which memory is short is done in four parts instead.
 
-    Returns the HR images, on the CPU, and which LR pixels of the first were refined (see `upscale`).
+    Args:
+        model: a wrapped network.
+        read: rows and columns -> that part of the LR image, (B, C, h, w).
+        size: height and width of the LR image.
+        tile, pad, on_tile: see `upscale`.
     """
+    if tile is None:
+        tile = _TILE if size[0] * size[1] > _LARGEST_WHOLE and model.split.tiling in (None, "supported") else 0
     if tile < 0 or pad < 0:
         raise ArgumentError(f"tile={tile}, tile_pad={pad}: use 0 or more LR pixels")
-    while True:
+    side = tile or max(size)
+    grid = Grid(*size, side)
+    waiting = [(row * side, col * side, side) for row in range(grid.rows) for col in range(grid.cols)][::-1]
+    done = 0
+    while waiting:
+        row, col, side = waiting.pop()
         try:
-            return _run_tiles(model, x, tile or max(x.shape[-2:]), pad if tile else 0, on_tile)
-        except torch.OutOfMemoryError:
-            tile = (tile or max(x.shape[-2:])) // 2
+            part = _restored(model, read, size, (row, col, side), pad if tile else 0)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             torch.cuda.empty_cache()
-            if tile < _SMALLEST_TILE:
-                raise ArgumentError("out of memory even with tiles of 32 LR pixels: use --device cpu") from None
+            side = -(-side // 2)
+            if side < _SMALLEST_TILE:
+                raise ArgumentError(
+                    f"out of memory even with tiles of {2 * side} LR pixels: use --device cpu, or more memory"
+                ) from None
+            tile = tile or side  # from now on there are borders, which need context
+            quarters = [(row + down, col + right, side) for down in (0, side) for right in (0, side)]
+            waiting += [place for place in quarters if place[0] < size[0] and place[1] < size[1]][::-1]
+            continue
+        done += 1
+        on_tile(done, done + len(waiting))
+        yield part
 
 
 @torch.inference_mode()
-def _run_tiles(
-    model: MaskGuided, x: Tensor, tile: int, pad: int, on_tile: Callable[[int, int], None]
-) -> tuple[Tensor, NDArray[np.bool_]]:
-    scale, like = model.scale, next(model.parameters())
-    # A tile is a patch with a halo: the same geometry as in patches.py, windows moved inward at the border.
-    grid = Grid(x.shape[2], x.shape[3], tile, pad)
-    tops, lefts = (corner.tolist() for corner in grid.corners(torch.arange(grid.count)))
-    height, width = grid.window
-    result: Tensor | None = None
-    mask = np.zeros((grid.height, grid.width), bool)
-    for number, (top, left) in enumerate(zip(tops, lefts, strict=True)):
-        window = x[:, :, top : top + height, left : left + width].to(like.device, like.dtype)
-        refined, index = model.restore(window.contiguous(memory_format=torch.channels_last))
-        refined = refined.float().cpu()
-        chosen = model.grid(height, width).mask(index)[0].repeat_interleave(model.patch_size, 0)
-        chosen = chosen.repeat_interleave(model.patch_size, 1).cpu()
-        if result is None:
-            result = torch.empty(x.shape[0], refined.shape[1], grid.height * scale, grid.width * scale)
-        row, col = number // grid.cols * tile, number % grid.cols * tile
-        end_row, end_col = min(row + tile, grid.height), min(col + tile, grid.width)
-        mask[row:end_row, col:end_col] = chosen[row - top : end_row - top, col - left : end_col - left]
-        result[:, :, row * scale : end_row * scale, col * scale : end_col * scale] = refined[
-            :,
-            :,
-            (row - top) * scale : (end_row - top) * scale,
-            (col - left) * scale : (end_col - left) * scale,
-        ]
-        on_tile(number + 1, grid.count)
-    assert result is not None  # a grid has at least one cell
-    return result, mask
+def _restored(
+    model: MaskGuided,
+    read: Callable[[slice, slice], Tensor],
+    size: tuple[int, int],
+    place: tuple[int, int, int],
+    pad: int,
+) -> Tile:
+    """The tile at a row and column, of a side, with context around it; at the image's border that is moved inward."""
+    row, col, side = place
+    like = next(model.parameters())
+    starts, lengths = [], []
+    for start, whole in zip((row, col), size, strict=True):
+        lengths.append(min(side + 2 * pad, whole))
+        starts.append(min(max(start - pad, 0), whole - lengths[-1]))
+    (top, left), (height, width) = starts, lengths
+    window = read(slice(top, top + height), slice(left, left + width)).to(like.device, like.dtype)
+    refined, index = model.restore(window.contiguous(memory_format=torch.channels_last))
+    mask = model.grid(height, width).mask(index)[0].cpu()
+    mask = mask.repeat_interleave(model.patch_size, 0).repeat_interleave(model.patch_size, 1)
+    rows, cols = (
+        slice(start - first, min(start + side, whole) - first)
+        for start, first, whole in zip((row, col), starts, size, strict=True)
+    )
+    inner = refined[:, :, _times(rows, model.scale), _times(cols, model.scale)].float().cpu()
+    return Tile(row, col, inner, mask[rows, cols].numpy())
+
+
+def _times(part: slice, scale: int) -> slice:
+    return slice(part.start * scale, part.stop * scale)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """The CPU's allocator has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -65,7 +65,7 @@ def test_a_trained_network_and_its_context(tmp_path):
     x = torch.from_numpy(np.ascontiguousarray(lr)).permute(2, 0, 1)[None] / 255
     maskguided.calibrate(fast, [x])
     assert fast.context is not None
-    assert maskguided.export(fast.eval(), tmp_path / "pan.onnx", x) < 1e-5
+    assert maskguided.export(fast.eval(), tmp_path / "pan.onnx", x) < 1e-4
 
 
 def test_a_wrong_file_is_not_written(tmp_path, monkeypatch):

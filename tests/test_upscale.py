@@ -268,3 +268,41 @@ def test_the_starter_is_what_its_card_says():
     cost = fast.cost(128, 128)
     assert cost.ratio < 0.78
     assert cost.parameters == 128_959
+
+
+def test_short_of_memory_a_tile_is_done_in_four_and_what_was_done_stays(fast, monkeypatch):
+    fast.keep = 1
+    whole = upscale(fast, PHOTO, tile=0).image
+    restore, sizes, steps = fast.restore, [], []
+
+    def short_at_first(x, *args):
+        sizes.append(tuple(x.shape[2:]))
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return restore(x, *args)
+
+    monkeypatch.setattr(fast, "restore", short_at_first)
+    done = upscale(fast, PHOTO, tile=0, tile_pad=fast.split.facts.radius + 8, on_tile=lambda *at: steps.append(at))
+    assert np.abs(done.image.astype(int) - whole.astype(int)).max() <= 1
+    assert done.mask.all()
+    assert sizes[0] == PHOTO.shape[:2]
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    monkeypatch.setattr(fast, "restore", lambda x: (_ for _ in ()).throw(RuntimeError("can't allocate memory: 1 TB")))
+    with pytest.raises(ArgumentError, match="out of memory even with tiles"):
+        upscale(fast, PHOTO)
+    monkeypatch.setattr(fast, "restore", lambda x: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        upscale(fast, PHOTO)
+
+
+def test_large_images_are_cut_into_tiles_by_themselves(fast, monkeypatch):
+    from maskguided import infer
+
+    monkeypatch.setattr(infer, "_LARGEST_WHOLE", 30 * 30)
+    monkeypatch.setattr(infer, "_TILE", 24)
+    steps = []
+    upscale(fast, PHOTO, on_tile=lambda *at: steps.append(at))
+    assert len(steps) == -(-PHOTO.shape[0] // 24) * -(-PHOTO.shape[1] // 24)
+    steps.clear()
+    upscale(fast, PHOTO, tile=0, on_tile=lambda *at: steps.append(at))
+    assert steps == [(1, 1)]

@@ -141,7 +141,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         tile = self.opt["val"].get("tile") or 0
         if not tile:
             return net.forward(self.lq)
-        return run_tiled(net, self.lq, tile, self.opt["val"].get("tile_pad", 16))[0]
+        return run_tiled(net, self.lq, tile, self.opt["val"].get("tile_pad", 16))
 
     def nondist_validation(self, dataloader: Any, current_iter: Any, tb_logger: Any, save_img: bool) -> None:
         """As basicsr; a test run also measures what refining nothing, and the whole network, would give."""

@@ -1,0 +1,69 @@
+"""A forward is one graph: no breaks for torch.compile, and no value that the host waits for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import NETWORKS, image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import maskguided
+
+SETTINGS = [
+    {"merge": "features"},
+    {"merge": "image", "scorer": "head"},
+    {"merge": "image", "scorer": "linear", "coarse_tail": "light", "context": "linear"},
+    {"merge": "image", "scorer": "coarse", "exchange": False, "halo": 2},
+]
+_WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique2", "_unique2", "item")
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations that bring a value to the host, or whose result's shape depends on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        boolean_index = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name in _WAITS or boolean_index:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def wrapped(name: str, settings: dict[str, object]) -> maskguided.MaskGuided:
+    return maskguided.wrap(NETWORKS[name](), keep=0.4, patch_size=8, **settings).eval()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ["pan-small-x3", "edsr-original", "rcan"])
+def test_the_host_waits_for_nothing(name, settings):
+    fast, x = wrapped(name, settings), image(2, 3, 23, 29)
+    with Waits() as waits:
+        fast(x)
+    assert waits.names == []
+    with Waits() as waits:
+        x[x > 0.5].sum().item()
+    assert waits.names == ["index", "_local_scalar_dense"], "the counter must count"
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ["pan-small-x3", "edsr-original"])
+def test_the_graph_does_not_break(name, settings):
+    found = torch._dynamo.explain(wrapped(name, settings))(image(1, 3, 23, 29))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_gpu_never_waits(settings):
+    fast, x = wrapped("pan-small-x3", settings).cuda(), image(1, 3, 23, 29).cuda()
+    fast(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        fast(x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
