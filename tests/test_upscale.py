@@ -271,8 +271,8 @@ def test_the_starter_is_what_its_card_says():
 
 
 def test_short_of_memory_a_tile_is_done_in_four_and_what_was_done_stays(fast, monkeypatch):
-    fast.keep = 1
-    whole = upscale(fast, PHOTO, tile=0).image
+    fast.keep, photo = 1, np.tile(PHOTO, (2, 2, 1))
+    whole = upscale(fast, photo, tile=0).image
     restore, sizes, steps = fast.restore, [], []
 
     def short_at_first(x, *args):
@@ -282,10 +282,10 @@ def test_short_of_memory_a_tile_is_done_in_four_and_what_was_done_stays(fast, mo
         return restore(x, *args)
 
     monkeypatch.setattr(fast, "restore", short_at_first)
-    done = upscale(fast, PHOTO, tile=0, tile_pad=fast.split.facts.radius + 8, on_tile=lambda *at: steps.append(at))
+    done = upscale(fast, photo, tile=0, tile_pad=fast.split.facts.radius + 8, on_tile=lambda *at: steps.append(at))
     assert np.abs(done.image.astype(int) - whole.astype(int)).max() <= 1
     assert done.mask.all()
-    assert sizes[0] == PHOTO.shape[:2]
+    assert sizes[0] == photo.shape[:2]
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     monkeypatch.setattr(fast, "restore", lambda x: (_ for _ in ()).throw(RuntimeError("can't allocate memory: 1 TB")))
     with pytest.raises(ArgumentError, match="out of memory even with tiles"):
