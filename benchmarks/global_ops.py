@@ -1,6 +1,6 @@
 """Which statistics should global operations see in refined windows? RCAN and an IMDN, trained by train.py.
 
-    python benchmarks/global_ops.py --lr Set14/LRx4 --hr Set14/HR
+    python -m benchmarks.global_ops --lr Set14/LRx4 --hr Set14/HR
 
 For each network and setting: PSNR-Y lost against the dense network with statistics of each window alone
 ("window"), of all refined windows of an image ("image"), of a dense run of the blocks ("dense": what no fast
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_networks import NETWORKS, SCALE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +26,8 @@ from maskguided.global_ops import GlobalOps
 from maskguided.guided import Base, MaskGuided
 from maskguided.metrics import psnr
 from maskguided.weights import load_into, read
+
+from .small_networks import NETWORKS, SCALE
 
 WEIGHTS = Path(__file__).parent / "weights"
 

@@ -1,7 +1,7 @@
 """Split every architecture of architectures.py automatically, check the laws, and print docs/networks.md.
 
-python benchmarks/networks.py > docs/networks.md            all, some ten minutes on one core
-python benchmarks/networks.py --only basicsr SPAN           those whose names hold one of these words
+python -m benchmarks.networks > docs/networks.md            all, some ten minutes on one core
+python -m benchmarks.networks --only basicsr SPAN           those whose names hold one of these words
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from architectures import ARCHITECTURES, NOT_TRIED, Architecture, seeded
 from torch import Tensor, nn
 
 import maskguided
 from maskguided import MaskGuided, MaskGuidedError, Split
 from maskguided.probing import image_of
+
+from .architectures import ARCHITECTURES, NOT_TRIED, Architecture, seeded
 
 KEEP, SIDE = 0.25, 96
 LARGEST_RADIUS = 64  # LR pixels: with a larger one the window is larger than the image that law 2 is checked on
@@ -119,7 +120,7 @@ def table(rows: list[Row]) -> str:
         "",
         "Every single-image architecture of basicsr 1.4.2 and spandrel 0.4.2, as a small instance with seeded random",
         f"weights, split automatically (no adapter) at half of its depth: {len(split)} of {len(rows)} are split.",
-        "Made by `python benchmarks/networks.py > docs/networks.md`; CI reruns a part of it.",
+        "Made by `python -m benchmarks.networks > docs/networks.md`; CI reruns a part of it.",
         "",
         "- *multiple*: patches, halos and windows are multiples of this many LR pixels; images may have any size.",
         "- *radius*: of the refined blocks / with the tail, LR pixels; *all*: a global operation, or more than 512.",

@@ -1,6 +1,6 @@
 """What wrapping costs beside the parts: MaskGuided's forward against the same steps written out by hand.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.overhead
 
 256x256 LR, keep 0.25, one thread, channels_last, seeded weights; A B A B within each round, median of the
 ratios. Also the split alone: tail(body(prefix(x))) against the network itself.
@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 
 import torch
-from architectures import ARCHITECTURES, seeded
 from torch import Tensor
 
 import maskguided
 from maskguided.head import high_frequency
 from maskguided.patches import Grid, gather, scatter, select
+
+from .architectures import ARCHITECTURES, seeded
 
 NETWORKS = ("basicsr/EDSR x4", "basicsr/SRVGGNetCompact x4", "spandrel/SPAN x4", "spandrel/SwinIR light x2")
 SIDE, KEEP, ROUNDS = 256, 0.25, 9

@@ -1,6 +1,6 @@
 """The tables of the MGA paper (Hu et al., ECCV 2022) in shape, on one network with trained weights.
 
-    python benchmarks/paper_tables.py --weights PANx4_DF2K.pth --hr PHOTOS --test Set5 --test Set14 --work DIR
+    python -m benchmarks.paper_tables --weights PANx4_DF2K.pth --hr PHOTOS --test Set5 --test Set14 --work DIR
 
 A test folder holds HR and LRx4 (or LRx2, LRx3: the network's scale). Setup as in the paper unless a table varies it:
 split 12, patches of 4x4, halo 1, two tails that are not shared, a head of 2 channels supervised by L1. The network's

@@ -1,7 +1,7 @@
 """What a wrapped network loses and costs: PSNR-Y below its dense network against MACs, for one or several keeps.
 
-    python benchmarks/quality.py --weights NET.pth --head FILE.safetensors --hr SunHays80/HR --last 20 --keep 0.3,0.4
-    python benchmarks/quality.py --weights NET.pth --head FILE.safetensors --hr Set14/HR --lr Set14/LRx4 --keep 0.3
+    python -m benchmarks.quality --weights NET.pth --head FILE.safetensors --hr SunHays80/HR --last 20 --keep 0.3,0.4
+    python -m benchmarks.quality --weights NET.pth --head FILE.safetensors --hr Set14/HR --lr Set14/LRx4 --keep 0.3
 
 Without --lr, LR is basicsr's bicubic of HR. Everything runs through the real window path, halo counted. Beside each
 scorer stand the choice by the error map (refined against coarse, what no fast network can know) and a random one.

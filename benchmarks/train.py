@@ -1,6 +1,6 @@
 """Train one of the small x4 networks of small_networks.py, from HR photographs alone.
 
-    python benchmarks/train.py --network NAME --hr FOLDER [--hr FOLDER] --work DIR [--iterations 12000]
+    python -m benchmarks.train --network NAME --hr FOLDER [--hr FOLDER] --work DIR [--iterations 12000]
 
 LR images are basicsr's MATLAB-like bicubic. L1 loss, AdamW, one-cycle learning rate, an average of the
 weights (EMA). A checkpoint is written every 200 steps; the same command resumes from it and, at the end,
@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from small_networks import NETWORKS, SCALE
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskguided.images import read_image
 from maskguided.integrations.basicsr_plugin import import_basicsr
+
+from .small_networks import NETWORKS, SCALE
 
 
 def read_pairs(folders: list[Path], cache: Path) -> list[tuple[Tensor, Tensor]]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from support import need_basicsr, need_spandrel
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from architectures import ARCHITECTURES
-from networks import row
+sys.path.append(str(Path(__file__).parents[1]))
+from benchmarks.architectures import ARCHITECTURES
+from benchmarks.networks import row
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 # The quick ones; together they round up inside, make masks, return tuples, concatenate, attend in windows.
