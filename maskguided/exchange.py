@@ -178,7 +178,7 @@ def _framed(pixels: Tensor, pieces: Sequence[Tensor], sides: Sides) -> Tensor:
     count, height, width, channels = pixels.shape
     shapes = ((top, left + width + right), (bottom, left + width + right), (height, left), (height, right))
     above, below, before, behind = (p.reshape(count, *s, channels) for p, s in zip(pieces, shapes, strict=True))
-    if torch.compiler.is_compiling():  # in a graph, and in ONNX, writing to slices is slow
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # writing to slices is slow in a graph
         return torch.cat([above, torch.cat([before, pixels, behind], dim=2), below], dim=1)
     wide = pixels.new_empty(count, top + height + bottom, left + width + right, channels)
     inner = wide[:, top : top + height]
