@@ -77,7 +77,7 @@ def _sizes(args: argparse.Namespace) -> Table:
 
 
 def _memory(args: argparse.Namespace) -> Table:
-    table = Table("memory", "Peak memory of a forward above the loaded network, CPU, float32", 1)
+    table = Table("memory", "Peak of the tensors of a forward, CPU, float32", 1)
     for name in args.networks.split(","):
         for merge in ("features", "image"):
             table.add(memory.forwards(name, merge, KEEPS, (256, 256)))

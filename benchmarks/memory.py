@@ -1,23 +1,26 @@
-"""Peak memory of a forward, and of upscaling a large image: each in a process of its own, above what loading takes."""
+"""Peak memory of a forward, and of a process of its own that upscales a large image."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import maskguided
 from maskguided import infer
 from maskguided.images import write_image
+from maskguided.settings import Merge
 
 from .engine import Way, network
 from .report import Row
@@ -25,43 +28,41 @@ from .report import Row
 MIB = 1024  # ru_maxrss counts KiB
 
 
-def forwards(name: str, merge: str, keeps: Sequence[float], size: tuple[int, int]) -> Iterator[Row]:
+@torch.inference_mode()
+def forwards(name: str, merge: Merge, keeps: Sequence[float], size: tuple[int, int]) -> Iterator[Row]:
     """Peak of a wrapped forward at each keep beside the dense one's."""
-    dense, _ = _child("dense", name, merge, 0.0, size)
+    way = Way()
+    model, x = way.ready(network(name)), way.image(*size)
+    fast = way.ready(maskguided.wrap(model, merge=merge))
+    dense = peak(lambda: model(x))
     for keep in keeps:
-        peak, _ = _child("wrapped", name, merge, keep, size)
+        fast.keep = keep
+        wrapped = peak(lambda: fast(x))
         yield {
             "network": name, "size": f"{size[0]}x{size[1]}", "merge": merge, "keep": keep,
-            "dense, MiB": round(dense), "wrapped, MiB": round(peak), "ratio": peak / dense,
+            "dense, MiB": round(dense), "wrapped, MiB": round(wrapped), "ratio": wrapped / dense,
         }  # fmt: skip
+
+
+def peak(run: Callable[[], object]) -> float:
+    """MiB of tensors alive at once within `run`, beyond those before it: what torch's allocator was asked for."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    highest: int = max(itertools.accumulate(change for _, change in changes))
+    return highest / 2**20
 
 
 def large(name: str, keep: float, size: tuple[int, int]) -> Iterator[Row]:
     """Resident memory of upscaling an image of that size, default tiles, written as PNG."""
-    peak, seconds = _child("upscale", name, "features", keep, size)
-    yield {
-        "network": name, "size": f"{size[0]}x{size[1]}", "keep": keep, "seconds": round(seconds),
-        "peak RSS of the process, MiB": round(peak),
-    }  # fmt: skip
-
-
-def _child(what: str, name: str, merge: str, keep: float, size: tuple[int, int]) -> tuple[float, float]:
-    command = [sys.executable, "-m", "benchmarks.memory", what, name, merge, str(keep), *map(str, size)]
+    command = [sys.executable, "-m", "benchmarks.memory", name, str(keep), *map(str, size)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    return found["mib"], found["seconds"]
-
-
-@torch.inference_mode()
-def _forward(what: str, name: str, merge: str, keep: float, size: tuple[int, int]) -> float:
-    """MiB that a forward takes at its peak, above the process before it."""
-    way = Way()
-    model, x = way.ready(network(name)), way.image(*size)
-    run = model if what == "dense" else way.ready(maskguided.wrap(model, merge=merge, keep=keep))
-    run(way.image(32, 32))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(x)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / MIB
+    yield {
+        "network": name, "size": f"{size[0]}x{size[1]}", "keep": keep, "seconds": round(found["seconds"]),
+        "peak RSS of the process, MiB": round(found["mib"]),
+    }  # fmt: skip
 
 
 def _upscale(name: str, keep: float, size: tuple[int, int]) -> float:
@@ -75,17 +76,11 @@ def _upscale(name: str, keep: float, size: tuple[int, int]) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("dense", "wrapped", "upscale"))
     parser.add_argument("name")
-    parser.add_argument("merge")
     parser.add_argument("keep", type=float)
     parser.add_argument("size", type=int, nargs=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    size = (args.size[0], args.size[1])
-    if args.what == "upscale":
-        mib = _upscale(args.name, args.keep, size)
-    else:
-        mib = _forward(args.what, args.name, args.merge, args.keep, size)
+    mib = _upscale(args.name, args.keep, (args.size[0], args.size[1]))
     print(json.dumps({"mib": mib, "seconds": time.perf_counter() - start}))
