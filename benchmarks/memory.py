@@ -33,7 +33,7 @@ def forwards(name: str, merge: Merge, keeps: Sequence[float], size: tuple[int, i
     """Peak of a wrapped forward at each keep beside the dense one's."""
     way = Way()
     model, x = way.ready(network(name)), way.image(*size)
-    fast = way.ready(maskguided.wrap(model, merge=merge))
+    fast = maskguided.wrap(model, merge=merge).to(memory_format=torch.channels_last).eval()
     dense = peak(lambda: model(x))
     for keep in keeps:
         fast.keep = keep
