@@ -83,7 +83,8 @@ def calibrate(
 
     With merge="image" and a "light" or "deep" coarse tail, the tail's convolution becomes the ridge regression that
     comes closest to the dense network's image on the patches that are not refined. The score becomes the linear
-    predictor of the squared error that refining a patch takes away, and `scorer` "linear".
+    predictor of the squared error that refining a patch takes away, and `scorer` "linear". Where windows exchange
+    borders, what they see of patches that are not refined becomes a linear guess from the features at the cut.
 
     Args:
         fast: a wrapped network for images in 0..1.
@@ -92,8 +93,8 @@ def calibrate(
         max_cost: choose the largest keep that costs no more than this share of the dense MACs. With neither budget
             keep stays.
         split_at: "auto": also choose the split, and where branches merge, patch size and halo.
-        fit: "all": coarse tail and score; "score": the score, the tail stays as it was trained; "nothing": both stay,
-            and only keep is chosen.
+        fit: "all": coarse tail, score and context; "score" or "context": that alone, the others stay as they were
+            trained; "nothing": only keep is chosen.
         progress: told in words what is being done.
 
     Without HR images the drop needs a guess of how far the dense network is from the truth: it is measured on the
@@ -299,10 +300,13 @@ def _candidates(fast: MaskGuided) -> Iterable[MaskGuided]:
         for merge, patch, halo in (("features", 16, 2), ("image", 16, 1), ("image", 32, 1)):
             if merge == "features" and not parts.can_skip:
                 continue
+            if fast.exchange and parts.exchanges(merge):  # type: ignore[arg-type]
+                patch, halo = patch // 2, 0
             sizes = [-(-size // step) * step for size in (patch, halo)]
             yield MaskGuided(
                 parts, patch_size=sizes[0], halo=sizes[1], merge=merge,  # type: ignore[arg-type]
                 coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops,
+                exchange=None if fast.exchange else False,
             ).eval()  # fmt: skip
 
 

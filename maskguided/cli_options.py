@@ -31,7 +31,7 @@ Body = Annotated[
 MergeAt = Annotated[str | None, typer.Option(help="features or image.", show_default="features")]
 Tail = Annotated[str | None, typer.Option(help="copy, light or deep, with --merge image.", show_default="copy")]
 PatchSize = Annotated[
-    int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="16, or what suits the network")
+    int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="8, or what suits the network")
 ]
 Halo = Annotated[
     int | None, typer.Option(help="Context around a patch, LR pixels.", show_default="0, or what the network needs")

@@ -79,7 +79,8 @@ class MaskGuided(nn.Module):
     Args:
         split: the network in three parts.
         keep: share of the patches to refine, 0..1; k follows from it and the image's size alone.
-        patch_size: side of a patch, in LR pixels. Default: 16; more for a network that works on multiples of 4.
+        patch_size: side of a patch, in LR pixels. Default: 8 where windows exchange borders, else 16; more for a
+            network that works on multiples of 4.
         halo: context around a patch that is computed and thrown away, in LR pixels. Default: 0 where windows
             exchange borders or the network works on multiples of more than 8; else an eighth of the patch.
         merge: where refined patches go back. "features": into the map at the end of the body, and the

@@ -39,11 +39,14 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
 
 
 def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
-    """Patch size and halo: no halo where windows exchange borders, else one of no more than 0.56 times the patch."""
+    """Patch size and halo: small patches without one where windows exchange borders; else larger ones, so that a halo
+    is no more than 0.56 times its patch."""
     halo = -(-2 // multiple) * multiple
+    if exchange:
+        return 4 * halo, 0
     if 8 * halo > _LARGEST_PATCH:
         return -(-_LARGEST_PATCH // multiple) * multiple, 0
-    return 8 * halo, 0 if exchange else halo
+    return 8 * halo, halo
 
 
 def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
