@@ -61,10 +61,17 @@ def write_image(path: str | Path, image: Image) -> None:
         ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
     }.get(suffix)
     quality = [] if key is None else [key, 95]
-    done, encoded = cv2.imencode(suffix, _swapped(image), quality)
-    if not done:
-        raise ImageError(f"{path}: OpenCV could not encode {image.shape} {image.dtype} as {suffix}")
-    write_whole(path, encoded.tofile)
+    swapped = _swapped(image)
+
+    def write(beside: Path) -> None:
+        if cv2.imwrite(str(beside), swapped, quality):  # as it is encoded: a large file is never in memory
+            return
+        done, encoded = cv2.imencode(suffix, swapped, quality)  # where OpenCV cannot open such a path (Windows)
+        if not done:
+            raise ImageError(f"{path}: OpenCV could not encode {image.shape} {image.dtype} as {suffix}")
+        encoded.tofile(beside)
+
+    write_whole(path, write)
 
 
 def list_images(path: Path) -> list[Path]:
