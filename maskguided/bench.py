@@ -74,12 +74,13 @@ class Setting:
     """None: what suits the network."""
     keeps: tuple[float, ...]
     head: Path | None = None
-    """File of maskguided.save, whose settings are used instead of those above."""
+    """File of maskguided.save, which decides merge and split; its patch size and halo, unless they are given."""
 
     def wrap(self, model: nn.Module, parts: Callable[[int | Literal["auto"]], Split]) -> MaskGuided:
         """`model` wrapped so, in eval mode; `parts` splits it at a place."""
         if self.head is not None:
-            return checkpoint.load(self.head, model).eval()
+            sizes = {"patch_size": self.patch_size, "halo": self.halo}
+            return checkpoint.load(self.head, model, **{k: v for k, v in sizes.items() if v is not None}).eval()
         return MaskGuided(parts(self.split_at), patch_size=self.patch_size, halo=self.halo, merge=self.merge).eval()
 
 

@@ -204,8 +204,8 @@ def bench_command(
     markdown: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
-    if head is not None and (split_at, patch_size, halo, merge) != ("auto", "auto", "auto", "features"):
-        raise ArgumentError(f"--head {head} has its own split, patch, halo and merge; give either it or them")
+    if head is not None and (split_at, merge) != ("auto", "features"):
+        raise ArgumentError(f"--head {head} has its own split and merge; give either it or them")
     torch.set_num_threads(threads)
     where = pick_device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format

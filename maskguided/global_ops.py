@@ -61,18 +61,22 @@ class PerImage(GlobalOps):
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         if x.shape[0] % self.k:
             return func(x, *args, **kwargs)
-        if self.owned is not None and func.__name__ in _MEANS:
-            return self._mean(x, self.owned(*x.shape[2:]), func, args, kwargs)
+        if func.__name__ in _MEANS:
+            return self._mean(x, func, args, kwargs)
         together = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
         result = func(together, *args, **kwargs)
         return tuple(map(self._apart, result)) if isinstance(result, tuple) else self._apart(result)
 
-    def _mean(self, x: Tensor, owned: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
-        """`func`, a mean, over the owned pixels: each weighs as much more as pixels of its image do not count."""
-        pixels = owned.reshape(-1, self.k, owned[0].numel())
-        weight = pixels[0].numel() / pixels.sum((1, 2))
-        weighted = x * (owned * weight.repeat_interleave(self.k)[:, None, None, None]).to(x.dtype)
-        return PerImage(self.k).reduce(func, weighted, args, kwargs)  # type: ignore[no-any-return]
+    def _mean(self, x: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
+        """The mean of the windows' means: no map of all windows is put together for it."""
+        if self.owned is not None:  # each pixel that counts weighs as much more as others of its image do not
+            counts = self.owned(*x.shape[2:])
+            pixels = counts.reshape(-1, self.k, counts[0].numel())
+            weight = pixels[0].numel() / pixels.sum((1, 2))
+            x = x * (counts * weight.repeat_interleave(self.k)[:, None, None, None]).to(x.dtype)
+        each = func(x, *args, **kwargs)
+        mean: Tensor = each.reshape(-1, self.k, *each.shape[1:]).mean(1)
+        return mean.repeat_interleave(self.k, dim=0)
 
     def _apart(self, value: Tensor) -> Tensor:
         """(B, C, k*h, w) -> (B*k, C, h, w); what is one value for an image stands for each of its windows."""
