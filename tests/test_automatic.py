@@ -258,7 +258,9 @@ def test_a_body_named_by_the_user_is_saved_and_wrapped_again(tmp_path):
 
 def test_default_patches_and_halos_are_multiples_that_the_network_works_on():
     fast = maskguided.wrap(scaled(WindowsInside()))
-    assert (fast.patch_size, fast.halo) == (32, 4)
+    assert (fast.exchange, fast.patch_size, fast.halo) == (True, 16, 0)
+    alone = maskguided.wrap(scaled(WindowsInside()), exchange=False)
+    assert (alone.patch_size, alone.halo) == (32, 4)
     with pytest.raises(ArgumentError, match="multiples of 4 LR pixels; use 16 or 20"):
         maskguided.wrap(scaled(WindowsInside()), patch_size=18)
 
