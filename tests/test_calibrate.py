@@ -81,7 +81,7 @@ def test_what_was_trained_stays_where_only_keep_is_asked_for():
     maskguided.calibrate(fast, photographs(2), fit="score")
     changed = {name for name, value in fast.state_dict().items() if not torch.equal(value, before[name])}
     assert (fast.scorer, changed) == ("linear", {"linear.weight", "linear.bias"})
-    with pytest.raises(ArgumentError, match="use one of 'all', 'score', 'nothing'"):
+    with pytest.raises(ArgumentError, match="use one of 'all', 'score', 'context', 'nothing'"):
         maskguided.calibrate(fast, photographs(2), fit="tail")
     with pytest.raises(ArgumentError, match="another split needs its own fit"):
         maskguided.calibrate(fast, photographs(2), split_at="auto", fit="score")
@@ -130,7 +130,10 @@ def test_a_cost_budget_is_met_and_used():
     found = maskguided.calibrate(fast, photographs(), max_cost=0.8)
     assert found.chosen.keep == fast.keep
     cost = fast.cost(40, 40)
-    assert 0.75 < cost.ratio <= 0.8
+    assert cost.ratio <= 0.8
+    fast.keep = (cost.k + 1) / cost.patches
+    assert fast.cost(40, 40).ratio > 0.8, "a patch more would still be within the budget"
+    fast.keep = found.chosen.keep
     assert [point.keep for point in found.curve] == sorted(point.keep for point in found.curve)
     assert "of the dense MACs" in str(found)
 
@@ -196,3 +199,17 @@ def test_the_network_stays_as_it_was(tmp_path):
 def test_what_cannot_be_calibrated(images, settings, text):
     with pytest.raises(ArgumentError, match=text):
         maskguided.calibrate(wrapped(), images, **settings)
+
+
+def test_the_context_is_fitted_where_windows_exchange_borders_and_brings_the_image_nearer():
+    fast = maskguided.wrap(real_network(), 2, patch_size=4, keep=0.4).eval()
+    lr = real_photographs()[0][0]
+    lr = lr[None] if lr.dim() == 3 else lr
+    dense, zeros = fast.unwrap()(lr), fast(lr)
+    maskguided.calibrate(fast, [lr], fit="context")
+    assert fast.context is not None
+    assert fast.scorer == "input"
+    assert (fast(lr) - dense).square().mean() < 0.9 * (zeros - dense).square().mean()
+    alone = maskguided.wrap(real_network(), 2, patch_size=8, exchange=False).eval()
+    maskguided.calibrate(alone, [lr])
+    assert alone.context is None
