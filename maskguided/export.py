@@ -83,7 +83,9 @@ def _program(fast: MaskGuided, example: Tensor) -> Any:
 
 
 def _write_pt2(program: Any, path: Path) -> None:
-    torch.export.save(program, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, path)
 
 
 def _run_pt2(path: Path, example: Tensor) -> Tensor:
