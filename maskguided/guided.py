@@ -310,7 +310,6 @@ class MaskGuided(nn.Module):
         like = self._like()
         shape = (1, self.split.probe.in_channels, height, width)
         keep = self.keep
-        grid = self.grid(height, width)
         try:
             dense = macs(lambda x: self.model(self.accepted(x)), shape, like, self)
             guided = macs(self, shape, like, self)
@@ -318,8 +317,8 @@ class MaskGuided(nn.Module):
             coarse = macs(self, shape, like, self)
         finally:
             self.keep = keep
-        own = sum(p.numel() for p in self.model.parameters())
-        every = sum(p.numel() for p in self.parameters())
+        grid = self.grid(height, width)
+        own, every = (sum(p.numel() for p in module.parameters()) for module in (self.model, self))
         return Cost(height, width, keep, dense, coarse, guided, own, every - own, grid.k(keep), grid.count)
 
     def print_trainable_parameters(self) -> None:
