@@ -308,8 +308,7 @@ class MaskGuided(nn.Module):
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`)."""
         like = self._like()
-        shape = (1, self.split.probe.in_channels, height, width)
-        keep = self.keep
+        shape, keep = (1, self.split.probe.in_channels, height, width), self.keep
         try:
             dense = macs(lambda x: self.model(self.accepted(x)), shape, like, self)
             guided = macs(self, shape, like, self)
