@@ -109,8 +109,7 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
 
 def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
     """Fit what refined windows see beyond their borders, on the patches beside those that are refined at this keep."""
-    fast.context = None
-    context = make_context(fast.split, fast.merge)
+    context = fast.context = fast.context or make_context(fast.split, fast.merge)
     inputs = fast.split.feature_channels + 1
     grams = [torch.zeros(inputs, inputs, dtype=torch.float64) for _ in context.maps]
     crosses = [torch.zeros(part.shape, dtype=torch.float64) for part in context.maps]
@@ -132,7 +131,6 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
     for part, gram, cross in zip(context.maps, grams, crosses, strict=True):
         ridge = torch.eye(inputs, dtype=torch.float64) * (gram.diagonal()[:-1].mean() * _RIDGE + 1e-12)
         part.copy_(torch.linalg.solve(gram + ridge, cross))
-    fast.context = context
 
 
 def _beside(mask: Tensor) -> Tensor:
