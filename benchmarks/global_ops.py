@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from torch.nn import functional as F
 import maskguided
 from maskguided.bench import Pair, read_pairs
 from maskguided.global_ops import GlobalOps
-from maskguided.guided import Base, MaskGuided
+from maskguided.guided import MaskGuided
 from maskguided.metrics import psnr
+from maskguided.split import State
 from maskguided.weights import load_into, read
 
 from .small_networks import NETWORKS, SCALE
@@ -63,10 +63,13 @@ def use_statistics(fast: MaskGuided, x: Tensor, shrink: int) -> None:
     with Collect() as collected:
         fast.split.body(state)
 
-    def replay(base: Base, index: Tensor) -> AbstractContextManager[object]:
-        return Replay(collected.values, index.shape[1])
+    body = fast.split.body
 
-    fast._statistics = replay  # type: ignore[method-assign]
+    def replayed(windows: State) -> State:
+        with Replay(collected.values, windows[fast.split.features].shape[0] // x.shape[0]):
+            return body(windows)
+
+    fast.split.body = replayed  # type: ignore[method-assign, assignment]
 
 
 def quality(image: Tensor, pair: Pair) -> float:
@@ -80,7 +83,7 @@ def loss(net: nn.Module, pairs: list[Pair], way: str, dense: float, **settings: 
     """PSNR lost against dense, in dB."""
     total = 0.0
     for pair in pairs:
-        fast = maskguided.wrap(net, global_ops="window" if way == "window" else "image", **settings).eval()
+        fast = maskguided.wrap(net, global_ops="image" if way == "image" else "window", **settings).eval()
         if way in ("dense", "shrunk"):
             use_statistics(fast, pair.lr, 1 if way == "dense" else 4)
         total += quality(fast(pair.lr), pair)

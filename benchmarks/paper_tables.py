@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 import maskguided
 from maskguided import MaskGuided, bench, finetune, metrics
+from maskguided.base import Base
 from maskguided.checkpoint import load_onto
 from maskguided.errors import CheckpointError
 from maskguided.finetune import Recipe
-from maskguided.guided import Base
 from maskguided.head import MaskHead, high_frequency
 from maskguided.networks import load_network
 from maskguided.stages import HeadLoss, Options, Stage, patch_error, train_only

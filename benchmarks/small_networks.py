@@ -77,10 +77,10 @@ class IMDN(nn.Module):
         return image
 
 
-def edsr() -> nn.Module:
-    """EDSR with 8 blocks of 32 features."""
+def edsr(features: int = 32, blocks: int = 8) -> nn.Module:
+    """EDSR; as its paper's baseline with 16 blocks of 64 features."""
     made: nn.Module = import_basicsr("basicsr.archs.edsr_arch").EDSR(
-        3, 3, num_feat=32, num_block=8, upscale=SCALE, img_range=1.0, rgb_mean=(0.0, 0.0, 0.0)
+        3, 3, num_feat=features, num_block=blocks, upscale=SCALE, img_range=1.0, rgb_mean=(0.0, 0.0, 0.0)
     )
     return made
 
@@ -96,6 +96,7 @@ def rcan() -> nn.Module:
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "starter": lambda: PAN(**STARTER),
     "edsr": edsr,
+    "edsr_baseline": lambda: edsr(64, 16),
     "rcan": rcan,
     "imdn": IMDN,
 }

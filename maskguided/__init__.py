@@ -10,6 +10,7 @@ torch.Size([1, 3, 132, 188])
 
 from . import finetune
 from .adapter import Adapter, register, split
+from .base import Explanation
 from .calibrate import Calibration, calibrate
 from .checkpoint import load, save, starter
 from .errors import (
@@ -22,7 +23,7 @@ from .errors import (
     MissingDependency,
 )
 from .export import export
-from .guided import Explanation, MaskGuided, wrap
+from .guided import MaskGuided, wrap
 from .inspection import inspect
 from .networks import from_file
 from .split import Facts, Split

@@ -22,7 +22,7 @@ __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 
 _ADDED = ("head", "linear", "coarse_tail", "context")
 _MODEL = "model."
-_CHANGEABLE = ("keep", "patch_size", "halo", "scorer", "global_ops", "exchange")
+_CHANGEABLE = ("keep", "patch_size", "halo", "scorer", "global_ops", "exchange", "coarse_on")
 _BEFORE_EXCHANGE = {"exchange": False}
 """What a file means that does not say it: those of version 0.1."""
 
@@ -49,8 +49,8 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     Args:
         path: what `save` wrote.
         model: the network it was made for.
-        changes: settings to use instead of the file's: keep, patch_size, halo, scorer, global_ops, exchange. The others
-            decide what the weights in the file are for.
+        changes: settings to use instead of the file's: keep, patch_size, halo, scorer, global_ops, exchange,
+            coarse_on. The others decide what the weights in the file are for.
 
     Raises:
         CheckpointError: no maskguided file, or made for another kind of network. Another training of the
@@ -165,6 +165,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
         "coarse_tail": fast.coarse_tail_kind,
         "global_ops": fast.global_ops,
         "exchange": fast.exchange,
+        "coarse_on": fast.coarse_on,
         "context": "zeros" if fast.context is None else "linear",
         "head": fast.head.settings,
     }

@@ -30,6 +30,10 @@ Body = Annotated[
 ]
 MergeAt = Annotated[str | None, typer.Option(help="features or image.", show_default="features")]
 Tail = Annotated[str | None, typer.Option(help="copy, light or deep, with --merge image.", show_default="copy")]
+CoarseOnPatches = Annotated[
+    str | None,
+    typer.Option("--coarse-on", help="Where the coarse tail runs: all or unrefined patches.", show_default="all"),
+]
 PatchSize = Annotated[
     int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="8, or what suits the network")
 ]

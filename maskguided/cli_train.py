@@ -13,6 +13,7 @@ from torch import Tensor
 from . import bench, checkpoint, finetune, pictures
 from .calibrate import calibrate
 from .cli_options import (
+    CoarseOnPatches,
     Device,
     Exchange,
     Halo,
@@ -49,6 +50,7 @@ def calibrate_command(
     split_at: Annotated[str, typer.Option(help="A number of blocks; auto: try several.")] = "auto",
     merge: MergeAt = None,
     coarse_tail: Tail = None,
+    coarse_on: CoarseOnPatches = None,
     patch_size: PatchSize = None,
     halo: Halo = None,
     exchange: Exchange = None,
@@ -69,7 +71,7 @@ def calibrate_command(
         _new_picture(plot, overwrite)
     network = load_network(weights, model, scale).model
     fast = wrapped(
-        network, head, split_at, merge=merge, coarse_tail=coarse_tail,
+        network, head, split_at, merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on,
         patch_size=patch_size, halo=halo, exchange=exchange,
     )  # fmt: skip
     like = next(network.parameters())
@@ -107,6 +109,7 @@ def finetune_command(
     split_at: SplitAt = "auto",
     merge: MergeAt = None,
     coarse_tail: Tail = None,
+    coarse_on: CoarseOnPatches = None,
     patch_size: PatchSize = None,
     halo: Halo = None,
     exchange: Exchange = None,
@@ -132,7 +135,7 @@ def finetune_command(
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     network = load_network(weights, model, scale).model
     fast = wrapped(
-        network, head, split_at, merge=merge, coarse_tail=coarse_tail,
+        network, head, split_at, merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on,
         patch_size=patch_size, halo=halo, exchange=exchange,
     )  # fmt: skip
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -166,6 +169,7 @@ def explain_command(
     split_at: SplitAt = "auto",
     merge: MergeAt = None,
     coarse_tail: Tail = None,
+    coarse_on: CoarseOnPatches = None,
     patch_size: PatchSize = None,
     halo: Halo = None,
     exchange: Exchange = None,
@@ -181,7 +185,7 @@ def explain_command(
         raise ArgumentError(f"--input {image} is a folder; give one image")
     fast = ready(
         weights, model, scale, head, split_at,
-        merge=merge, coarse_tail=coarse_tail, patch_size=patch_size, halo=halo, exchange=exchange,
+        merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, patch_size=patch_size, halo=halo, exchange=exchange,
     )[1].eval()  # fmt: skip
     fast.keep = fast.keep if keep is None else keep
     like = next(fast.parameters())

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .base import Base
 from .coarse import LightTail, continued
 from .context import make_context, watch
-from .guided import Base, MaskGuided
+from .guided import MaskGuided
 from .patches import select
 from .stages import patch_error
 
@@ -80,9 +81,7 @@ def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], easy: b
 
 def _hardest(fast: MaskGuided, base: Base, dense: Tensor, features: Tensor) -> Tensor:
     """Of the pixels of `features`, those in the patches where the coarse image is farthest from the dense one."""
-    assert base.coarse is not None  # there is a coarse tail
-    coarse = base.coarse[:, :, : dense.shape[2], : dense.shape[3]]
-    index = select(patch_error(fast, base, coarse, dense), base.grid.k(fast.keep))
+    index = select(patch_error(fast, base, fast.coarse_image(base), dense), base.grid.k(fast.keep))
     side = fast.patch_size * features.shape[3] // base.grid.width
     mask = base.grid.mask(index)[0].repeat_interleave(side, 0).repeat_interleave(side, 1)
     return mask[: features.shape[2], : features.shape[3]].flatten()

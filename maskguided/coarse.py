@@ -49,7 +49,7 @@ class CopiedTail(nn.Module):
     def __init__(self, split: Split) -> None:
         super().__init__()
         self.tail = split.copy_tail()
-        self.reads = tuple(split.kinds)
+        self.reads = tuple(dict.fromkeys((*split.kinds, *split.writes)))
 
     def forward(self, state: State, x: Tensor) -> Tensor:
         image: Tensor = self.tail(state)

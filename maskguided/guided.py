@@ -3,72 +3,36 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .adapter import split
+from .base import Base, Explanation
 from .coarse import CoarseTail, continued, make_coarse_tail
 from .context import make_context
 from .cost import Cost, macs
 from .errors import ArgumentError
-from .exchange import Exchange
-from .global_ops import PerImage
 from .head import LinearScore, MaskHead, energies, high_frequency
-from .patches import Grid, gather, owned, scatter, select
+from .patches import Grid, others, scatter, select
 from .settings import (
+    CoarseOn,
     GlobalOps,
     Merge,
     Scorer,
     check_aligned,
+    check_coarse_on,
     check_one_of,
     check_possible,
     default_sizes,
 )
-from .split import Split, State
+from .split import Kind, Split, State
+from .windows import on_windows
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a forward saw and chose."""
-
-    refined: Tensor
-    """(B, C, s*H, s*W), the output."""
-    coarse: Tensor
-    """(B, C, s*H, s*W), the output at keep=0."""
-    score: Tensor
-    """(B, rows, cols), float32: one value a patch, larger where refining should gain more."""
-    mask: Tensor
-    """(B, rows, cols), bool: the patches that were refined."""
-    index: Tensor
-    """(B, k), long: the same, best first."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """What the first part of a forward made of an LR image; the rest starts from here."""
-
-    x: Tensor
-    """(B, C, H', W'): the image, continued to a size that the network accepts."""
-    state: State
-    """The live values at the cut."""
-    skipped: State
-    """The same with the refined blocks left out: what the coarse image is made of."""
-    coarse: Tensor | None
-    """(B, C', s*H', s*W'): the coarse image, where merge="image" needs one."""
-    grid: Grid
-    size: tuple[int, int]
-    """Height and width of the LR image as it was given."""
-
-    @property
-    def every(self) -> Tensor:
-        """(B, count): the index of all patches."""
-        return torch.arange(self.grid.count, device=self.x.device).expand(self.x.shape[0], -1)
+Made = TypeVar("Made")
+_LR = "LR image"  # among the live values that the coarse tail reads
 
 
 class MaskGuided(nn.Module):
@@ -93,6 +57,9 @@ class MaskGuided(nn.Module):
             PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained, or "deep"
             ("light" and a branch of three narrow convolutions, for training).
             Default: "copy"; "light", with merge="image", where blocks cannot be left out.
+        coarse_on: for merge="image": where the coarse tail runs. "all": everywhere; "unrefined": on the patches that
+            are not refined, which saves its work on the others and loses a little at their borders, where its
+            convolutions see zeros. Scorers that look at the coarse image ("coarse", "linear") need it everywhere.
         global_ops: what a mean over the whole map (channel attention and the like) sees in the refined blocks.
             "image": all the windows that are refined in an image together; "window": each window alone, as in
             the paper; "refuse": raise an ArgumentError for a network that has one.
@@ -114,6 +81,7 @@ class MaskGuided(nn.Module):
         merge: Merge | None = None,
         scorer: Scorer = "input",
         coarse_tail: CoarseTail | None = None,
+        coarse_on: CoarseOn = "all",
         global_ops: GlobalOps = "image",
         exchange: bool | None = None,
         context: Literal["zeros", "linear"] = "zeros",
@@ -129,6 +97,7 @@ class MaskGuided(nn.Module):
         check_possible(split, merge, coarse_tail, global_ops)
         multiple = split.multiple_of
         self.exchange = split.exchanges(merge) if exchange is None else exchange
+        check_coarse_on(coarse_on, self.exchange)
         default = default_sizes(multiple, self.exchange)
         patch_size = default[0] if patch_size is None else patch_size
         halo = default[1] if halo is None else halo
@@ -142,6 +111,7 @@ class MaskGuided(nn.Module):
         self.linear = LinearScore(with_coarse=merge == "image")
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
         self.coarse_tail_kind: CoarseTail = coarse_tail
+        self.coarse_on: CoarseOn = coarse_on
         self.global_ops: GlobalOps = global_ops
         self._shares_statistics = global_ops == "image" and bool(split.global_ops)
         self.constants = split.constants
@@ -197,8 +167,7 @@ class MaskGuided(nn.Module):
         x = self.accepted(x)
         state = self.split.prefix(x)
         skipped = self.split.skip(state) if self.split.can_skip else state  # a light coarse tail takes either
-        coarse = None if self.coarse_tail is None else self.coarse_tail(skipped, x)
-        return Base(x, state, skipped, coarse, self.grid(height, width), (height, width))
+        return Base(x, state, skipped, self.grid(height, width), (height, width))
 
     def choose(self, base: Base, score: Tensor | None = None) -> Tensor:
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
@@ -214,15 +183,12 @@ class MaskGuided(nn.Module):
 
     def refine(self, base: Base, index: Tensor) -> Tensor:
         """The image (B, C', s*H, s*W) with the patches of `index` (B, k) refined."""
-        if base.coarse is None:
+        if self.coarse_tail is None:
             return self._cropped(self.split.tail(self._refine_features(base, index)), base)
         if index.shape[1] == 0:
-            return self._cropped(base.coarse, base)
-        windows = self._gather(base, tuple(self.split.kinds), index)
-        with self._statistics(base, index), self._neighbours(base, index, windows):
-            patches = self.split.tail(self.split.body(windows))
-        canvas = continued(base.coarse, base.grid.height * self.scale, base.grid.width * self.scale)
-        return self._cropped(scatter(patches, index, base.grid, onto=canvas), base)
+            return self._cropped(self._coarse(base), base)
+        patches = self._refined(lambda state: self.split.tail(self.split.body(state)), base, self.split.kinds, index)
+        return self._cropped(scatter(patches, index, base.grid, onto=self._around(base, index, patches)), base)
 
     def coarse_image(self, base: Base) -> Tensor:
         """The image (B, C', s*H, s*W) with no patch refined."""
@@ -250,48 +216,62 @@ class MaskGuided(nn.Module):
     def energies(self, base: Base) -> Tensor:
         """What the linear score looks at, (B, terms, rows, cols)."""
         height, width = base.grid.height, base.grid.width
-        coarse = None if base.coarse is None else continued(base.coarse, height * self.scale, width * self.scale)
+        coarse = None if self.coarse_tail is None else self._coarse(base)
+        coarse = None if coarse is None else continued(coarse, height * self.scale, width * self.scale)
         return energies(continued(base.x, height, width), coarse, self.patch_size)
 
     def _refine_features(self, base: Base, index: Tensor) -> State:
         if index.shape[1] == 0:
             return base.skipped
-        windows = self._gather(base, self.split.reads, index)
-        with self._statistics(base, index), self._neighbours(base, index, windows):
-            windows = self.split.body(windows)
+        reads = {name: self.split.kinds[name] for name in self.split.reads}
+        windows = self._refined(self.split.body, base, reads, index)
         onto = base.skipped
         refined = {name: scatter(windows[name], index, base.grid, onto=onto[name]) for name in self.split.writes}
         return {**onto, **refined}
 
+    def _refined(self, part: Callable[[State], Made], base: Base, kinds: Mapping[str, Kind], index: Tensor) -> Made:
+        """What the refine part, or its body alone, makes of the windows of `index`."""
+        features = None if self.context is None else base.state[self.split.features]
+        return on_windows(
+            part, base.state, kinds, index, base.grid,
+            exchange=self.exchange, one_mean=self._shares_statistics, guess=self.context, features=features,
+        )  # fmt: skip
+
+    def _coarse(self, base: Base) -> Tensor:
+        """What the coarse tail makes of the whole image, (B, C', s*H', s*W')."""
+        assert self.coarse_tail is not None
+        if base.coarse is None:
+            base.coarse = self.coarse_tail(base.skipped, base.x)
+        return base.coarse
+
+    def _around(self, base: Base, index: Tensor, patches: Tensor) -> Tensor:
+        """The image (B, C', s*H', s*W') that refined patches are put into."""
+        height, width = base.grid.height * self.scale, base.grid.width * self.scale
+        if index.shape[1] == base.grid.count:
+            return patches.new_empty(len(index), patches.shape[1], height, width)
+        if self.coarse_on == "all" or self.scorer in ("coarse", "linear"):
+            return continued(self._coarse(base), height, width)
+        rest = others(index, base.grid)
+        canvas = patches.new_empty(len(index), patches.shape[1], height, width)
+        return scatter(self.coarse_patches(base, rest), rest, base.grid, onto=canvas)
+
+    def coarse_patches(self, base: Base, index: Tensor) -> Tensor:
+        """What the coarse tail makes of the windows of `index` (B, k) alone: (B*k, C', s*h, s*w)."""
+        tail = self.coarse_tail
+        assert tail is not None
+        state = {**base.skipped, _LR: continued(base.x, base.grid.height, base.grid.width)}
+        # What the body writes has no kind of its own: what stands in for it is a map or a vector.
+        kinds: dict[str, Kind] = {name: "map" if state[name].dim() == 4 else "vector" for name in (*tail.reads, _LR)}
+        kinds.update({name: kind for name, kind in self.split.kinds.items() if name in kinds})
+        patches: Tensor = on_windows(
+            lambda windows: tail(windows, windows[_LR]), state, kinds, index, base.grid,
+            exchange=self.exchange, one_mean=self._shares_statistics,
+        )  # fmt: skip
+        return patches
+
     def _cropped(self, image: Tensor, base: Base) -> Tensor:
         height, width = base.size
         return image[:, :, : height * self.scale, : width * self.scale]
-
-    def _statistics(self, base: Base, index: Tensor) -> AbstractContextManager[object]:
-        """How global operations see the windows of an image."""
-        if not self._shares_statistics:
-            return nullcontext()
-        counts = functools.partial(owned, index, base.grid) if base.grid.overlaps else None
-        return PerImage(index.shape[1], counts)
-
-    def _neighbours(self, base: Base, index: Tensor, windows: State) -> AbstractContextManager[object]:
-        """What convolutions see around a window."""
-        if not self.exchange:
-            return nullcontext()
-        cut = [(value, base.state[name]) for name, value in windows.items() if self.split.kinds[name] == "map"]
-        return Exchange(base.grid, index, cut, self.context, base.state[self.split.features] if self.context else None)
-
-    def _gather(self, base: Base, names: tuple[str, ...], index: Tensor) -> State:
-        """The windows of live values: maps are cut, vectors repeated for each window, constants handed on."""
-        kinds, k = self.split.kinds, index.shape[1]
-
-        def window(name: str) -> Tensor:
-            value = base.state[name]
-            if kinds[name] == "map":
-                return gather(value, index, base.grid)
-            return value.repeat_interleave(k, dim=0) if kinds[name] == "vector" else value
-
-        return {name: window(name) for name in names}
 
     def grid(self, height: int, width: int) -> Grid:
         """The patches of an LR image of this size, rounded up to what windows can be cut from."""

@@ -115,6 +115,16 @@ def select(score: Tensor, k: int) -> Tensor:
     return torch.sort(flat, dim=1, descending=True, stable=True).indices[:, :k]
 
 
+def others(index: Tensor, grid: Grid) -> Tensor:
+    """(B, count - k): the patches that are not in `index` (B, k), in order of position.
+
+    >>> others(torch.tensor([[2, 0]]), Grid(4, 4, patch_size=2))
+    tensor([[1, 3]])
+    """
+    chosen = grid.mask(index).flatten(1)
+    return torch.sort(chosen.to(torch.uint8), dim=1, stable=True).indices[:, : grid.count - index.shape[1]]
+
+
 def gather(x: Tensor, index: Tensor, grid: Grid) -> Tensor:
     """Cut the windows of the patches `index` out of `x`.
 

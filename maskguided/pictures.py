@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .base import Explanation
 from .calibrate import Calibration
 from .errors import MissingDependency
-from .guided import Explanation, MaskGuided
+from .guided import MaskGuided
 from .images import Image
 from .infer import overlay
 from .stages import luma

@@ -11,6 +11,7 @@ from .split import Split
 
 Merge = Literal["features", "image"]
 Scorer = Literal["input", "coarse", "linear", "head"]
+CoarseOn = Literal["all", "unrefined"]
 GlobalOps = Literal["image", "window", "refuse"]
 _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 
@@ -47,6 +48,16 @@ def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
     if 8 * halo > _LARGEST_PATCH:
         return -(-_LARGEST_PATCH // multiple) * multiple, 0
     return 8 * halo, halo
+
+
+def check_coarse_on(coarse_on: CoarseOn, exchange: bool) -> None:
+    """Refuse a coarse tail on windows that do not see each other."""
+    check_one_of("coarse_on", coarse_on, ("all", "unrefined"))
+    if coarse_on == "unrefined" and not exchange:
+        raise ArgumentError(
+            "coarse_on='unrefined': here windows do not exchange borders (exchange=False, or this network's cannot), "
+            "so the coarse tail would end at each of them; use 'all'"
+        )
 
 
 def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

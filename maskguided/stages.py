@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .base import Base
 from .coarse import continued
 from .errors import ArgumentError
-from .guided import Base, MaskGuided
+from .guided import MaskGuided
 from .head import pool
-from .patches import Grid, select
+from .patches import Grid, others, scatter, select
 from .probing import image_of, untouched
 from .split import State
 
@@ -167,43 +168,51 @@ def _check(fast: MaskGuided, stage: str) -> None:
 def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
     base = fast.run_base(lr)
     assert fast.coarse_tail is not None  # see _check
-    return _live(fast, base.skipped, fast.coarse_tail.reads, {"x": base.x, **_targets(fast, lr, hr, options)})
+    return _live(fast, base.state, tuple(fast.split.kinds), {"x": base.x, **_targets(fast, lr, hr, options)})
 
 
 def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     """Of the pixels that will be seen: the patches farthest from the target, as many as are refined, do not count."""
     assert fast.coarse_tail is not None  # see _check
-    image = fast.coarse_tail(given.state(), given.crops["x"])
     target = given.crops.get("dense", given.crops["hr"])
-    height, width = target.shape[2:]
-    grid = fast.grid(height // fast.scale, width // fast.scale)
-    k = grid.k(fast.keep)
-    if not 0 < k < grid.count:
-        return _to_targets(image, given, options)
-    error = luma((image[:, :, :height, :width] - target).detach().float()).square()
-    whole = continued(error, grid.height * fast.scale, grid.width * fast.scale)
-    index = select(pool(whole, grid.patch_size * fast.scale).squeeze(1), k)
-    return _to_targets(image, given, options, 1 - _pixels(fast, grid, index).to(image))
+    base = _based(fast, given)
+    k = base.grid.k(fast.keep)
+    if not 0 < k < base.grid.count:
+        return _to_targets(fast.coarse_image(base), given, options)
+    alone = fast.coarse_on == "unrefined"
+    with torch.set_grad_enabled(not alone):
+        image = fast.coarse_image(base)
+    index = select(patch_error(fast, base, image.detach(), target), k)
+    if alone:  # as it will run: on windows, which find nothing where patches are refined
+        rest = others(index, base.grid)
+        canvas = continued(image, base.grid.height * fast.scale, base.grid.width * fast.scale)
+        image = scatter(fast.coarse_patches(base, rest), rest, base.grid, onto=canvas)
+    return _to_targets(image, given, options, 1 - _pixels(fast, base.grid, index).to(image))
 
 
 def _prepare_refine(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
     base = fast.run_base(lr)
-    coarse = {} if base.coarse is None else {"coarse": base.coarse}
+    # With merge="image" only refined pixels count, whatever is around them.
+    coarse = {} if fast.coarse_tail is None else {"coarse": fast.coarse_image(base)}
     return _live(fast, base.state, tuple(fast.split.kinds), {"x": base.x, **coarse, **_targets(fast, lr, hr, options)})
 
 
 def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     """Of the refined pixels: all windows, each being alone; where they exchange borders, those chosen at this keep."""
-    height, width = (side // fast.scale for side in given.crops["hr"].shape[2:])
-    state = given.state()
-    skipped = fast.split.skip(state) if fast.split.can_skip else state
-    grid = fast.grid(height, width)
-    base = Base(given.crops["x"], state, skipped, given.crops.get("coarse"), grid, (height, width))
+    base = _based(fast, given)
     index = fast.choose(base) if fast.exchange and fast.keep else base.every
     image, mask = fast.refine(base, index), None
     if fast.merge == "image":
-        mask = _pixels(fast, grid, index).to(image)
+        mask = _pixels(fast, base.grid, index).to(image)
     return _to_targets(image, given, options, mask)
+
+
+def _based(fast: MaskGuided, given: Given) -> Base:
+    """The first part of a forward, as `prepare` kept it."""
+    height, width = (side // fast.scale for side in given.crops["hr"].shape[2:])
+    state = given.state()
+    skipped = fast.split.skip(state) if fast.split.can_skip else state
+    return Base(given.crops["x"], state, skipped, fast.grid(height, width), (height, width), given.crops.get("coarse"))
 
 
 def _prepare_head(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:

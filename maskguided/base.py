@@ -1,0 +1,49 @@
+"""What a forward holds between its steps, and what it tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .patches import Grid
+from .split import State
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a forward saw and chose."""
+
+    refined: Tensor
+    """(B, C, s*H, s*W), the output."""
+    coarse: Tensor
+    """(B, C, s*H, s*W), the output at keep=0."""
+    score: Tensor
+    """(B, rows, cols), float32: one value a patch, larger where refining should gain more."""
+    mask: Tensor
+    """(B, rows, cols), bool: the patches that were refined."""
+    index: Tensor
+    """(B, k), long: the same, best first."""
+
+
+@dataclass
+class Base:
+    """What the first part of a forward made of an LR image; the rest starts from here."""
+
+    x: Tensor
+    """(B, C, H', W'): the image, continued to a size that the network accepts."""
+    state: State
+    """The live values at the cut."""
+    skipped: State
+    """The same with the refined blocks left out: what the coarse image is made of."""
+    grid: Grid
+    size: tuple[int, int]
+    """Height and width of the LR image as it was given."""
+    coarse: Tensor | None = None
+    """(B, C', s*H', s*W'): what the coarse tail makes of the whole, once it is needed."""
+
+    @property
+    def every(self) -> Tensor:
+        """(B, count): the index of all patches."""
+        return torch.arange(self.grid.count, device=self.x.device).expand(self.x.shape[0], -1)
