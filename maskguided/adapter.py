@@ -11,6 +11,7 @@ import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from .automatic import automatic_split
 from .errors import ArgumentError, CannotSplit
 from .probing import Probe, copied, untouched
-from .split import Split, State, check_whole, choose, probed
+from .split import Cuts, Split, State, Stretch, check_whole, choose, first_and_later, probed
 
 _OURS = ("pan", "edsr", "rcan")
 _GROUP = "maskguided.adapters"
@@ -96,6 +97,17 @@ class Adapter(Split):
 
     def skip(self, state: State) -> State:
         return dict(state)
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        if len(self.cuts) == 1:
+            return super().stretches
+        blocks, reads = self.body_blocks(), {name: self.kinds[name] for name in self.reads}
+
+        def between(start: int, end: int) -> Stretch:
+            return Stretch(lambda state: self._run_blocks(state, blocks[start:end]), dict, reads, self.writes)
+
+        return tuple(between(*ends) for ends in pairwise((*self.cuts, len(blocks))))
 
     def copy_tail(self) -> nn.Module:
         return _CopiedTail(self)
@@ -193,7 +205,7 @@ def lacks(model: nn.Module, *parts: str) -> str | None:
 
 def split(
     model: nn.Module,
-    split_at: int | Literal["auto"] = "auto",
+    split_at: Cuts = "auto",
     *,
     adapter: str | None = None,
     body: str | Sequence[str] | None = None,
@@ -204,7 +216,7 @@ def split(
 
     Args:
         model: takes (B, C, H, W), returns one image (B, C', s*H, s*W).
-        split_at: 1..N-1, or "auto" for half of the depth.
+        split_at: 1..N-1, or "auto" for half of the depth; or several numbers that rise, as (4, 8, 12).
         adapter: name of the one to use; "automatic" for none. Default: the first that knows the network.
         body: the blocks, for a network that no adapter shall split: their module names, or a pattern for them in
             which * stands for one part of a name, as in "layers.*.blocks.*".
@@ -223,18 +235,20 @@ def split(
     True
     """
     found = probed(model)
+    first, later = first_and_later(split_at)
     if body is not None or cut is not None:
         if adapter not in (None, AUTOMATIC):
             raise ArgumentError(f"adapter={adapter!r} knows the blocks: body= and cut= are for networks without one")
         adapter = AUTOMATIC
     chosen, missed = _choose_adapter(model, adapter)
     if chosen is not None:
-        parts: Split = chosen(model, split_at, found)
+        parts: Split = chosen(model, first, found)
+        parts.cut_again(later)
         if check:
             check_whole(parts)
     else:
         try:
-            parts = automatic_split(model, split_at, found, body=body, cut=cut, check=check)
+            parts = automatic_split(model, first, found, later=later, body=body, cut=cut, check=check)
         except CannotSplit as error:
             tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
             raise CannotSplit(f"{error}. Adapters tried: {tried}" if tried else str(error)) from error

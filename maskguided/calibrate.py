@@ -137,7 +137,7 @@ def _fit_for(
     fast: MaskGuided, images: Sequence[Known], fit: Fit, max_cost: float | None, progress: Progress
 ) -> _Prices:
     """Fit the parts for the keep that will be, where the budget tells it already; else for the present one."""
-    if fit in ("all", "context") and fast.exchange:
+    if fit in ("all", "context") and _guesses(fast):
         fast.context = make_context(fast.split, fast.merge)  # guessing has its price
     progress("counting MACs")
     prices = _Prices(fast, images)
@@ -156,9 +156,14 @@ def fit_parts(fast: MaskGuided, images: Sequence[Known], fit: Fit, progress: Pro
         progress("fitting the score")
         fit_score(fast, images)
         fast.scorer = "linear"
-    if fit in ("all", "context") and fast.exchange:
+    if fit in ("all", "context") and _guesses(fast):
         progress("fitting the context")
         fit_context(fast, images)
+
+
+def _guesses(fast: MaskGuided) -> bool:
+    """Whether there is a context to fit: where windows see each other and all of them take one way to the end."""
+    return fast.exchange and len(fast.split.cuts) == 1
 
 
 def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:

@@ -22,7 +22,7 @@ __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 
 _ADDED = ("head", "linear", "coarse_tail", "context")
 _MODEL = "model."
-_CHANGEABLE = ("keep", "patch_size", "halo", "scorer", "global_ops", "exchange", "coarse_on")
+_CHANGEABLE = ("keep", "patch_size", "halo", "scorer", "global_ops", "exchange", "coarse_on", "onward")
 _BEFORE_EXCHANGE = {"exchange": False}
 """What a file means that does not say it: those of version 0.1."""
 
@@ -50,7 +50,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
         path: what `save` wrote.
         model: the network it was made for.
         changes: settings to use instead of the file's: keep, patch_size, halo, scorer, global_ops, exchange,
-            coarse_on. The others decide what the weights in the file are for.
+            coarse_on, onward. The others decide what the weights in the file are for.
 
     Raises:
         CheckpointError: no maskguided file, or made for another kind of network. Another training of the
@@ -154,13 +154,14 @@ def _trained(fast: MaskGuided) -> dict[str, Tensor]:
 def _settings(fast: MaskGuided) -> dict[str, Any]:
     """What `wrap` needs to build the same again."""
     return {
-        "split_at": fast.split.split_at,
+        "split_at": fast.split.split_at if len(fast.split.cuts) == 1 else fast.split.cuts,
         "adapter": fast.split.name if isinstance(fast.split, Adapter) else AUTOMATIC,
         "body": None if isinstance(fast.split, Adapter) else fast.split.blocks,
         "keep": fast.keep,
         "patch_size": fast.patch_size,
         "halo": fast.halo,
         "merge": fast.merge,
+        "onward": fast.onward,
         "scorer": fast.scorer,
         "coarse_tail": fast.coarse_tail_kind,
         "global_ops": fast.global_ops,

@@ -35,6 +35,7 @@ from .cli_options import (
     Keep,
     ModelName,
     NetScale,
+    Onward,
     Overwrite,
     PatchSize,
     SplitAt,
@@ -42,6 +43,7 @@ from .cli_options import (
     WeightFile,
     blocks,
     ready,
+    shares,
 )
 from .errors import ArgumentError, ImageError, MaskGuidedError
 from .guided import MaskGuided
@@ -99,6 +101,7 @@ def upscale_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: SplitAt = "auto",
+    onward: Onward = None,
     body: Body = None,
     keep: Keep = None,
     patch_size: PatchSize = None,
@@ -135,7 +138,7 @@ def upscale_command(
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
     loaded, fast = ready(
-        weights, model, scale, head, split_at,
+        weights, model, scale, head, split_at, onward=shares(onward),
         body=body, keep=keep, patch_size=patch_size, halo=halo, exchange=exchange,
     )  # fmt: skip
     if tile and fast.split.tiling in ("discouraged", "internal"):

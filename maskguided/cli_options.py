@@ -24,7 +24,15 @@ NetScale = Annotated[
     int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x2, x3).")
 ]
 HeadFile = Annotated[Path | None, typer.Option("--head", help="File of maskguided.save; its settings are used.")]
-SplitAt = Annotated[str, typer.Option(help="Blocks that run on the whole image; auto: half of them.")]
+SplitAt = Annotated[
+    str, typer.Option(help="Blocks that run on the whole image; auto: half of them; 4,8,12: patches leave at each.")
+]
+Onward = Annotated[
+    str | None,
+    typer.Option(
+        help="Share of the refined patches that goes on at each cut after the first: 0.6,0.3.", show_default="all"
+    ),
+]
 Body = Annotated[
     str | None, typer.Option(help="Names of the blocks, for a network without an adapter: layers.*.blocks.*")
 ]
@@ -55,13 +63,22 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results th
 
 
 def blocks(text: str) -> Any:
-    """--split-at: a number, or "auto"."""
+    """--split-at: a number, several with commas between, or "auto"."""
     if text == "auto":
         return text
     try:
-        return int(text)
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ArgumentError(f"--split-at {text}: use a number of blocks, or auto") from None
+        raise ArgumentError(f"--split-at {text}: use a number of blocks, several as 4,8,12, or auto") from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def shares(text: str | None) -> tuple[float, ...] | None:
+    """--onward: numbers with commas between."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentError(f"--onward {text}: use shares from 0 to 1 with commas between, as 0.6,0.3") from None
 
 
 def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: Any) -> MaskGuided:

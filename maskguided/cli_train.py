@@ -22,6 +22,7 @@ from .cli_options import (
     MergeAt,
     ModelName,
     NetScale,
+    Onward,
     Overwrite,
     PatchSize,
     SplitAt,
@@ -29,6 +30,7 @@ from .cli_options import (
     Threads,
     WeightFile,
     ready,
+    shares,
     wrapped,
 )
 from .errors import ArgumentError
@@ -48,6 +50,7 @@ def calibrate_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: Annotated[str, typer.Option(help="A number of blocks; auto: try several.")] = "auto",
+    onward: Onward = None,
     merge: MergeAt = None,
     coarse_tail: Tail = None,
     coarse_on: CoarseOnPatches = None,
@@ -71,7 +74,7 @@ def calibrate_command(
         _new_picture(plot, overwrite)
     network = load_network(weights, model, scale).model
     fast = wrapped(
-        network, head, split_at, merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on,
+        network, head, split_at, onward=shares(onward), merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on,
         patch_size=patch_size, halo=halo, exchange=exchange,
     )  # fmt: skip
     like = next(network.parameters())
@@ -107,6 +110,7 @@ def finetune_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: SplitAt = "auto",
+    onward: Onward = None,
     merge: MergeAt = None,
     coarse_tail: Tail = None,
     coarse_on: CoarseOnPatches = None,
@@ -135,7 +139,7 @@ def finetune_command(
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     network = load_network(weights, model, scale).model
     fast = wrapped(
-        network, head, split_at, merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on,
+        network, head, split_at, onward=shares(onward), merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on,
         patch_size=patch_size, halo=halo, exchange=exchange,
     )  # fmt: skip
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -167,6 +171,7 @@ def explain_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: SplitAt = "auto",
+    onward: Onward = None,
     merge: MergeAt = None,
     coarse_tail: Tail = None,
     coarse_on: CoarseOnPatches = None,
@@ -184,8 +189,8 @@ def explain_command(
     if image.is_dir():
         raise ArgumentError(f"--input {image} is a folder; give one image")
     fast = ready(
-        weights, model, scale, head, split_at,
-        merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, patch_size=patch_size, halo=halo, exchange=exchange,
+        weights, model, scale, head, split_at, onward=shares(onward), merge=merge,
+        coarse_tail=coarse_tail, coarse_on=coarse_on, patch_size=patch_size, halo=halo, exchange=exchange,
     )[1].eval()  # fmt: skip
     fast.keep = fast.keep if keep is None else keep
     like = next(fast.parameters())

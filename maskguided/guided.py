@@ -24,11 +24,13 @@ from .settings import (
     Scorer,
     check_aligned,
     check_coarse_on,
+    check_cuts,
     check_one_of,
+    check_onward,
     check_possible,
     default_sizes,
 )
-from .split import Kind, Split, State
+from .split import Cuts, Kind, Split, State
 from .windows import on_windows
 
 Made = TypeVar("Made")
@@ -53,6 +55,8 @@ class MaskGuided(nn.Module):
         scorer: "input" or "coarse": high frequency of the LR or of the coarse HR image, no training
             needed; "linear": a linear predictor of the gain, which `calibrate` fits; "head": the mask head,
             once it is trained.
+        onward: where the network is cut several times: the share, 0..1, of the refined patches that goes on past each
+            further cut, best first; the others leave there. Default: all go on.
         coarse_tail: for merge="image": "copy" of the network's tail, or "light" (one convolution and
             PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained, or "deep"
             ("light" and a branch of three narrow convolutions, for training).
@@ -79,6 +83,7 @@ class MaskGuided(nn.Module):
         patch_size: int | None = None,
         halo: int | None = None,
         merge: Merge | None = None,
+        onward: Sequence[float] | None = None,
         scorer: Scorer = "input",
         coarse_tail: CoarseTail | None = None,
         coarse_on: CoarseOn = "all",
@@ -95,6 +100,7 @@ class MaskGuided(nn.Module):
         check_one_of("context", context, ("zeros", "linear"))
         check_one_of("global_ops", global_ops, ("image", "window", "refuse"))
         check_possible(split, merge, coarse_tail, global_ops)
+        check_cuts(split, merge, context)
         multiple = split.multiple_of
         self.exchange = split.exchanges(merge) if exchange is None else exchange
         check_coarse_on(coarse_on, self.exchange)
@@ -107,6 +113,7 @@ class MaskGuided(nn.Module):
         self.split = split
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer = merge, keep, scorer
+        self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else tuple(onward)
         self.head = MaskHead(split.feature_channels, **(head or {}))
         self.linear = LinearScore(with_coarse=merge == "image")
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
@@ -130,6 +137,16 @@ class MaskGuided(nn.Module):
         if not 0 <= share <= 1:
             raise ArgumentError(f"keep={share}: it is the share of patches to refine; use 0 to 1")
         self._keep = float(share)
+
+    @property
+    def onward(self) -> tuple[float, ...]:
+        """Share of the refined patches that goes on past the second cut, the third ...; settable at any time."""
+        return self._onward
+
+    @onward.setter
+    def onward(self, shares: Sequence[float]) -> None:
+        check_onward(shares, len(self.split.cuts) - 1)
+        self._onward = tuple(float(share) for share in shares)
 
     @property
     def scorer(self) -> Scorer:
@@ -172,7 +189,7 @@ class MaskGuided(nn.Module):
     def choose(self, base: Base, score: Tensor | None = None) -> Tensor:
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
         k = base.grid.k(self.keep)
-        if k in (0, base.grid.count):
+        if k == 0 or (k == base.grid.count and min(self.onward, default=1) == 1):
             return base.every[:, :k]
         if score is None:
             score = self.score(base)
@@ -182,12 +199,12 @@ class MaskGuided(nn.Module):
         return select(score, k)
 
     def refine(self, base: Base, index: Tensor) -> Tensor:
-        """The image (B, C', s*H, s*W) with the patches of `index` (B, k) refined."""
+        """The image (B, C', s*H, s*W) with the patches of `index` (B, k), best first, refined."""
         if self.coarse_tail is None:
             return self._cropped(self.split.tail(self._refine_features(base, index)), base)
         if index.shape[1] == 0:
             return self._cropped(self._coarse(base), base)
-        patches = self._refined(lambda state: self.split.tail(self.split.body(state)), base, self.split.kinds, index)
+        patches = self._refined(self.split.rest, base, base.state, self.split.kinds, index)
         return self._cropped(scatter(patches, index, base.grid, onto=self._around(base, index, patches)), base)
 
     def coarse_image(self, base: Base) -> Tensor:
@@ -221,19 +238,24 @@ class MaskGuided(nn.Module):
         return energies(continued(base.x, height, width), coarse, self.patch_size)
 
     def _refine_features(self, base: Base, index: Tensor) -> State:
-        if index.shape[1] == 0:
-            return base.skipped
-        reads = {name: self.split.kinds[name] for name in self.split.reads}
-        windows = self._refined(self.split.body, base, reads, index)
-        onto = base.skipped
-        refined = {name: scatter(windows[name], index, base.grid, onto=onto[name]) for name in self.split.writes}
-        return {**onto, **refined}
+        """From cut to cut: the windows of those patches that go on replace what stands in for them."""
+        state = base.state
+        for stretch, share in zip(self.split.stretches, (1.0, *self.onward), strict=True):
+            chosen, onto = index[:, : int(share * index.shape[1] + 0.5)], stretch.skip(state)
+            refined: State = {}
+            if chosen.shape[1]:
+                made = self._refined(stretch.run, base, state, stretch.reads, chosen)
+                refined = {name: scatter(made[name], chosen, base.grid, onto=onto[name]) for name in stretch.writes}
+            state = {**onto, **refined}
+        return state
 
-    def _refined(self, part: Callable[[State], Made], base: Base, kinds: Mapping[str, Kind], index: Tensor) -> Made:
-        """What the refine part, or its body alone, makes of the windows of `index`."""
+    def _refined(
+        self, part: Callable[[State], Made], base: Base, state: State, kinds: Mapping[str, Kind], index: Tensor
+    ) -> Made:
+        """What the refine part, or a stretch of its body, makes of the windows of `index` in `state`."""
         features = None if self.context is None else base.state[self.split.features]
         return on_windows(
-            part, base.state, kinds, index, base.grid,
+            part, state, kinds, index, base.grid,
             exchange=self.exchange, one_mean=self._shares_statistics, guess=self.context, features=features,
         )  # fmt: skip
 
@@ -246,13 +268,13 @@ class MaskGuided(nn.Module):
 
     def _around(self, base: Base, index: Tensor, patches: Tensor) -> Tensor:
         """The image (B, C', s*H', s*W') that refined patches are put into."""
-        height, width = base.grid.height * self.scale, base.grid.width * self.scale
+        size = base.grid.height * self.scale, base.grid.width * self.scale
+        canvas = patches.new_empty(len(index), patches.shape[1], *size)
         if index.shape[1] == base.grid.count:
-            return patches.new_empty(len(index), patches.shape[1], height, width)
+            return canvas
         if self.coarse_on == "all" or self.scorer in ("coarse", "linear"):
-            return continued(self._coarse(base), height, width)
+            return continued(self._coarse(base), *size)
         rest = others(index, base.grid)
-        canvas = patches.new_empty(len(index), patches.shape[1], height, width)
         return scatter(self.coarse_patches(base, rest), rest, base.grid, onto=canvas)
 
     def coarse_patches(self, base: Base, index: Tensor) -> Tensor:
@@ -328,7 +350,7 @@ class MaskGuided(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"split_at={self.split.split_at} of {len(self.split.blocks)}, keep={self.keep:g}, "
+            f"split_at={', '.join(map(str, self.split.cuts))} of {len(self.split.blocks)}, keep={self.keep:g}, "
             f"patch_size={self.patch_size}, halo={self.halo}, merge={self.merge}, scorer={self.scorer}"
         )
 
@@ -350,7 +372,7 @@ class MaskGuided(nn.Module):
 @torch.inference_mode(False)  # what is added must stay trainable wherever it is made
 def wrap(
     model: nn.Module,
-    split_at: int | Literal["auto"] = "auto",
+    split_at: Cuts = "auto",
     *,
     adapter: str | None = None,
     body: str | Sequence[str] | None = None,
@@ -362,7 +384,8 @@ def wrap(
 
     Args:
         model: a super-resolution network: (B, C, H, W) in, (B, C', s*H, s*W) out.
-        split_at: how many of its blocks run on the whole image; "auto": half.
+        split_at: how many of its blocks run on the whole image; "auto": half. Several numbers, as (4, 8, 12): after
+            each of them some of the refined patches leave (see `onward`).
         adapter: name of the adapter to use, "automatic" for none; default: the first that knows the network.
         body, cut, check: see `maskguided.split`.
         settings: keep, patch_size, halo, merge, scorer, coarse_tail, head; see MaskGuided.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections.abc import Sequence
 from typing import Literal
 
 from .coarse import CoarseTail
@@ -58,6 +60,29 @@ def check_coarse_on(coarse_on: CoarseOn, exchange: bool) -> None:
             "coarse_on='unrefined': here windows do not exchange borders (exchange=False, or this network's cannot), "
             "so the coarse tail would end at each of them; use 'all'"
         )
+
+
+def check_cuts(split: Split, merge: Merge, context: str) -> None:
+    """Refuse several cuts where patches cannot leave in between."""
+    if len(split.cuts) == 1:
+        return
+    if merge == "image":
+        raise ArgumentError(
+            f"split_at={split.cuts} with merge='image': a patch that leaves at a later cut would need a coarse tail "
+            "for that cut; use merge='features', or one cut"
+        )
+    if context == "linear":
+        raise ArgumentError(f"split_at={split.cuts} with context='linear': it guesses from one cut; use 'zeros'")
+
+
+def check_onward(shares: Sequence[float], further: int) -> None:
+    """Refuse shares that do not fit the cuts."""
+    if len(shares) != further:
+        raise ArgumentError(
+            f"onward={tuple(shares)}: one share for each cut after the first; this network has {further} of them"
+        )
+    if any(not 0 <= share <= 1 for share in shares) or any(a < b for a, b in itertools.pairwise(shares)):
+        raise ArgumentError(f"onward={tuple(shares)}: shares from 0 to 1 that do not rise, as (0.6, 0.3)")
 
 
 def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

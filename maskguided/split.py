@@ -14,7 +14,7 @@ A Split is made by an adapter (adapter.py) or automatically (automatic/); both o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -57,8 +57,26 @@ class Facts:
     """Whether an image may be run in tiles: "supported", "discouraged" or "internal"; None: not known."""
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """The blocks from one cut to the next, or from the last one to the end of the body."""
+
+    run: Callable[[State], State]
+    """Live values at its start -> at its end; what it does not use is passed on."""
+    skip: Callable[[State], State]
+    """The same with its blocks left out."""
+    reads: Mapping[str, Kind]
+    """Live values that it uses, and how each relates to the image."""
+    writes: tuple[str, ...]
+    """Live values that it makes."""
+
+
 class Split(ABC):
-    """A network cut after block `split_at` of its body. See the module's text for the four parts."""
+    """A network cut after block `split_at` of its body. See the module's text for the four parts.
+
+    It may be cut again further on, for patches that need some of the remaining blocks and not all: `stretches` are
+    the pieces of the body between the cuts.
+    """
 
     features: str
     """Name of the live value that the next block would take: what the mask head looks at."""
@@ -88,6 +106,7 @@ class Split(ABC):
         self.model = model
         self.blocks = blocks
         self.split_at = split_at
+        self.cuts: tuple[int, ...] = (split_at,)
         self.probe = probe
         self.multiple_of = probe.multiple_of
 
@@ -107,9 +126,28 @@ class Split(ABC):
     def tail(self, state: State) -> Tensor:
         """Live values after block N -> HR image (B, C, scale*H, scale*W)."""
 
+    def rest(self, state: State) -> Tensor:
+        """Body and tail: live values after block n -> HR image."""
+        return self.tail(self.body(state))
+
     @abstractmethod
     def copy_tail(self) -> nn.Module:
         """A module that maps a state after block N to an image, with weights of its own."""
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        """The body from cut to cut: one after the other they are `body`, and left out, `skip`."""
+        return (Stretch(self.body, self.skip, {name: self.kinds[name] for name in self.reads}, self.writes),)
+
+    def cut_again(self, later: Sequence[int]) -> None:
+        """Cut the body after these blocks as well, rising numbers beyond `split_at`."""
+        cuts = (self.split_at, *later)
+        if cuts[-1] >= len(self.blocks):
+            raise ArgumentError(
+                f"split_at={cuts}: this {type(self.model).__name__} has {len(self.blocks)} blocks; "
+                f"use numbers from 1 to {len(self.blocks) - 1}"
+            )
+        self.cuts = cuts
 
     def full_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that the maps of a state stand for: those of the image, rounded up for windows to fit."""
@@ -181,7 +219,7 @@ class Split(ABC):
     def facts(self) -> Facts:
         """Measured when first asked for: the radii take some forwards on narrow strips."""
         body_radius = self._radius(lambda state: {name: self.body(state)[name] for name in self.writes})
-        whole = None if body_radius is None else self._radius(lambda state: {"image": self.tail(self.body(state))})
+        whole = None if body_radius is None else self._radius(lambda state: {"image": self.rest(state)})
         return Facts(
             scale=self.scale,
             in_channels=self.probe.in_channels,
@@ -224,6 +262,24 @@ def check_whole(split: Split) -> None:
                 "tensors in place across the cut, or that takes another path by size, does this; an adapter can say "
                 "how to split it (docs/new_backbone.md)"
             )
+
+
+Cuts = int | Literal["auto"] | Sequence[int]
+"""After which block, or blocks, a network is cut."""
+
+
+def first_and_later(split_at: Cuts) -> tuple[int | Literal["auto"], tuple[int, ...]]:
+    """The first cut, and the others where there are several.
+
+    >>> first_and_later((4, 8, 12))
+    (4, (8, 12))
+    """
+    if isinstance(split_at, (int, str)):
+        return split_at, ()
+    cuts = tuple(split_at)
+    if not cuts or not all(isinstance(n, int) for n in cuts) or list(cuts) != sorted(set(cuts)):
+        raise ArgumentError(f"split_at={split_at!r}: several cuts are numbers of blocks that rise, as (4, 8, 12)")
+    return cuts[0], cuts[1:]
 
 
 def choose(split_at: int | Literal["auto"], blocks: int) -> int:

@@ -237,7 +237,7 @@ def _head_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
 def _all_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     hr = given.crops["hr"]
     base = fast.run_base(given.crops["lr"])
-    dense = fast.split.tail(fast.split.body(base.state))[:, :, : hr.shape[2], : hr.shape[3]]
+    dense = fast.split.rest(base.state)[:, :, : hr.shape[2], : hr.shape[3]]
     return F.l1_loss(dense, hr) + F.l1_loss(fast.coarse_image(base), hr)
 
 

@@ -35,11 +35,12 @@ def automatic_split(
     split_at: int | Literal["auto"],
     probe: Probe,
     *,
+    later: Sequence[int] = (),
     body: str | Sequence[str] | None = None,
     cut: str | None = None,
     check: bool = True,
 ) -> Split:
-    """Split `model` after block `split_at` ("auto": half of the depth) of its body.
+    """Split `model` after block `split_at` ("auto": half of the depth) of its body, and after those of `later`.
 
     The runs of blocks that are found are tried, the best first, with each the sizes that the network may round
     its input up to; the first split that holds is taken. For `body` and `cut` see `maskguided.split`.
@@ -52,19 +53,20 @@ def automatic_split(
     failures: list[CannotSplit] = []
     for run in runs:
         try:
-            return _split_run(model, run.names, _block_number(split_at, cut, run.names), probe, check)
+            cuts = (_block_number(split_at, cut, run.names), *later)
+            return _split_run(model, run.names, cuts, probe, check)
         except CannotSplit as error:
             failures.append(error)
     raise failures[0]
 
 
-def _split_run(model: nn.Module, names: tuple[str, ...], split_at: int, probe: Probe, check: bool) -> Split:
-    """Split after block `split_at` of `names`; the first rounding wins under which all sizes agree."""
+def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], probe: Probe, check: bool) -> Split:
+    """Split after blocks `cuts` of `names`; the first rounding wins under which all sizes agree."""
     runs, failures = recordings(model, names, probe), list[CannotSplit]()
     for rounding in _roundings(probe):
         try:
             traced = trace(model, names, runs, rounding)
-            split = AutomaticSplit(traced, split_at, names, probe)
+            split = AutomaticSplit(traced, cuts, names, probe)
             if check:
                 check_whole(split)
         except CannotSplit as error:
@@ -77,7 +79,7 @@ def _split_run(model: nn.Module, names: tuple[str, ...], split_at: int, probe: P
         else:
             late: Split = split
             with suppress(CannotSplit):  # two blocks are faster to measure than half of them
-                late = AutomaticSplit(traced, max(1, len(names) - 2), names, probe)
+                late = AutomaticSplit(traced, (max(1, len(names) - 2),), names, probe)
             split.multiple_of = alignment(late, split.multiple_of)
             return split
     raise failures[0]

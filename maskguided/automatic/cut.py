@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,8 +12,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit
 from ..probing import Probe, copied, untouched
-from ..split import Split, State
+from ..split import Kind, Split, State, Stretch
 from .layout import Layout
+from .places import cut_after, inputs_of, live_at, pieces_between, written_by
 from .sizes import At, Rounding, Size
 from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
 
@@ -29,19 +28,6 @@ class Part:
 
     graph: fx.Graph
     inputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Where a traced network is cut, by node."""
-
-    prefix: list[fx.Node]
-    body: list[fx.Node]
-    tail: list[fx.Node]
-    stand_in: dict[fx.Node, fx.Node]
-    """For each value that the body writes: the one that takes its place when the body is skipped, if there is one."""
-    features: fx.Node
-    """What block n+1 takes."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +69,23 @@ class Frame:
 class AutomaticSplit(Split):
     """A Split made of the network's own traced graph. The graphs run on the user's modules, not on copies."""
 
-    def __init__(self, traced: Traced, split_at: int, names: tuple[str, ...], probe: Probe) -> None:
-        super().__init__(traced.model, names, split_at, probe)
+    def __init__(self, traced: Traced, cuts: tuple[int, ...], names: tuple[str, ...], probe: Probe) -> None:
+        super().__init__(traced.model, names, cuts[0], probe)
+        self.cut_again(cuts[1:])
         self.constants = traced.constants
-        cut = cut_after(traced, names, split_at)
-        body = _inputs(cut.body, traced)
-        tail = _inputs(cut.tail, traced)
-        made = set(cut.body)
-        written = [node for node in tail if node in made]
-        kept = [cut.stand_in.get(node, node) for node in tail]
-        live = list(dict.fromkeys([*body, *(node for node in kept if node not in made), cut.features]))
-        _refuse_what_is_no_map([*live, *written], traced)
+        found = [cut_after(traced, names, number) for number in cuts]
+        cut, body, tail = found[0], inputs_of(found[0].body, traced), inputs_of(found[0].tail, traced)
+        written, live = written_by(cut, traced), live_at(cut, traced)
+        pieces = pieces_between(found, traced) if len(cuts) > 1 else []
+        passed = [node for piece in pieces for node in (*piece.inputs, *piece.written)]
+        _refuse_what_is_no_map([*live, *written, *passed], traced)
         self.reads = tuple(node.name for node in body)
         self.writes = tuple(node.name for node in written)
         self.features = cut.features.name
         self._live = tuple(node.name for node in live)
-        values = {node.name: traced.values[node] for node in [*live, *written]}
-        self.kinds = {name: kind for name in self._live if (kind := values[name].kind) is not None}
+        values = {node.name: traced.values[node] for node in [*live, *written, *passed]}
+        kinds: dict[str, Kind] = {name: kind for name, value in values.items() if (kind := value.kind) is not None}
+        self.kinds = {name: kinds[name] for name in self._live}
         x = next(node for node in traced.graph.nodes if node.op == "placeholder" and node.name != AT)
         values[x.name] = traced.values[x]
         layouts = {name: value.layout for name, value in values.items() if value.layout is not None}
@@ -114,7 +100,11 @@ class AutomaticSplit(Split):
             "prefix": _extract(cut.prefix, [x], live, traced),
             "body": _extract(cut.body, body, written, traced),
             "tail": _extract(cut.tail, tail, image, traced),
+            **{piece.name: _extract(piece.nodes, piece.inputs, piece.written, traced) for piece in pieces},
         }
+        self._pieces = tuple(piece.summary(kinds) for piece in pieces)
+        if not all(piece.whole for piece in pieces):
+            raise CannotSplit(f"cutting after blocks {cuts}: no value stands in for one that blocks between them make")
         self._bind()
         self._protect_inputs()
 
@@ -137,6 +127,18 @@ class AutomaticSplit(Split):
                 f"shape of {missing}, which the tail uses; a light coarse tail does without (coarse_tail='light')"
             )
         return {**state, **{name: state[stand_in] for name, stand_in in self._stand_in.items()}}
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        def stretch(name: str, reads: Mapping[str, Kind], stand_in: Mapping[str, str]) -> Stretch:
+            writes = tuple(stand_in)
+            return Stretch(
+                lambda state: {**state, **self._made(writes, name, state)},
+                lambda state: {**state, **{made: state[before] for made, before in stand_in.items()}},
+                reads, writes,
+            )  # fmt: skip
+
+        return tuple(stretch(*piece) for piece in self._pieces) or super().stretches
 
     def tail(self, state: State) -> Tensor:
         image: Tensor = self._frame.run(self._run["tail"], self._parts["tail"], state)[0]
@@ -177,7 +179,8 @@ class AutomaticSplit(Split):
         """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
         with untouched(self.model):
             state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.multiple_of)[0])}
-            for name, outputs in (("prefix", self._live), ("body", self.writes), ("tail", ())):
+            pieces = [(name, tuple(stand_in)) for name, _, stand_in in self._pieces]
+            for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, ("tail", ())):
                 part = self._parts[name]
                 inputs = {key: state[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}
@@ -187,84 +190,6 @@ class AutomaticSplit(Split):
                     state.update(self._made(outputs, name, inputs))
                 _clone_placeholders(part.graph, [key for key in inputs if inputs[key]._version != versions[key]])
         self._bind()
-
-
-def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
-    """Cut the graph right before block `split_at` + 1 and behind the last block with what trails it.
-
-    Between two blocks stand the same few operations each time (an activation, a residual sum); behind the
-    last block they belong to the body as well, so that skipping the body replaces a whole stage.
-    """
-    if len(traced.blocks) != len(blocks):
-        raise CannotSplit(
-            f"tracing: {len(blocks)} blocks were called in the first run, {len(traced.blocks)} in another. {ADAPTER}"
-        )
-    nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
-    position = {node: i for i, node in enumerate(nodes)}
-    starts = [position[block] for block in traced.blocks]
-    stages = [nodes[a:b] for a, b in pairwise(starts)]
-    last = nodes[starts[-1] : starts[-1] + len(stages[-1])]
-    if _roles(last, traced) != _roles(stages[-1], traced):
-        last = last[:1]
-    last += [node for node in nodes[starts[-1] + len(last) :] if _takes_apart(node, last)]
-    stages.append(last)
-    begin = starts[split_at]
-    prefix, body = nodes[:begin], [*nodes[begin : starts[-1]], *last]
-    tail = [node for node in nodes[starts[-1] :] if node not in last]
-    taken = [node for node in traced.blocks[split_at].all_input_nodes if not _made_anew(node, traced)]
-    features = next((node for node in taken if traced.values[node].kind == "map"), None)
-    if features is None:
-        raise CannotSplit(
-            f"cutting after block {split_at}: {traced.blocks[split_at].target} takes nothing that lies on a map. "
-            f"{ADAPTER}"
-        )
-    return Cut(prefix, body, tail, _stand_ins(stages, split_at, body, tail, features, traced), features)
-
-
-def _takes_apart(node: fx.Node, last: list[fx.Node]) -> bool:
-    """Whether `node` is one tensor of the several that the block `last[0]` returns."""
-    return node.target is operator.getitem and node.args[0] in last
-
-
-def _stand_ins(
-    stages: list[list[fx.Node]],
-    split_at: int,
-    body: list[fx.Node],
-    tail: list[fx.Node],
-    features: fx.Node,
-    traced: Traced,
-) -> dict[fx.Node, fx.Node]:
-    """For each value from the body that the tail uses: the value of the same role in the last stage computed."""
-    place = {node: (stage, at) for stage in stages for at, node in enumerate(stage)}
-    computed = stages[split_at - 1]
-    made = set(body)
-    found: dict[fx.Node, fx.Node] = {}
-    for node in (n for n in _inputs(tail, traced) if n in made):
-        stage, at = place[node]
-        alike = _roles(stage[: at + 1], traced) == _roles(computed[: at + 1], traced)
-        same_role = computed[at] if alike else features
-        fitting = [n for n in (same_role, features) if _shape(n, traced) == _shape(node, traced)]
-        if fitting:
-            found[node] = fitting[0]
-    return found
-
-
-def _inputs(nodes: list[fx.Node], traced: Traced) -> list[fx.Node]:
-    """The tensors made outside `nodes` that they use."""
-    inside = set(nodes)
-    used = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in inside)
-    return [node for node in used if not _made_anew(node, traced)]
-
-
-def _made_anew(node: fx.Node, traced: Traced) -> bool:
-    """What follows from weights and sizes alone (a size, an attention mask) is no live value: each part makes it.
-
-    But what lies on the map, as a position code does, is another at each place: it is gathered.
-    """
-    if node not in traced.values:
-        return True
-    value = traced.values[node]
-    return not value.from_input and value.kind != "map"
 
 
 def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, traced: Traced) -> Part:
@@ -325,19 +250,6 @@ def _refuse_what_is_no_map(nodes: list[fx.Node], traced: Traced) -> None:
                 f"cutting: the live value {node.name} of shape {_words(traced.values[node].shape)} lies on no map "
                 f"and is no vector (B, C). {ADAPTER}"
             )
-
-
-def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:
-    """What each node does, whichever module does it."""
-    return [(n.op, type(_submodule(n, traced)) if n.op == "call_module" else n.target) for n in nodes]
-
-
-def _submodule(node: fx.Node, traced: Traced) -> nn.Module:
-    return traced.model.get_submodule(str(node.target).removeprefix(f"{MODEL}."))
-
-
-def _shape(node: fx.Node, traced: Traced) -> tuple[int | Size, ...]:
-    return traced.values[node].shape
 
 
 def _words(shape: tuple[int | Size, ...]) -> str:

@@ -1,0 +1,176 @@
+"""Where a traced network is cut: which nodes run before and after, and which values pass between them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import fx, nn
+
+from ..errors import CannotSplit
+from ..split import Kind
+from .sizes import Size
+from .trace import ADAPTER, MODEL, Traced
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a traced network is cut, by node."""
+
+    prefix: list[fx.Node]
+    body: list[fx.Node]
+    tail: list[fx.Node]
+    stand_in: dict[fx.Node, fx.Node]
+    """For each value that the body writes: the one that takes its place when the body is skipped, if there is one."""
+    features: fx.Node
+    """What block n+1 takes."""
+    stages: list[list[fx.Node]]
+    """What runs from the start of each block to that of the next; the last one with what trails it."""
+    number: int
+    """n."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The body from one cut to the next."""
+
+    name: str
+    nodes: list[fx.Node]
+    inputs: list[fx.Node]
+    written: list[fx.Node]
+    stand_in: dict[fx.Node, fx.Node]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every value that it writes has a stand-in."""
+        return len(self.stand_in) == len(self.written)
+
+    def summary(self, kinds: Mapping[str, Kind]) -> tuple[str, dict[str, Kind], dict[str, str]]:
+        """Name, what it reads and of which kind, what it writes and what stands in for each."""
+        reads = {node.name: kinds[node.name] for node in self.inputs}
+        return self.name, reads, {node.name: self.stand_in[node].name for node in self.written if self.whole}
+
+
+def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
+    """Cut the graph right before block `split_at` + 1 and behind the last block with what trails it.
+
+    Between two blocks stand the same few operations each time (an activation, a residual sum); behind the
+    last block they belong to the body as well, so that skipping the body replaces a whole stage.
+    """
+    if len(traced.blocks) != len(blocks):
+        raise CannotSplit(
+            f"tracing: {len(blocks)} blocks were called in the first run, {len(traced.blocks)} in another. {ADAPTER}"
+        )
+    nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
+    position = {node: i for i, node in enumerate(nodes)}
+    starts = [position[block] for block in traced.blocks]
+    stages = [nodes[a:b] for a, b in pairwise(starts)]
+    last = nodes[starts[-1] : starts[-1] + len(stages[-1])]
+    if _roles(last, traced) != _roles(stages[-1], traced):
+        last = last[:1]
+    last += [node for node in nodes[starts[-1] + len(last) :] if _takes_apart(node, last)]
+    stages.append(last)
+    begin = starts[split_at]
+    prefix, body = nodes[:begin], [*nodes[begin : starts[-1]], *last]
+    tail = [node for node in nodes[starts[-1] :] if node not in last]
+    taken = [node for node in traced.blocks[split_at].all_input_nodes if not _made_anew(node, traced)]
+    features = next((node for node in taken if traced.values[node].kind == "map"), None)
+    if features is None:
+        raise CannotSplit(
+            f"cutting after block {split_at}: {traced.blocks[split_at].target} takes nothing that lies on a map. "
+            f"{ADAPTER}"
+        )
+    made = set(body)
+    written = [node for node in inputs_of(tail, traced) if node in made]
+    stand_in = _stand_ins(stages, split_at, written, features, traced)
+    return Cut(prefix, body, tail, stand_in, features, stages, split_at)
+
+
+def written_by(cut: Cut, traced: Traced) -> list[fx.Node]:
+    """What the body makes and the tail uses."""
+    made = set(cut.body)
+    return [node for node in inputs_of(cut.tail, traced) if node in made]
+
+
+def live_at(cut: Cut, traced: Traced) -> list[fx.Node]:
+    """What is made before the cut and used after it, the stand-ins of what the body writes included."""
+    made = set(cut.body)
+    kept = [cut.stand_in.get(node, node) for node in inputs_of(cut.tail, traced)]
+    kept = [node for node in kept if node not in made]
+    return list(dict.fromkeys([*inputs_of(cut.body, traced), *kept, cut.features]))
+
+
+def pieces_between(cuts: list[Cut], traced: Traced) -> list[Piece]:
+    """The body between each two cuts, and after the last one."""
+    pieces = []
+    for cut, following in pairwise(cuts):
+        before = set(cut.prefix)
+        nodes = [node for node in following.prefix if node not in before]
+        made = set(nodes)
+        written = [node for node in live_at(following, traced) if node in made]
+        stand_in = _stand_ins(cut.stages, cut.number, written, cut.features, traced)
+        pieces.append(Piece(f"from {cut.number}", nodes, inputs_of(nodes, traced), written, stand_in))
+    last = cuts[-1]
+    written = written_by(last, traced)
+    pieces.append(Piece(f"from {last.number}", last.body, inputs_of(last.body, traced), written, last.stand_in))
+    return pieces
+
+
+def _takes_apart(node: fx.Node, last: list[fx.Node]) -> bool:
+    """Whether `node` is one tensor of the several that the block `last[0]` returns."""
+    return node.target is operator.getitem and node.args[0] in last
+
+
+def _stand_ins(
+    stages: list[list[fx.Node]],
+    split_at: int,
+    written: list[fx.Node],
+    features: fx.Node,
+    traced: Traced,
+) -> dict[fx.Node, fx.Node]:
+    """For each value that blocks after `split_at` write: the value of the same role in the last stage computed."""
+    place = {node: (stage, at) for stage in stages for at, node in enumerate(stage)}
+    computed = stages[split_at - 1]
+    found: dict[fx.Node, fx.Node] = {}
+    for node in written:
+        stage, at = place[node]
+        alike = _roles(stage[: at + 1], traced) == _roles(computed[: at + 1], traced)
+        same_role = computed[at] if alike else features
+        fitting = [n for n in (same_role, features) if _shape(n, traced) == _shape(node, traced)]
+        if fitting:
+            found[node] = fitting[0]
+    return found
+
+
+def inputs_of(nodes: list[fx.Node], traced: Traced) -> list[fx.Node]:
+    """The tensors made outside `nodes` that they use."""
+    inside = set(nodes)
+    used = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in inside)
+    return [node for node in used if not _made_anew(node, traced)]
+
+
+def _made_anew(node: fx.Node, traced: Traced) -> bool:
+    """What follows from weights and sizes alone (a size, an attention mask) is no live value: each part makes it.
+
+    But what lies on the map, as a position code does, is another at each place: it is gathered.
+    """
+    if node not in traced.values:
+        return True
+    value = traced.values[node]
+    return not value.from_input and value.kind != "map"
+
+
+def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:
+    """What each node does, whichever module does it."""
+    return [(n.op, type(_submodule(n, traced)) if n.op == "call_module" else n.target) for n in nodes]
+
+
+def _submodule(node: fx.Node, traced: Traced) -> nn.Module:
+    return traced.model.get_submodule(str(node.target).removeprefix(f"{MODEL}."))
+
+
+def _shape(node: fx.Node, traced: Traced) -> tuple[int | Size, ...]:
+    return traced.values[node].shape
