@@ -2,8 +2,8 @@
 
     python -m benchmarks.cuts --weights NET.pth --hr Set14/HR --lr Set14/LRx4 --single 4,8 --several 4,8,12
 
-At each of --macs (shares of the dense MACs of an LR image of 128x128) stands the keep that costs so much, for each single cut
-and for all of them together with each of --onward. Patches are ranked by the high frequency of the input.
+At each of --macs (shares of the dense MACs of an LR image of 128x128) stands the keep that costs so much, for each
+single cut and for all of them together with each of --onward. Patches are ranked by the high frequency of the input.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import statistics
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import maskguided
 from maskguided import MaskGuided, bench
@@ -23,6 +24,15 @@ from maskguided.weights import read as read_weights
 
 from .quality import psnr, read
 from .small_networks import NETWORKS
+
+
+def network(weights: Path, name: str | None) -> nn.Module:
+    """The network of a weight file; `name`: one of ours."""
+    if name is None:
+        net = load_network(weights).model
+    else:
+        net = load_into(NETWORKS[name](), read_weights(weights).tensors).eval()
+    return net.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def keep_for(fast: MaskGuided, share: float) -> float | None:
@@ -56,14 +66,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.network:
-        net = load_into(NETWORKS[args.network](), read_weights(args.weights).tensors).eval()
-    else:
-        net = load_network(args.weights).model
+    net = network(args.weights, args.network)
     single: list[tuple[Cuts, tuple[float, ...]]] = [(int(cut), ()) for cut in args.single.split(",")]
     several = tuple(int(cut) for cut in args.several.split(","))
     rows = [*single, *((several, tuple(map(float, way.split("/")))) for way in args.onward.split(","))]
-    net = net.to(memory_format=torch.channels_last)
     pairs: list[bench.Pair] = []
     dense: list[float] = []
     print("| cuts | onward | MACs | keep | dB to dense (Y, uint8, border = scale) |\n| --- | --- | --- | --- | --- |")

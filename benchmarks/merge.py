@@ -1,0 +1,58 @@
+"""Where to merge: features or image, each calibrated for the same share of the dense MACs, PSNR-Y below dense.
+
+    python -m benchmarks.merge --weights NET.pth --images FOLDER --hr Set14/HR --lr Set14/LRx4 --macs 0.6,0.7,0.8
+
+Nothing is trained: score, context and (merge="image") a light coarse tail are fitted in closed form on --images (LR).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import maskguided
+from maskguided.bench import read_pairs
+from maskguided.errors import ArgumentError
+
+from .cuts import drop, network
+from .quality import psnr, read
+from .small_networks import NETWORKS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--network", choices=list(NETWORKS), help="one of ours, where the weights are of that")
+    parser.add_argument("--images", type=Path, required=True, help="LR images to calibrate on")
+    parser.add_argument("--hr", type=Path, required=True)
+    parser.add_argument("--lr", type=Path)
+    parser.add_argument("--last", type=int)
+    parser.add_argument("--splits", help="default: a quarter and half of the depth")
+    parser.add_argument("--macs", default="0.6,0.7,0.8")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    net = network(args.weights, args.network)
+    known = [pair.lr[..., :96, :96] for pair in read_pairs(args.images, None, torch.device("cpu"), torch.float32, True)]
+    whole = maskguided.wrap(net)
+    blocks, pairs = len(whole.split.blocks), read(args.hr, args.lr, whole.scale, args.last)
+    splits = [int(n) for n in args.splits.split(",")] if args.splits else sorted({max(1, blocks // 4), blocks // 2})
+    with torch.inference_mode():
+        dense = [psnr(whole, net(pair.lr), pair) for pair in pairs]
+    print("| merge | split | MACs | keep | dB to dense (Y, uint8, border = scale) |\n| --- | --- | --- | --- | --- |")
+    for share in map(float, args.macs.split(",")):
+        for merge in ("features", "image"):
+            for place in splits:
+                fast = maskguided.wrap(net, place, merge=merge, coarse_tail="light" if merge == "image" else None)
+                try:
+                    maskguided.calibrate(fast.eval(), known, max_cost=share)
+                except ArgumentError:
+                    continue  # its base alone costs more
+                row = f"| {merge} | {place} of {blocks} | {share} | {fast.keep:.2f} | {drop(fast, pairs, dense):+.3f} |"
+                print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
