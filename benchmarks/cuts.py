@@ -32,7 +32,7 @@ def network(weights: Path, name: str | None) -> nn.Module:
         net = load_network(weights).model
     else:
         net = load_into(NETWORKS[name](), read_weights(weights).tensors).eval()
-    return net.to(memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
+    return net.to(memory_format=torch.channels_last)
 
 
 def keep_for(fast: MaskGuided, share: float) -> float | None:
