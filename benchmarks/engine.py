@@ -21,7 +21,7 @@ import maskguided
 from maskguided import MaskGuided
 from maskguided.adapters.pan_net import PAN
 from maskguided.integrations.basicsr_plugin import import_basicsr
-from maskguided.settings import Merge
+from maskguided.split import Merge
 
 from .report import Row, alternate, middle_and_spread
 

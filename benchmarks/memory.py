@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 import maskguided
 from maskguided import infer
 from maskguided.images import write_image
-from maskguided.settings import Merge
+from maskguided.split import Merge
 
 from .engine import Way, network
 from .report import Row

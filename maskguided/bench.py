@@ -28,8 +28,7 @@ from .guided import MaskGuided
 from .images import list_images, read_image
 from .metrics import psnr
 from .probing import image_of
-from .settings import Merge
-from .split import Split
+from .split import Merge, Split
 
 Network = Callable[[Tensor], Tensor]
 

@@ -23,7 +23,8 @@ from .coarse import LightTail
 from .context import make_context
 from .errors import ArgumentError
 from .guided import MaskGuided
-from .settings import Merge, check_one_of
+from .settings import check_one_of
+from .split import Merge
 from .stages import dense_image, luma
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)

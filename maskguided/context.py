@@ -8,7 +8,6 @@ in closed form, and stage refine trains it further.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,7 @@ from torch.nn import functional as F
 from .exchange import Exchange, Sides
 from .patches import Grid
 from .probing import untouched
-from .split import Split, State
-
-Merge = Literal["features", "image"]
+from .split import Merge, Split, State
 
 
 class Context(nn.Module):

@@ -6,7 +6,6 @@ included, is one graph without control flow. Such a graph is for one size: that 
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, ExportError, MissingDependency
+from .errors import ArgumentError, ExportError
 from .guided import MaskGuided
+from .optional import optional
 from .weights import write_whole
 
+_ONNX = "ONNX (a .pt2 file needs nothing more)"
 TOLERANCE = 1e-4
 """Largest difference from the network, in its range, that a checked file may have."""
 
@@ -94,8 +95,8 @@ def _run_pt2(path: Path, example: Tensor) -> Tensor:
 
 
 def _write_onnx(program: Any, path: Path) -> None:
-    _import("onnx")
-    opset = _import("onnxscript").opset18
+    optional("onnx", _ONNX, "export")
+    opset = optional("onnxscript", _ONNX, "export").opset18
 
     def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         """torch.sort in ONNX: TopK of everything, which puts the first of equal values first, as a stable sort does."""
@@ -128,19 +129,10 @@ def _run_onnx(path: Path, example: Tensor) -> Tensor:
 
 def onnx_session(path: str | Path, threads: int = 0) -> Any:
     """An onnxruntime session on the CPU; 0 threads: as many as it likes."""
-    runtime = _import("onnxruntime")
+    runtime = optional("onnxruntime", _ONNX, "export")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependency(
-            f"ONNX needs {name} ({error}): pip install 'maskguided[export]'; a .pt2 file needs nothing more"
-        ) from None
 
 
 def _first_line(error: BaseException) -> str:

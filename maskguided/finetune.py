@@ -10,7 +10,6 @@ run that is killed and started again ends where it would have ended.
 
 from __future__ import annotations
 
-import importlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError, CheckpointError, MissingDependency
+from .errors import ArgumentError, CheckpointError
 from .guided import MaskGuided
+from .optional import optional
 from .pool import batches
 from .samples import Batches, Crops
 from .stages import REUSABLE, Given, Options, loss, prepare, train_only
@@ -151,13 +151,14 @@ class _Run:
     def __init__(
         self, fast: MaskGuided, stage: str, recipe: Recipe, checkpoint: Path | None, logs: str | Path | None
     ) -> None:
-        accelerate = _import("accelerate")
-        optim, schedulers = _import("timm.optim"), _import("timm.scheduler")
+        accelerate = optional("accelerate", "training", "train")
+        optim, schedulers = optional("timm.optim", "training", "train"), optional("timm.scheduler", "training", "train")
         _seed(recipe.seed)
         self.fast, self.stage, self.recipe, self.checkpoint = fast, stage, recipe, checkpoint
         ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage == "end")
         device = next(fast.parameters()).device
-        _import("accelerate.state").AcceleratorState._reset_state()  # else all runs of a process have one precision
+        # Else all runs of a process would have the precision of the first.
+        optional("accelerate.state", "training", "train").AcceleratorState._reset_state()
         self.accelerator = accelerate.Accelerator(
             cpu=device.type == "cpu" and not torch.cuda.is_available(),
             mixed_precision=recipe.precision,
@@ -178,7 +179,7 @@ class _Run:
             t_in_epochs=False,
         )
         self.parameters = nn.ParameterList(parameters)
-        ema = _import("timm.utils").ModelEmaV3
+        ema = optional("timm.utils", "training", "train").ModelEmaV3
         self.average = ema(self.parameters, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self.model, self.optimizer = self.accelerator.prepare(_StageLoss(fast, stage, recipe.options), optimizer)
         self.logs = _writer(logs) if logs and self.accelerator.is_main_process else None
@@ -273,16 +274,4 @@ def _seed(seed: int) -> None:
 
 
 def _writer(folder: str | Path) -> Any:
-    try:
-        return importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
-    except ImportError:
-        raise MissingDependency("logs for TensorBoard need its package: pip install 'maskguided[train]'") from None
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingDependency(
-            f"training needs {name.partition('.')[0]}: pip install 'maskguided[train]' ({error})"
-        ) from None
+    return optional("torch.utils.tensorboard", "--logs", "train").SummaryWriter(str(folder))

@@ -20,7 +20,6 @@ from .patches import Grid, others, scatter, select
 from .settings import (
     CoarseOn,
     GlobalOps,
-    Merge,
     Scorer,
     check_aligned,
     check_coarse_on,
@@ -30,7 +29,7 @@ from .settings import (
     check_possible,
     default_sizes,
 )
-from .split import Cuts, Kind, Split, State
+from .split import Cuts, Kind, Merge, Split, State
 from .windows import on_windows
 
 Made = TypeVar("Made")
@@ -109,8 +108,7 @@ class MaskGuided(nn.Module):
         halo = default[1] if halo is None else halo
         check_aligned("patch_size", patch_size, 1, multiple)
         check_aligned("halo", halo, 0, multiple)
-        self.model = split.model
-        self.split = split
+        self.model, self.split = split.model, split
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer = merge, keep, scorer
         self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else tuple(onward)

@@ -9,9 +9,8 @@ from typing import Literal
 
 from .coarse import CoarseTail
 from .errors import ArgumentError
-from .split import Split
+from .split import Merge, Split
 
-Merge = Literal["features", "image"]
 Scorer = Literal["input", "coarse", "linear", "head"]
 CoarseOn = Literal["all", "unrefined"]
 GlobalOps = Literal["image", "window", "refuse"]

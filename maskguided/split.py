@@ -34,6 +34,9 @@ State = dict[str, Tensor]
 
 Kind = Literal["map", "vector", "constant"]
 
+Merge = Literal["features", "image"]
+"""Where refined patches go back."""
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -184,7 +187,7 @@ class Split(ABC):
                 self.body(state)
         return tuple(dict.fromkeys(seen.names))
 
-    def exchanges(self, merge: Literal["features", "image"]) -> bool:
+    def exchanges(self, merge: Merge) -> bool:
         """Whether windows that exchange borders (exchange.py) give what the whole map gives: in the body, for
         merge="features", or in body and tail."""
         body, tail = self._exchanges

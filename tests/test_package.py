@@ -12,10 +12,10 @@ import maskguided
 PACKAGE = Path(maskguided.__file__).parent
 LAYERS = [
     {"errors"},
-    {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops"},
+    {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional"},
     {"exchange", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"split", "images", "head"},
-    {"alignment", "coarse", "context", "samples"},
+    {"alignment", "base", "coarse", "context", "samples", "windows"},
     {"automatic"},
     {"adapter", "settings"},
     {"guided"},

@@ -1,0 +1,26 @@
+"""Packages that only some work needs, imported where it does."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .errors import MissingDependency
+
+
+def optional(name: str, work: str, extra: str) -> Any:
+    """The module `name`.
+
+    Args:
+        work: what needs it, for the error's text.
+        extra: of our package, which installs it.
+
+    >>> optional("no_such.module", "flying", "wings")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    maskguided.errors.MissingDependency: flying needs no_such: pip install 'maskguided[wings]' (No module ...)
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise MissingDependency(f"{work} needs {package}: pip install 'maskguided[{extra}]' ({error})") from None
