@@ -101,7 +101,7 @@ class Adapter(Split):
     @property
     def stretches(self) -> tuple[Stretch, ...]:
         if len(self.cuts) == 1:
-            return super().stretches
+            return (self.undivided,)
         blocks, reads = self.body_blocks(), {name: self.kinds[name] for name in self.reads}
 
         def between(start: int, end: int) -> Stretch:

@@ -140,7 +140,12 @@ class Split(ABC):
     @property
     def stretches(self) -> tuple[Stretch, ...]:
         """The body from cut to cut: one after the other they are `body`, and left out, `skip`."""
-        return (Stretch(self.body, self.skip, {name: self.kinds[name] for name in self.reads}, self.writes),)
+        return (self.undivided,)
+
+    @property
+    def undivided(self) -> Stretch:
+        """The body as one stretch."""
+        return Stretch(self.body, self.skip, {name: self.kinds[name] for name in self.reads}, self.writes)
 
     def cut_again(self, later: Sequence[int]) -> None:
         """Cut the body after these blocks as well, rising numbers beyond `split_at`."""

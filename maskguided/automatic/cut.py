@@ -138,7 +138,7 @@ class AutomaticSplit(Split):
                 reads, writes,
             )  # fmt: skip
 
-        return tuple(stretch(*piece) for piece in self._pieces) or super().stretches
+        return tuple(stretch(*piece) for piece in self._pieces) or (self.undivided,)
 
     def tail(self, state: State) -> Tensor:
         image: Tensor = self._frame.run(self._run["tail"], self._parts["tail"], state)[0]
