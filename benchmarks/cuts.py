@@ -13,26 +13,13 @@ import statistics
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import maskguided
 from maskguided import MaskGuided, bench
-from maskguided.networks import load_network
 from maskguided.split import Cuts
-from maskguided.weights import load_into
-from maskguided.weights import read as read_weights
 
 from .quality import psnr, read
-from .small_networks import NETWORKS
-
-
-def network(weights: Path, name: str | None) -> nn.Module:
-    """The network of a weight file; `name`: one of ours."""
-    if name is None:
-        net = load_network(weights).model
-    else:
-        net = load_into(NETWORKS[name](), read_weights(weights).tensors).eval()
-    return net.to(memory_format=torch.channels_last)
+from .small_networks import NETWORKS, network
 
 
 def keep_for(fast: MaskGuided, share: float) -> float | None:

@@ -25,9 +25,8 @@ from maskguided.global_ops import GlobalOps
 from maskguided.guided import MaskGuided
 from maskguided.metrics import psnr
 from maskguided.split import State
-from maskguided.weights import load_into, read
 
-from .small_networks import NETWORKS, SCALE
+from .small_networks import SCALE, network
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -106,8 +105,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     pairs = read_pairs(args.lr, args.hr, torch.device("cpu"), torch.float32, channels_last=True)
     for name in ("rcan", "imdn"):
-        weights = {key: value.float() for key, value in read(WEIGHTS / f"{name}.safetensors").tensors.items()}
-        net = load_into(NETWORKS[name](), weights).to(memory_format=torch.channels_last)
+        net = network(WEIGHTS / f"{name}.safetensors", name)
         dense = sum(quality(net(p.lr.clone()), p) for p in pairs) / len(pairs)
         print(f"\n{name}: dense {dense:.2f} dB\n\n| patch | halo | keep | window | image | dense | shrunk |")
         print("| --- | --- | --- | --- | --- | --- | --- |")

@@ -16,9 +16,9 @@ import maskguided
 from maskguided.bench import read_pairs
 from maskguided.errors import ArgumentError
 
-from .cuts import drop, network
+from .cuts import drop
 from .quality import psnr, read
-from .small_networks import NETWORKS
+from .small_networks import NETWORKS, network
 
 
 def main() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from maskguided.adapters.pan_net import PAN
 from maskguided.integrations.basicsr_plugin import import_basicsr
+from maskguided.networks import load_network
+from maskguided.weights import load_into, read
 
 SCALE = 4
 STARTER = {"features": 32, "up_features": 12, "blocks": 12, "scale": SCALE}
@@ -100,3 +103,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "rcan": rcan,
     "imdn": IMDN,
 }
+
+
+def network(weights: Path, name: str | None = None) -> nn.Module:
+    """The network of a weight file, channels_last; `name`: one of ours."""
+    if name is None:
+        net = load_network(weights).model
+    else:
+        net = load_into(NETWORKS[name](), {key: value.float() for key, value in read(weights).tensors.items()}).eval()
+    return net.to(memory_format=torch.channels_last)

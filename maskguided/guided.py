@@ -281,8 +281,8 @@ class MaskGuided(nn.Module):
         assert tail is not None
         state = {**base.skipped, _LR: continued(base.x, base.grid.height, base.grid.width)}
         # What the body writes has no kind of its own: what stands in for it is a map or a vector.
-        kinds: dict[str, Kind] = {name: "map" if state[name].dim() == 4 else "vector" for name in (*tail.reads, _LR)}
-        kinds.update({name: kind for name, kind in self.split.kinds.items() if name in kinds})
+        reads, known = (*tail.reads, _LR), self.split.kinds
+        kinds: dict[str, Kind] = {n: known.get(n, "map" if state[n].dim() == 4 else "vector") for n in reads}
         patches: Tensor = on_windows(
             lambda windows: tail(windows, windows[_LR]), state, kinds, index, base.grid,
             exchange=self.exchange, one_mean=self._shares_statistics,

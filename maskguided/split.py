@@ -282,8 +282,8 @@ def first_and_later(split_at: Cuts) -> tuple[int | Literal["auto"], tuple[int, .
     >>> first_and_later((4, 8, 12))
     (4, (8, 12))
     """
-    if isinstance(split_at, str) or not isinstance(split_at, Sequence):
-        return split_at, ()  # a Split refuses what is no number
+    if not isinstance(split_at, Sequence) or isinstance(split_at, str):
+        return split_at, ()
     cuts = tuple(split_at)
     if not cuts or not all(isinstance(n, int) for n in cuts) or list(cuts) != sorted(set(cuts)):
         raise ArgumentError(f"split_at={split_at!r}: several cuts are numbers of blocks that rise, as (4, 8, 12)")

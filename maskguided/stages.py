@@ -168,14 +168,15 @@ def _check(fast: MaskGuided, stage: str) -> None:
 def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
     base = fast.run_base(lr)
     assert fast.coarse_tail is not None  # see _check
-    return _live(fast, base.state, tuple(fast.split.kinds), {"x": base.x, **_targets(fast, lr, hr, options)})
+    return _live(fast, base.skipped, fast.coarse_tail.reads, {"x": base.x, **_targets(fast, lr, hr, options)})
 
 
 def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     """Of the pixels that will be seen: the patches farthest from the target, as many as are refined, do not count."""
     assert fast.coarse_tail is not None  # see _check
     target = given.crops.get("dense", given.crops["hr"])
-    base = _based(fast, given)
+    skipped = given.state()
+    base = _based(fast, given, skipped, skipped)  # no refine part runs here
     k = base.grid.k(fast.keep)
     if not 0 < k < base.grid.count:
         return _to_targets(fast.coarse_image(base), given, options)
@@ -199,7 +200,8 @@ def _prepare_refine(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) 
 
 def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     """Of the refined pixels: all windows, each being alone; where they exchange borders, those chosen at this keep."""
-    base = _based(fast, given)
+    state = given.state()
+    base = _based(fast, given, state, fast.split.skip(state) if fast.split.can_skip else state)
     index = fast.choose(base) if fast.exchange and fast.keep else base.every
     image, mask = fast.refine(base, index), None
     if fast.merge == "image":
@@ -207,11 +209,9 @@ def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     return _to_targets(image, given, options, mask)
 
 
-def _based(fast: MaskGuided, given: Given) -> Base:
+def _based(fast: MaskGuided, given: Given, state: State, skipped: State) -> Base:
     """The first part of a forward, as `prepare` kept it."""
     height, width = (side // fast.scale for side in given.crops["hr"].shape[2:])
-    state = given.state()
-    skipped = fast.split.skip(state) if fast.split.can_skip else state
     return Base(given.crops["x"], state, skipped, fast.grid(height, width), (height, width), given.crops.get("coarse"))
 
 
@@ -274,7 +274,7 @@ def _masked(fast: MaskGuided, score: Tensor, coarse: Tensor, refined: Tensor, hr
 
 def _live(fast: MaskGuided, state: State, names: Sequence[str], others: dict[str, Tensor]) -> Given:
     kinds = fast.split.kinds
-    shared = {name: state[name] for name in names if kinds[name] == "constant"}
+    shared = {name: state[name] for name in names if kinds.get(name) == "constant"}
     return Given({**{_STATE + name: state[name] for name in names if name not in shared}, **others}, shared)
 
 

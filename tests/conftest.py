@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from basicsr_runs import log, trained, work  # noqa: F401  (fixtures of several files, made once)
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import math
-import os
 import re
 import subprocess
 import sys
@@ -15,130 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from basicsr_runs import EXAMPLES, SMALL, TRAINS, main, models, run, said, small, weights, write
 from skimage import data
 from support import difference, need_basicsr
 from torch import nn
 
 import maskguided
-from maskguided import cli
 from maskguided.images import read_image, write_image
 from maskguided.integrations import basicsr_command
 from maskguided.networks import load_network
 from maskguided.weights import read
-
-EXAMPLES = Path(__file__).parents[1] / "examples" / "basicsr"
-SMALL = {
-    "edsr": {"num_feat": 8, "num_block": 4},
-    "rcan": {"num_feat": 8, "num_group": 4, "num_block": 1, "squeeze_factor": 4},
-    "pan": {"features": 8, "up_features": 8, "blocks": 4},
-}
-TRAINS = {"edsr": "head", "rcan": "head", "pan": "coarse"}
-"""What each shipped file trains, and thus what may differ afterwards."""
-
-
-def options_of(file: str) -> dict[str, Any]:
-    need_basicsr("basicsr")
-    return importlib.import_module("yaml").safe_load((EXAMPLES / f"{file}.yml").read_text())
-
-
-def write(options: dict[str, Any], name: str) -> str:
-    Path(name).write_text(importlib.import_module("yaml").safe_dump(options))
-    return name
-
-
-def small(file: str, **network: Any) -> dict[str, Any]:
-    """A shipped file with everything that makes it long made short; all else is as shipped."""
-    options, name = options_of(file), file.partition("_")[2]
-    options["num_gpu"] = 0
-    for dataset in options["datasets"].values():
-        dataset.update(dataroot_gt="HR", dataroot_lq="LR")
-    assert SMALL[name].keys() <= options["network_g"]["base"].keys()
-    options["network_g"]["base"].update(SMALL[name])
-    options["network_g"].update({"split_at": 2, "patch_size": 8, **network})
-    if "train" in options:
-        options["datasets"]["train"].update(
-            gt_size=64, num_worker_per_gpu=0, batch_size_per_gpu=2, dataset_enlarge_ratio=4
-        )
-        options["network_g"]["base_weights"] = f"{name}.pth"
-        options["train"].update(total_iter=3)
-        options["val"]["val_freq"] = 2
-        options["logger"].update(print_freq=1, save_checkpoint_freq=2)
-    return options
-
-
-def plain(name: str) -> dict[str, Any]:
-    """What trains the network itself by basicsr alone."""
-    options = small(f"train_{name}")
-    options.update(name=f"plain_{name}", model_type="SRModel", network_g=options["network_g"]["base"])
-    options["train"]["pixel_opt"] = {"type": "L1Loss", "loss_weight": 1.0, "reduction": "mean"}
-    return options
-
-
-def run(phase: str, options: dict[str, Any], *flags: str) -> None:
-    file = write(options, f"{phase}_{options['name']}.yml")
-    with torch.enable_grad():
-        basicsr_command.run(phase, ["-opt", file, *flags])
-
-
-def models(name: str) -> Path:
-    return Path("experiments", name, "models")
-
-
-def weights(path: Path | str, key: str = "params") -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)[key]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder with small images and the networks that basicsr itself has trained on them."""
-    need_basicsr("basicsr")
-    folder = tmp_path_factory.mktemp("basicsr")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        for number in range(3):
-            hr = data.astronaut()[number * 80 :][:80, 60:148]
-            write_image(Path(f"HR/{number}.png"), np.ascontiguousarray(hr))
-            lr = hr.reshape(20, 4, 22, 4, 3).mean((1, 3))
-            write_image(Path(f"LR/{number}.png"), lr.round().astype(np.uint8))
-        for name in SMALL:
-            run("train", plain(name))
-            (models(f"plain_{name}") / "net_g_latest.pth").rename(f"{name}.pth")
-    finally:
-        os.chdir(before)
-    return folder
-
-
-@pytest.fixture
-def work(trained, tmp_path, monkeypatch) -> Path:
-    """A folder of its own that sees the images and the networks of `trained`."""
-    for entry in ("HR", "LR", *(f"{name}.pth" for name in SMALL)):
-        (tmp_path / entry).symlink_to(trained / entry)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def log(monkeypatch) -> list[str]:
-    """What basicsr's logger says."""
-    need_basicsr("basicsr")
-    lines: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    logger, handler = logging.getLogger("basicsr"), Keep()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    yield lines
-    logger.removeHandler(handler)
-    logger.setLevel(level)
-
-
-def said(log: list[str], text: str) -> list[str]:
-    return [line for line in log if text in line]
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -320,101 +204,6 @@ def test_tiles_of_the_test_file_are_used(work, log):
     assert whole[:2] == one
     assert len(one) == 2  # without the dense row
     assert small_tiles != one
-
-
-def main(*arguments: str) -> int | str | None:
-    """Exit code of the console script."""
-    before = sys.argv
-    sys.argv = ["maskguided", *arguments]
-    try:
-        with torch.enable_grad():
-            cli.main()
-    except SystemExit as stop:
-        return None if stop.code in (None, 0) else stop.code
-    finally:
-        sys.argv = before
-    return None
-
-
-WRONG = {
-    "unknown key": (lambda o: o["network_g"].update(kep=0.5), "'kep' is not known; did you mean 'keep'?"),
-    "key of the base": (lambda o: o["network_g"]["base"].update(num_blok=3), "base (EDSR): 'num_blok' is not known"),
-    "type of the base": (lambda o: o["network_g"]["base"].update(type="EDSRR"), "did you mean 'EDSR'?"),
-    "base": (lambda o: (o["network_g"].pop("base"), o["network_g"].pop("base_weights")), "needs a network to wrap"),
-    "argument of the base": (lambda o: o["network_g"]["base"].pop("num_in_ch"), "num_in_ch"),
-    "key of the head": (lambda o: o["network_g"].update(head={"hiden": 3}), "head: 'hiden' is not known"),
-    "value": (lambda o: o["network_g"].update(keep=1.5), "keep=1.5"),
-    "split_at": (lambda o: o["network_g"].update(split_at=9), "use 1 to 3"),
-    "weights": (lambda o: o["network_g"].update(base_weights="no.pth"), "base_weights: no.pth: no such file"),
-    "other weights": (lambda o: o["network_g"].update(base_weights="pan.pth"), "pan.pth: these weights are not of"),
-    "network": (lambda o: o.update(network_g=o["network_g"]["base"]), "MaskGuidedModel takes {type: MaskGuidedSR"),
-    "arch": (lambda o: o["network_g"].update(type="MaskGuided"), "did you mean 'MaskGuidedSR'?"),
-    "model_type": (lambda o: o.update(model_type="MaskGuided"), "did you mean 'MaskGuidedModel'?"),
-    "stage": (lambda o: o["train"].update(stage="haed"), "stage='haed'; use one of"),
-    "no stage": (lambda o: o["train"].pop("stage"), "train: stage is missing"),
-    "coarse": (lambda o: o["train"].update(stage="coarse"), "there is no coarse tail to train"),
-    "stage_opt": (lambda o: o["train"].update(stage_opt={"distil": 1}), "did you mean 'distill'?"),
-    "optimizer": (lambda o: o["train"]["optim_g"].update(type="AdamW"), "type: AdamW: basicsr 1.4.2 does not know it"),
-    "its arguments": (lambda o: o["train"]["optim_g"].update(momentum=1), "momentum"),
-    "number": (lambda o: o["train"]["optim_g"].update(lr="1e-4"), "lr: '1e-4' is text to YAML; write !!float 1e-4"),
-    "num_gpu": (lambda o: o.update(num_gpu=99), "set num_gpu: "),
-    "data": (lambda o: o["datasets"]["train"].update(dataroot_lq="LRx4"), "train: dataroot_lq: LRx4: no such"),
-    "scale": (lambda o: o.update(scale=2), "scale: 2, but the base of network_g enlarges 4 times"),
-    "path": (lambda o: o["path"].update(base_weights="edsr.pth"), "basicsr makes a folder of it"),
-    "pretrained": (lambda o: o["path"].update(pretrain_network_g="no.pth"), "pretrain_network_g: no.pth: no such file"),
-    "resume": (lambda o: o["path"].update(resume_state="no.state"), "resume_state: no.state: no such file"),
-    "lack": (lambda o: o["logger"].pop("print_freq"), "the options lack logger: print_freq"),
-    "two bases": (lambda o: o["path"].update(pretrain_network_base="pan.pth"), "mean the same; give one"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_wrong_options_are_one_sentence_and_exit_code_2(what, work, capfd):
-    change, text = WRONG[what]
-    options = small("train_edsr")
-    change(options)
-    assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
-    seen = capfd.readouterr().err
-    assert text in seen
-    assert "Traceback" not in seen
-
-
-WRONG_COMMANDS = {
-    "no file": (["train"], "-opt FILE is missing"),
-    "missing file": (["train", "-opt", "no.yml"], "-opt no.yml: No such file"),
-    "broken": (["train", "-opt", "broken.yml"], "broken.yml: not valid YAML"),
-    "a list": (["train", "-opt", "list.yml"], "list.yml: a YAML file of options is needed"),
-    "launcher": (["train", "-opt", "x.yml", "--launcher", "pytorch"], "--launcher pytorch: "),
-    "force_yml": (["train", "-opt", "x.yml", "--force_yml", "trian:total_iter=3"], "KeyError 'trian'"),
-    "force_yml value": (["train", "-opt", "x.yml", "--force_yml", "num_gpu=99"], "num_gpu: 99 but "),
-    "metrics": (["test", "-opt", "single.yml"], "there is no dataroot_gt to compare with"),
-    "val": (["test", "-opt", "no_val.yml"], "the options lack val: save_img"),
-}
-
-
-@pytest.mark.parametrize("what", WRONG_COMMANDS)
-def test_wrong_commands_are_one_sentence_and_exit_code_2(what, work, capfd):
-    Path("broken.yml").write_text("name: [a\nb")
-    Path("list.yml").write_text("- a")
-    write(small("train_edsr"), "x.yml")
-    test = small("test_edsr")
-    test["path"] = {"pretrain_network_g": "edsr.pth"}
-    test["datasets"] = {"test_1": {"name": "own", "type": "SingleImageDataset", "dataroot_lq": "LR"}}
-    write(test, "single.yml")
-    test.pop("val")
-    write(test, "no_val.yml")
-    arguments, text = WRONG_COMMANDS[what]
-    before = list(sys.argv)
-    assert main("basicsr", *arguments) == 2
-    assert text in capfd.readouterr().err
-    assert sys.argv == before
-
-
-def test_without_basicsr_the_sentence_has_the_pip_command(monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "basicsr", None)
-    monkeypatch.delitem(sys.modules, "basicsr.train", raising=False)
-    assert main("basicsr", "train", "-opt", "x.yml") == 2
-    assert "pip install --no-build-isolation 'maskguided[basicsr]'" in capfd.readouterr().err.replace("\n", " ")
 
 
 def test_the_console_script_trains_from_an_installed_basicsr(work):

@@ -73,7 +73,10 @@ def test_explain_draws_six_panels(folder):
     [
         (["calibrate", "-i", "{}/lr", "-o", "{}/x.pth"], "ends in .safetensors"),
         (["calibrate", "-i", "{}/none", "-o", "{}/x.safetensors"], "no such file"),
-        (["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--split-at", "many"], "use a number of blocks, several as"),
+        (
+            ["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--split-at", "many"],
+            "use a number of blocks, several as",
+        ),
         (["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--plot", "{}/x.bmp"], ".png, .pdf or .svg"),
         (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--stage", "heads"], "use one of coarse, refine"),
         (["finetune", "--hr", "{}/none", "-o", "{}/x.safetensors"], "no such file"),

@@ -49,7 +49,7 @@ def test_laws_of_a_network_with_several_cuts(name, way):
 
 def _left_out(fast: MaskGuided, cut: int, x: torch.Tensor) -> torch.Tensor:
     """The image with all blocks beyond `cut` left out, by a split of its own with one cut."""
-    adapter = "automatic" if fast.split.constants is not None else None
+    adapter = None if isinstance(fast.split, maskguided.Adapter) else "automatic"
     parts = maskguided.split(fast.unwrap(), cut, adapter=adapter, check=False)
     return parts.tail(parts.skip(parts.prefix(x)))
 

@@ -14,7 +14,7 @@ from ..errors import CannotSplit
 from ..probing import Probe, copied, untouched
 from ..split import Kind, Split, State, Stretch
 from .layout import Layout
-from .places import cut_after, inputs_of, live_at, pieces_between, written_by
+from .places import cut_after, inputs_of, live_at, pieces_between
 from .sizes import At, Rounding, Size
 from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
 
@@ -75,7 +75,7 @@ class AutomaticSplit(Split):
         self.constants = traced.constants
         found = [cut_after(traced, names, number) for number in cuts]
         cut, body, tail = found[0], inputs_of(found[0].body, traced), inputs_of(found[0].tail, traced)
-        written, live = written_by(cut, traced), live_at(cut, traced)
+        written, live = cut.written, live_at(cut, traced)
         pieces = pieces_between(found, traced) if len(cuts) > 1 else []
         passed = [node for piece in pieces for node in (*piece.inputs, *piece.written)]
         _refuse_what_is_no_map([*live, *written, *passed], traced)

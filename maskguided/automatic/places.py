@@ -23,6 +23,8 @@ class Cut:
     prefix: list[fx.Node]
     body: list[fx.Node]
     tail: list[fx.Node]
+    written: list[fx.Node]
+    """What the body makes and the tail uses."""
     stand_in: dict[fx.Node, fx.Node]
     """For each value that the body writes: the one that takes its place when the body is skipped, if there is one."""
     features: fx.Node
@@ -86,13 +88,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     made = set(body)
     written = [node for node in inputs_of(tail, traced) if node in made]
     stand_in = _stand_ins(stages, split_at, written, features, traced)
-    return Cut(prefix, body, tail, stand_in, features, stages, split_at)
-
-
-def written_by(cut: Cut, traced: Traced) -> list[fx.Node]:
-    """What the body makes and the tail uses."""
-    made = set(cut.body)
-    return [node for node in inputs_of(cut.tail, traced) if node in made]
+    return Cut(prefix, body, tail, written, stand_in, features, stages, split_at)
 
 
 def live_at(cut: Cut, traced: Traced) -> list[fx.Node]:
@@ -114,8 +110,7 @@ def pieces_between(cuts: list[Cut], traced: Traced) -> list[Piece]:
         stand_in = _stand_ins(cut.stages, cut.number, written, cut.features, traced)
         pieces.append(Piece(f"from {cut.number}", nodes, inputs_of(nodes, traced), written, stand_in))
     last = cuts[-1]
-    written = written_by(last, traced)
-    pieces.append(Piece(f"from {last.number}", last.body, inputs_of(last.body, traced), written, last.stand_in))
+    pieces.append(Piece(f"from {last.number}", last.body, inputs_of(last.body, traced), last.written, last.stand_in))
     return pieces
 
 

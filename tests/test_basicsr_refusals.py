@@ -1,0 +1,89 @@
+"""What is wrong in BasicSR's YAML files and flags is said in one sentence, with exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from basicsr_runs import main, small, write
+
+WRONG = {
+    "unknown key": (lambda o: o["network_g"].update(kep=0.5), "'kep' is not known; did you mean 'keep'?"),
+    "key of the base": (lambda o: o["network_g"]["base"].update(num_blok=3), "base (EDSR): 'num_blok' is not known"),
+    "type of the base": (lambda o: o["network_g"]["base"].update(type="EDSRR"), "did you mean 'EDSR'?"),
+    "base": (lambda o: (o["network_g"].pop("base"), o["network_g"].pop("base_weights")), "needs a network to wrap"),
+    "argument of the base": (lambda o: o["network_g"]["base"].pop("num_in_ch"), "num_in_ch"),
+    "key of the head": (lambda o: o["network_g"].update(head={"hiden": 3}), "head: 'hiden' is not known"),
+    "value": (lambda o: o["network_g"].update(keep=1.5), "keep=1.5"),
+    "split_at": (lambda o: o["network_g"].update(split_at=9), "use 1 to 3"),
+    "weights": (lambda o: o["network_g"].update(base_weights="no.pth"), "base_weights: no.pth: no such file"),
+    "other weights": (lambda o: o["network_g"].update(base_weights="pan.pth"), "pan.pth: these weights are not of"),
+    "network": (lambda o: o.update(network_g=o["network_g"]["base"]), "MaskGuidedModel takes {type: MaskGuidedSR"),
+    "arch": (lambda o: o["network_g"].update(type="MaskGuided"), "did you mean 'MaskGuidedSR'?"),
+    "model_type": (lambda o: o.update(model_type="MaskGuided"), "did you mean 'MaskGuidedModel'?"),
+    "stage": (lambda o: o["train"].update(stage="haed"), "stage='haed'; use one of"),
+    "no stage": (lambda o: o["train"].pop("stage"), "train: stage is missing"),
+    "coarse": (lambda o: o["train"].update(stage="coarse"), "there is no coarse tail to train"),
+    "stage_opt": (lambda o: o["train"].update(stage_opt={"distil": 1}), "did you mean 'distill'?"),
+    "optimizer": (lambda o: o["train"]["optim_g"].update(type="AdamW"), "type: AdamW: basicsr 1.4.2 does not know it"),
+    "its arguments": (lambda o: o["train"]["optim_g"].update(momentum=1), "momentum"),
+    "number": (lambda o: o["train"]["optim_g"].update(lr="1e-4"), "lr: '1e-4' is text to YAML; write !!float 1e-4"),
+    "num_gpu": (lambda o: o.update(num_gpu=99), "set num_gpu: "),
+    "data": (lambda o: o["datasets"]["train"].update(dataroot_lq="LRx4"), "train: dataroot_lq: LRx4: no such"),
+    "scale": (lambda o: o.update(scale=2), "scale: 2, but the base of network_g enlarges 4 times"),
+    "path": (lambda o: o["path"].update(base_weights="edsr.pth"), "basicsr makes a folder of it"),
+    "pretrained": (lambda o: o["path"].update(pretrain_network_g="no.pth"), "pretrain_network_g: no.pth: no such file"),
+    "resume": (lambda o: o["path"].update(resume_state="no.state"), "resume_state: no.state: no such file"),
+    "lack": (lambda o: o["logger"].pop("print_freq"), "the options lack logger: print_freq"),
+    "two bases": (lambda o: o["path"].update(pretrain_network_base="pan.pth"), "mean the same; give one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_options_are_one_sentence_and_exit_code_2(what, work, capfd):
+    change, text = WRONG[what]
+    options = small("train_edsr")
+    change(options)
+    assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
+    seen = capfd.readouterr().err
+    assert text in seen
+    assert "Traceback" not in seen
+
+
+WRONG_COMMANDS = {
+    "no file": (["train"], "-opt FILE is missing"),
+    "missing file": (["train", "-opt", "no.yml"], "-opt no.yml: No such file"),
+    "broken": (["train", "-opt", "broken.yml"], "broken.yml: not valid YAML"),
+    "a list": (["train", "-opt", "list.yml"], "list.yml: a YAML file of options is needed"),
+    "launcher": (["train", "-opt", "x.yml", "--launcher", "pytorch"], "--launcher pytorch: "),
+    "force_yml": (["train", "-opt", "x.yml", "--force_yml", "trian:total_iter=3"], "KeyError 'trian'"),
+    "force_yml value": (["train", "-opt", "x.yml", "--force_yml", "num_gpu=99"], "num_gpu: 99 but "),
+    "metrics": (["test", "-opt", "single.yml"], "there is no dataroot_gt to compare with"),
+    "val": (["test", "-opt", "no_val.yml"], "the options lack val: save_img"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_COMMANDS)
+def test_wrong_commands_are_one_sentence_and_exit_code_2(what, work, capfd):
+    Path("broken.yml").write_text("name: [a\nb")
+    Path("list.yml").write_text("- a")
+    write(small("train_edsr"), "x.yml")
+    test = small("test_edsr")
+    test["path"] = {"pretrain_network_g": "edsr.pth"}
+    test["datasets"] = {"test_1": {"name": "own", "type": "SingleImageDataset", "dataroot_lq": "LR"}}
+    write(test, "single.yml")
+    test.pop("val")
+    write(test, "no_val.yml")
+    arguments, text = WRONG_COMMANDS[what]
+    before = list(sys.argv)
+    assert main("basicsr", *arguments) == 2
+    assert text in capfd.readouterr().err
+    assert sys.argv == before
+
+
+def test_without_basicsr_the_sentence_has_the_pip_command(monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "basicsr", None)
+    monkeypatch.delitem(sys.modules, "basicsr.train", raising=False)
+    assert main("basicsr", "train", "-opt", "x.yml") == 2
+    assert "pip install --no-build-isolation 'maskguided[basicsr]'" in capfd.readouterr().err.replace("\n", " ")
