@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from basicsr_runs import log, trained, work  # noqa: F401  (fixtures of several files, made once)
@@ -8,6 +10,11 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=1000)
 settings.load_profile("ci")
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker, and what it starts, takes one core
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)
