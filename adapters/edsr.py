@@ -57,13 +57,13 @@ class MeanShiftedAdapter(Adapter):
         return body if hasattr(self.net, "conv_after_body") else body[:-1]
 
     def tail(self, state: State) -> Tensor:
-        net = self.net
+        net, state = self.net, dict(state)  # its own: what is taken out is freed where nobody else holds it
         if hasattr(net, "conv_after_body"):
-            deep = net.conv_after_body(state["features"]) + state["shallow"]
+            deep = net.conv_after_body(state.pop("features")) + state.pop("shallow")
             image: Tensor = net.conv_last(net.upsample(deep))
             image = image / net.img_range + net.mean.type_as(image)
             return image
-        original: Tensor = net.add_mean(net.tail(net.body[-1](state["features"]) + state["shallow"]))
+        original: Tensor = net.add_mean(net.tail(net.body[-1](state.pop("features")) + state.pop("shallow")))
         return original
 
 

@@ -56,17 +56,15 @@ class PANAdapter(Adapter):
         return list(self.net.SCPA_trunk)
 
     def tail(self, state: State) -> Tensor:
-        net = self.net
-        x = state["shallow"] + net.trunk_conv(state["features"])
-        two_steps = hasattr(net, "upconv2")
-        x = self._step(x, net.upconv1, net.att1, net.HRconv1, 2 if two_steps else self.scale)
-        if two_steps:
-            x = self._step(x, net.upconv2, net.att2, net.HRconv2, 2)
+        net, state = self.net, dict(state)  # its own: what is taken out is freed where nobody else holds it
+        x = state.pop("shallow") + net.trunk_conv(state.pop("features"))
+        steps = [(net.upconv1, net.att1, net.HRconv1)]
+        if hasattr(net, "upconv2"):
+            steps.append((net.upconv2, net.att2, net.HRconv2))
+        factor = 2.0 if len(steps) == 2 else float(self.scale)
+        for upconv, attention, conv in steps:
+            x = upconv(F.interpolate(x, scale_factor=factor, mode="nearest"))
+            x = F.leaky_relu(conv(F.leaky_relu(attention(x), 0.2)), 0.2)
         residual: Tensor = net.conv_last(x)
         bilinear = F.interpolate(state["input"], scale_factor=float(self.scale), mode="bilinear", align_corners=False)
         return residual + bilinear
-
-    @staticmethod
-    def _step(x: Tensor, upconv: nn.Module, attention: nn.Module, conv: nn.Module, factor: int) -> Tensor:
-        x = upconv(F.interpolate(x, scale_factor=float(factor), mode="nearest"))
-        return F.leaky_relu(conv(F.leaky_relu(attention(x), 0.2)), 0.2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from .head import LinearScore, MaskHead, energies, high_frequency
 from .patches import Grid, others, scatter, select
 from .settings import (
     CoarseOn,
+    Context,
     GlobalOps,
     Scorer,
     check_aligned,
+    check_choices,
     check_coarse_on,
     check_cuts,
-    check_one_of,
     check_onward,
     check_possible,
     default_sizes,
@@ -88,16 +89,13 @@ class MaskGuided(nn.Module):
         coarse_on: CoarseOn = "all",
         global_ops: GlobalOps = "image",
         exchange: bool | None = None,
-        context: Literal["zeros", "linear"] = "zeros",
+        context: Context = "zeros",
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         merge = merge or ("features" if split.can_skip else "image")
         coarse_tail = coarse_tail or ("copy" if split.can_skip else "light")
-        check_one_of("merge", merge, ("features", "image"))
-        check_one_of("coarse_tail", coarse_tail, ("copy", "light", "deep"))
-        check_one_of("context", context, ("zeros", "linear"))
-        check_one_of("global_ops", global_ops, ("image", "window", "refuse"))
+        check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, context=context, global_ops=global_ops)
         check_possible(split, merge, coarse_tail, global_ops)
         check_cuts(split, merge, context)
         multiple = split.multiple_of
@@ -153,7 +151,7 @@ class MaskGuided(nn.Module):
 
     @scorer.setter
     def scorer(self, scorer: Scorer) -> None:
-        check_one_of("scorer", scorer, ("input", "coarse", "linear", "head"))
+        check_choices(scorer=scorer)
         self._scorer = scorer
 
     @property
@@ -174,11 +172,14 @@ class MaskGuided(nn.Module):
         """`forward`, with the index (B, k) of the patches that were refined."""
         base = self.run_base(x)
         index = self.choose(base, score)
-        return self.refine(base, index), index
+        return self.refine(base, index, last=True), index
 
     def run_base(self, x: Tensor) -> Base:
         """The first blocks on the whole image."""
-        height, width = self._check_input(x)
+        channels = self.split.probe.in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
+        height, width = x.shape[2:]
         x = self.accepted(x)
         state = self.split.prefix(x)
         skipped = self.split.skip(state) if self.split.can_skip else state  # a light coarse tail takes either
@@ -196,10 +197,13 @@ class MaskGuided(nn.Module):
             raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
         return select(score, k)
 
-    def refine(self, base: Base, index: Tensor) -> Tensor:
-        """The image (B, C', s*H, s*W) with the patches of `index` (B, k), best first, refined."""
+    def refine(self, base: Base, index: Tensor, *, last: bool = False) -> Tensor:
+        """The image (B, C', s*H, s*W) with the patches of `index` (B, k), best first, refined.
+
+        `last`: `base` is of no more use after this, so what it holds may be freed on the way.
+        """
         if self.coarse_tail is None:
-            return self._cropped(self.split.tail(self._refine_features(base, index)), base)
+            return self._cropped(self.split.tail(self._refine_features(base, index, last)), base)
         if index.shape[1] == 0:
             return self._cropped(self._coarse(base), base)
         patches = self._refined(self.split.rest, base, base.state, self.split.kinds, index)
@@ -235,7 +239,7 @@ class MaskGuided(nn.Module):
         coarse = None if coarse is None else continued(coarse, height * self.scale, width * self.scale)
         return energies(continued(base.x, height, width), coarse, self.patch_size)
 
-    def _refine_features(self, base: Base, index: Tensor) -> State:
+    def _refine_features(self, base: Base, index: Tensor, last: bool) -> State:
         """From cut to cut: the windows of those patches that go on replace what stands in for them."""
         state = base.state
         for stretch, share in zip(self.split.stretches, (1.0, *self.onward), strict=True):
@@ -245,6 +249,8 @@ class MaskGuided(nn.Module):
                 made = self._refined(stretch.run, base, state, stretch.reads, chosen)
                 refined = {name: scatter(made[name], chosen, base.grid, onto=onto[name]) for name in stretch.writes}
             state = {**onto, **refined}
+        if last:
+            base.state, base.skipped = {}, {}
         return state
 
     def _refined(
@@ -354,12 +360,6 @@ class MaskGuided(nn.Module):
 
     def _like(self) -> Tensor:
         return next(p for p in self.model.parameters() if p.is_floating_point())
-
-    def _check_input(self, x: Tensor) -> tuple[int, int]:
-        channels = self.split.probe.in_channels
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
-        return x.shape[2], x.shape[3]
 
     def accepted(self, x: Tensor) -> Tensor:
         """`x` (B, C, H, W), continued to a size that the network accepts; most accept any."""

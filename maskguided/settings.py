@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from .coarse import CoarseTail
 from .errors import ArgumentError
@@ -14,6 +14,15 @@ from .split import Merge, Split
 Scorer = Literal["input", "coarse", "linear", "head"]
 CoarseOn = Literal["all", "unrefined"]
 GlobalOps = Literal["image", "window", "refuse"]
+Context = Literal["zeros", "linear"]
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "merge": get_args(Merge),
+    "coarse_tail": get_args(CoarseTail),
+    "coarse_on": get_args(CoarseOn),
+    "scorer": get_args(Scorer),
+    "context": get_args(Context),
+    "global_ops": get_args(GlobalOps),
+}
 _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 
 
@@ -53,7 +62,6 @@ def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
 
 def check_coarse_on(coarse_on: CoarseOn, exchange: bool) -> None:
     """Refuse a coarse tail on windows that do not see each other."""
-    check_one_of("coarse_on", coarse_on, ("all", "unrefined"))
     if coarse_on == "unrefined" and not exchange:
         raise ArgumentError(
             "coarse_on='unrefined': here windows do not exchange borders (exchange=False, or this network's cannot), "
@@ -61,7 +69,7 @@ def check_coarse_on(coarse_on: CoarseOn, exchange: bool) -> None:
         )
 
 
-def check_cuts(split: Split, merge: Merge, context: str) -> None:
+def check_cuts(split: Split, merge: Merge, context: Context) -> None:
     """Refuse several cuts where patches cannot leave in between."""
     if len(split.cuts) == 1:
         return
@@ -82,6 +90,12 @@ def check_onward(shares: Sequence[float], further: int) -> None:
         )
     if any(not 0 <= share <= 1 for share in shares) or any(a < b for a, b in itertools.pairwise(shares)):
         raise ArgumentError(f"onward={tuple(shares)}: shares from 0 to 1 that do not rise, as (0.6, 0.3)")
+
+
+def check_choices(**choices: object) -> None:
+    """Refuse a value of a setting that is not among those allowed."""
+    for name, value in choices.items():
+        check_one_of(name, value, _CHOICES[name])
 
 
 def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support import OriginalEDSR, difference, image, scaled
+from support import NETWORKS, OriginalEDSR, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 
@@ -321,3 +324,30 @@ def test_an_adapter_of_another_package_is_found_by_its_entry_point(monkeypatch):
     assert maskguided.split(Mine(), adapter="mine").name == "mine"
     with pytest.raises(ArgumentError, match="it is not Mine"):
         maskguided.split(OriginalEDSR(), adapter="mine")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before 3.11 a caller holds its arguments through a call")
+@pytest.mark.parametrize("name", ["pan-small-x3", "edsr-original"])
+def test_nothing_of_the_cut_is_held_while_the_tail_enlarges(name):
+    """So that a wrapped forward needs no more memory than the dense one (benchmarks/memory.py)."""
+    fast = maskguided.wrap(NETWORKS[name](), keep=0.25, patch_size=8).eval()
+    held, alive = [], []
+    prefix = fast.split.prefix
+
+    def watched(x):
+        state = prefix(x)
+        held.extend(weakref.ref(value) for key, value in state.items() if key != "input")
+        return state
+
+    fast.split.prefix = watched
+    conv = getattr(fast.model, "conv_last", None) or fast.model.tail[-1]
+    conv.register_forward_pre_hook(lambda *_: alive.append(sum(ref() is not None for ref in held)))
+    x = image(1, 3, 24, 32)
+    with torch.no_grad():
+        base = fast.run_base(x)
+        fast.refine(base, fast.choose(base))
+        del base
+        held.clear()
+        fast(x)
+    assert alive[0] > 0, "the counter must count"
+    assert alive[1] == 0
