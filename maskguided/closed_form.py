@@ -111,7 +111,7 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
     context = fast.context = fast.context or make_context(fast.split, fast.merge)
     inputs = fast.split.feature_channels + 1
     grams = [torch.zeros(inputs, inputs, dtype=torch.float64) for _ in context.maps]
-    crosses = [torch.zeros(part.shape, dtype=torch.float64) for part in context.maps]
+    crosses = [torch.zeros(inputs, part.shape[1], dtype=torch.float64) for part in context.maps]
     for known in images:
         base = fast.run_base(known.lr)
         beside = _beside(base.grid.mask(fast.choose(base)).float())
@@ -127,9 +127,34 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
             crosses[number] += seen @ x[0].flatten(1)[:, there].double().cpu().T
 
         watch(fast.split, base.state, (base.grid.height, base.grid.width), fast.merge, show)
+    every = [_ridge(gram, cross) for gram, cross in zip(grams, crosses, strict=True)]
+    share = torch.stack([gram / gram[-1, -1] for gram in grams]).mean(0)
+    combine = _common(share, every, context.combine.shape[1])
+    context.combine.copy_(combine)
+    combine = torch.block_diag(combine, torch.ones(1, 1, dtype=torch.float64))
     for part, gram, cross in zip(context.maps, grams, crosses, strict=True):
-        ridge = torch.eye(inputs, dtype=torch.float64) * (gram.diagonal()[:-1].mean() * _RIDGE + 1e-12)
-        part.copy_(torch.linalg.solve(gram + ridge, cross))
+        part.copy_(_ridge(combine.T @ gram @ combine, combine.T @ cross))
+
+
+def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
+    """Weights (inputs, outputs) of a regression whose last input is a 1."""
+    ridge = torch.eye(len(gram), dtype=torch.float64) * (gram.diagonal()[:-1].mean() * _RIDGE + 1e-12)
+    return torch.linalg.solve(gram + ridge, cross)
+
+
+def _common(gram: Tensor, weights: Sequence[Tensor], rank: int) -> Tensor:
+    """(F, rank): the combinations of F features that keep most of what all these regressions on them say.
+
+    Reduced-rank regression: what they say, each in units of its own spread, is written on axes along which the features
+    vary alike, and the first `rank` principal directions are kept.
+    """
+    middle = gram[:-1, -1] / gram[-1, -1]
+    spread = gram[:-1, :-1] / gram[-1, -1] - torch.outer(middle, middle)
+    variances, axes = torch.linalg.eigh(spread)
+    deviations = variances.clamp_min(1e-9 * float(variances.max())).sqrt()
+    said = [deviations[:, None] * (axes.T @ part[:-1]) for part in weights]
+    directions = torch.linalg.svd(torch.cat([part / part.norm().clamp_min(1e-30) for part in said], dim=1)).U
+    return axes @ (directions[:, :rank] / deviations[:, None])
 
 
 def _beside(mask: Tensor) -> Tensor:

@@ -19,8 +19,14 @@ from .probing import untouched
 from .split import Merge, Split, State
 
 
+_RANK = 8
+"""Of what all convolutions together guess from. (PAN x4: all 40 features gain 0.002 dB and cost 4 % of a patch.)"""
+
+
 class Context(nn.Module):
     """For each convolution of the refine part, a linear map from the features at the cut to what it would see.
+
+    All of them look at the same few combinations of these features, which are made once for the whole image.
 
     Args:
         features: channels at the cut.
@@ -29,10 +35,16 @@ class Context(nn.Module):
 
     def __init__(self, features: int, channels: Sequence[int]) -> None:
         super().__init__()
-        self.maps = nn.ParameterList(nn.Parameter(torch.zeros(features + 1, count)) for count in channels)
+        rank = min(_RANK, features)
+        self.combine = nn.Parameter(torch.eye(features, rank))
+        self.maps = nn.ParameterList(nn.Parameter(torch.zeros(rank + 1, count)) for count in channels)
+
+    def combined(self, features: Tensor) -> Tensor:
+        """(B, F, r*H, r*W) -> (B, rank, r*H, r*W): what `forward` is to see."""
+        return F.conv2d(features, self.combine.to(features.dtype).t()[:, :, None, None])
 
     def forward(self, number: int, seen: Tensor) -> Tensor:
-        """(pixels, F+1) -> (pixels, C) for the convolution of that number."""
+        """(pixels, rank+1), the last a 1 -> (pixels, C) for the convolution of that number."""
         return torch.matmul(seen, self.maps[number].to(seen.dtype))
 
 

@@ -257,7 +257,7 @@ class MaskGuided(nn.Module):
         self, part: Callable[[State], Made], base: Base, state: State, kinds: Mapping[str, Kind], index: Tensor
     ) -> Made:
         """What the refine part, or a stretch of its body, makes of the windows of `index` in `state`."""
-        features = None if self.context is None else base.state[self.split.features]
+        features = None if self.context is None else self.context.combined(base.state[self.split.features])
         return on_windows(
             part, state, kinds, index, base.grid,
             exchange=self.exchange, one_mean=self._shares_statistics, guess=self.context, features=features,
