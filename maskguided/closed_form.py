@@ -129,9 +129,10 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
         watch(fast.split, base.state, (base.grid.height, base.grid.width), fast.merge, show)
     every = [_ridge(gram, cross) for gram, cross in zip(grams, crosses, strict=True)]
     share = torch.stack([gram / gram[-1, -1] for gram in grams]).mean(0)
-    combine = _common(share, every, context.combine.shape[1])
+    combine = common_directions(share, every, context.combine.shape[1])
     context.combine.copy_(combine)
-    combine = torch.block_diag(combine, torch.ones(1, 1, dtype=torch.float64))
+    combine = F.pad(combine, (0, 1, 0, 1))
+    combine[-1, -1] = 1
     for part, gram, cross in zip(context.maps, grams, crosses, strict=True):
         part.copy_(_ridge(combine.T @ gram @ combine, combine.T @ cross))
 
@@ -139,10 +140,11 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
 def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
     """Weights (inputs, outputs) of a regression whose last input is a 1."""
     ridge = torch.eye(len(gram), dtype=torch.float64) * (gram.diagonal()[:-1].mean() * _RIDGE + 1e-12)
-    return torch.linalg.solve(gram + ridge, cross)
+    weights: Tensor = torch.linalg.solve(gram + ridge, cross)
+    return weights
 
 
-def _common(gram: Tensor, weights: Sequence[Tensor], rank: int) -> Tensor:
+def common_directions(gram: Tensor, weights: Sequence[Tensor], rank: int) -> Tensor:
     """(F, rank): the combinations of F features that keep most of what all these regressions on them say.
 
     Reduced-rank regression: what they say, each in units of its own spread, is written on axes along which the features
@@ -151,10 +153,12 @@ def _common(gram: Tensor, weights: Sequence[Tensor], rank: int) -> Tensor:
     middle = gram[:-1, -1] / gram[-1, -1]
     spread = gram[:-1, :-1] / gram[-1, -1] - torch.outer(middle, middle)
     variances, axes = torch.linalg.eigh(spread)
-    deviations = variances.clamp_min(1e-9 * float(variances.max())).sqrt()
+    deviations = variances.clamp_min(1e-9 * float(variances.max()) + 1e-30).sqrt()
     said = [deviations[:, None] * (axes.T @ part[:-1]) for part in weights]
-    directions = torch.linalg.svd(torch.cat([part / part.norm().clamp_min(1e-30) for part in said], dim=1)).U
-    return axes @ (directions[:, :rank] / deviations[:, None])
+    together = torch.cat([part / part.norm().clamp_min(1e-30) for part in said], dim=1)
+    directions = torch.linalg.eigh(together @ together.T).eigenvectors.flip(1)[:, :rank]
+    combined: Tensor = axes @ (directions / deviations[:, None])
+    return combined
 
 
 def _beside(mask: Tensor) -> Tensor:

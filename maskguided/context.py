@@ -18,7 +18,6 @@ from .patches import Grid
 from .probing import untouched
 from .split import Merge, Split, State
 
-
 _RANK = 8
 """Of what all convolutions together guess from. (PAN x4: all 40 features gain 0.002 dB and cost 4 % of a patch.)"""
 

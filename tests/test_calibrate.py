@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import maskguided
 from maskguided import ArgumentError, stages
 from maskguided.adapters.pan_net import PAN
-from maskguided.closed_form import Known, fit_tail
+from maskguided.closed_form import Known, common_directions, fit_tail
 from maskguided.networks import load_network
 from maskguided.patches import select
 
@@ -199,6 +199,24 @@ def test_the_network_stays_as_it_was(tmp_path):
 def test_what_cannot_be_calibrated(images, settings, text):
     with pytest.raises(ArgumentError, match=text):
         maskguided.calibrate(wrapped(), images, **settings)
+
+
+def test_what_all_regressions_look_at_is_found_whatever_the_features_scale():
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-3, 3, 12, dtype=torch.float64)
+    seen = torch.randn(12, 500, generator=generator, dtype=torch.float64) * scales[:, None] + 5
+    seen = torch.cat([seen, torch.ones(1, 500, dtype=torch.float64)])
+    looked_at = torch.randn(12, 3, generator=generator, dtype=torch.float64) / scales[:, None]
+    weights = []
+    for outputs, size in ((5, 1.0), (2, 1e-4), (7, 1e3)):
+        mixed = looked_at @ torch.randn(3, outputs, generator=generator, dtype=torch.float64) * size
+        weights.append(torch.cat([mixed, torch.ones(1, outputs, dtype=torch.float64)]))
+    combine = common_directions(seen @ seen.T, weights, 3)
+    for part in weights:
+        inputs = torch.cat([combine.T @ seen[:-1], seen[-1:]]).T
+        wanted = (part.T @ seen).T
+        found = inputs @ torch.linalg.lstsq(inputs, wanted).solution
+        assert ((found - wanted).std(0) < 1e-4 * wanted.std(0)).all()
 
 
 def test_the_context_is_fitted_where_windows_exchange_borders_and_brings_the_image_nearer():
