@@ -63,7 +63,8 @@ def _engine(args: argparse.Namespace) -> Table:
     for size in [(256, 256)] + [(720, 1280)] * (args.device != "cpu"):
         for name in args.networks.split(","):
             for merge in args.merge.split(","):
-                table.add(engine.measure(name, None if merge == "auto" else merge, KEEPS, size, _way(args)))
+                merged = None if merge == "auto" else merge
+                table.add(engine.measure(name, engine.network(name), merged, KEEPS, size, _way(args)))
     return table
 
 
@@ -71,7 +72,7 @@ def _sizes(args: argparse.Namespace) -> Table:
     table = Table("sizes", f"Time and MACs against dense; {_how(args)}", args.threads)
     for name in [name for name in args.networks.split(",") if name in ("pan", "edsr")]:
         for side in (64, 128, 256, 512, 1024):
-            table.add(engine.measure(name, None, (0.1, 0.25, 0.5), (side, side), _way(args)))
+            table.add(engine.measure(name, engine.network(name), None, (0.1, 0.25, 0.5), (side, side), _way(args)))
     _plot(table, args.out)
     return table
 

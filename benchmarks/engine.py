@@ -81,9 +81,11 @@ def network(name: str) -> nn.Module:
 
 
 @torch.inference_mode()
-def measure(name: str, merge: Merge | None, keeps: Sequence[float], size: tuple[int, int], way: Way) -> Iterator[Row]:
-    """A row for each keep."""
-    model, x = way.ready(network(name)), way.image(*size)
+def measure(
+    name: str, model: nn.Module, merge: Merge | None, keeps: Sequence[float], size: tuple[int, int], way: Way
+) -> Iterator[Row]:
+    """A row for each keep; `name` is what the rows call the network."""
+    model, x = way.ready(model), way.image(*size)
     split = maskguided.split(model, "auto")
     fast = MaskGuided(split, merge=merge, patch_size=way.patch_size, halo=way.halo)
     way.ready(fast)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,35 +17,47 @@ from maskguided.export import onnx_session
 from .engine import network
 from .report import Row, alternate, middle_and_spread
 
+WRAPS: tuple[dict[str, Any], ...] = (
+    {},
+    {"merge": "image", "coarse_tail": "light"},
+    {"merge": "image", "coarse_tail": "light", "exchange": False},
+)
+"""wrap's defaults, and what `calibrate` makes of a network with a heavy tail."""
+
 
 @torch.no_grad()
 def measure(name: str, keeps: Sequence[float], size: tuple[int, int], rounds: int, threads: int) -> Iterator[Row]:
-    """A row for each keep; both files are made from the same network, wrapped with its defaults."""
+    """A row for each wrap and keep; all files are made from the same network."""
     model = network(name).eval()
     x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    fast = maskguided.wrap(model).eval()
     with tempfile.TemporaryDirectory() as folder:
         dense = Path(folder) / "dense.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(model, (x,), dense, dynamo=True, verbose=False, external_data=False)
-        runs = {"dense": _session(dense, x, threads)}
-        differences = {}
-        for keep in keeps:
-            fast.keep = keep
-            path = Path(folder) / f"{keep}.onnx"
-            differences[keep] = maskguided.export(fast, path, x)
-            runs[f"{keep}"] = _session(path, x, threads)
+        runs, rows = {"dense": _session(dense, x, threads)}, {}
+        for number, (settings, keep) in enumerate(itertools.product(WRAPS, keeps)):
+            fast = maskguided.wrap(model, keep=keep, **settings).eval()
+            path = Path(folder) / f"{number}.onnx"
+            difference = maskguided.export(fast, path, x)
+            runs[path.name] = _session(path, x, threads)
+            rows[path.name] = _row(name, fast, size) | {"difference from torch": f"{difference:.0e}"}
         seconds = alternate(runs, rounds)
-    for keep in keeps:
-        fast.keep = keep
-        ratios = [a / b for a, b in zip(seconds[f"{keep}"], seconds["dense"], strict=True)]
-        middle, spread = middle_and_spread(ratios)
-        yield {
-            "network": name, "size": f"{size[0]}x{size[1]}", "merge": fast.merge, "keep": keep,
-            "MACs/dense": fast.cost(*size).ratio, "time/dense": middle, "spread": spread,
-            "difference from torch": f"{differences[keep]:.0e}",
-        }  # fmt: skip
+    for key, row in rows.items():
+        middle, spread = middle_and_spread([a / b for a, b in zip(seconds[key], seconds["dense"], strict=True)])
+        yield row | {"time/dense": middle, "spread": spread}
+
+
+def _row(name: str, fast: maskguided.MaskGuided, size: tuple[int, int]) -> Row:
+    return {
+        "network": name,
+        "size": f"{size[0]}x{size[1]}",
+        "merge": fast.merge,
+        "coarse tail": fast.coarse_tail_kind if fast.merge == "image" else "",
+        "window": f"{fast.patch_size}+2x{fast.halo}" + ("" if fast.exchange else " alone"),
+        "keep": fast.keep,
+        "MACs/dense": fast.cost(*size).ratio,
+    }
 
 
 def _session(path: Path, x: torch.Tensor, threads: int) -> Callable[[], object]:
