@@ -29,21 +29,17 @@ from . import __version__, bench, cli_basicsr, cli_export, cli_train, inspection
 from .cli_options import (
     Body,
     Device,
-    Exchange,
-    Halo,
     HeadFile,
     Keep,
     ModelName,
     NetScale,
-    Onward,
     Overwrite,
-    PatchSize,
     SplitAt,
     Threads,
     WeightFile,
     blocks,
     ready,
-    shares,
+    with_settings,
 )
 from .errors import ArgumentError, ImageError, MaskGuidedError
 from .guided import MaskGuided
@@ -90,6 +86,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command("upscale")
+@with_settings
 def upscale_command(
     input: Annotated[Path, typer.Option("--input", "-i", help="An image, or a folder of images.")],
     output: Annotated[
@@ -101,12 +98,8 @@ def upscale_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: SplitAt = "auto",
-    onward: Onward = None,
     body: Body = None,
     keep: Keep = None,
-    patch_size: PatchSize = None,
-    halo: Halo = None,
-    exchange: Exchange = None,
     tile: Annotated[
         int | None,
         typer.Option(
@@ -127,6 +120,7 @@ def upscale_command(
         bool, typer.Option("--show-mask", help="Also write a picture of the refined patches.")
     ] = False,
     overwrite: Overwrite = False,
+    **settings: Any,
 ) -> None:
     """Upscale an image or a folder of images; without --weights, x4 with the network that ships with maskguided."""
     if threads:
@@ -137,10 +131,7 @@ def upscale_command(
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
-    loaded, fast = ready(
-        weights, model, scale, head, split_at, onward=shares(onward),
-        body=body, keep=keep, patch_size=patch_size, halo=halo, exchange=exchange,
-    )  # fmt: skip
+    loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {_plain(_against_tiles(loaded))}")
     where = pick_device(device)

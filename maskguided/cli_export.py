@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -11,22 +11,21 @@ from torch import Tensor
 
 from . import bench
 from .cli_options import (
-    Exchange,
-    Halo,
     HeadFile,
     Keep,
     ModelName,
     NetScale,
     Overwrite,
-    PatchSize,
     SplitAt,
     WeightFile,
     ready,
+    with_settings,
 )
 from .errors import ArgumentError
 from .export import export
 
 
+@with_settings
 def export_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="A file name that ends in .onnx or .pt2.")],
     input: Annotated[
@@ -41,17 +40,13 @@ def export_command(
     head: HeadFile = None,
     split_at: SplitAt = "auto",
     keep: Keep = None,
-    patch_size: PatchSize = None,
-    halo: Halo = None,
-    exchange: Exchange = None,
     overwrite: Overwrite = False,
+    **settings: Any,
 ) -> None:
     """Write the wrapped network at this keep as ONNX or torch.export, for images of one size; the file is checked."""
     if output.exists() and not overwrite:
         raise ArgumentError(f"{output} exists already; add --overwrite to replace it")
-    _, fast = ready(
-        weights, model, scale, head, split_at, keep=keep, patch_size=patch_size, halo=halo, exchange=exchange
-    )
+    _, fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)
     example = _example(input, size, fast.split.probe.in_channels)
     difference = export(fast, output, example)
     height, width = example.shape[2:]

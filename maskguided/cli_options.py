@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from torch import nn
@@ -27,32 +30,8 @@ HeadFile = Annotated[Path | None, typer.Option("--head", help="File of maskguide
 SplitAt = Annotated[
     str, typer.Option(help="Blocks that run on the whole image; auto: half of them; 4,8,12: patches leave at each.")
 ]
-Onward = Annotated[
-    str | None,
-    typer.Option(
-        help="Share of the refined patches that goes on at each cut after the first: 0.6,0.3.", show_default="all"
-    ),
-]
 Body = Annotated[
     str | None, typer.Option(help="Names of the blocks, for a network without an adapter: layers.*.blocks.*")
-]
-MergeAt = Annotated[str | None, typer.Option(help="features or image.", show_default="features")]
-Tail = Annotated[str | None, typer.Option(help="copy, light or deep, with --merge image.", show_default="copy")]
-CoarseOnPatches = Annotated[
-    str | None,
-    typer.Option("--coarse-on", help="Where the coarse tail runs: all or unrefined patches.", show_default="all"),
-]
-PatchSize = Annotated[
-    int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="8, or what suits the network")
-]
-Halo = Annotated[
-    int | None, typer.Option(help="Context around a patch, LR pixels.", show_default="0, or what the network needs")
-]
-Exchange = Annotated[
-    bool | None,
-    typer.Option(
-        "--exchange/--alone", help="Refined windows see their neighbours, or each itself.", show_default="exchange"
-    ),
 ]
 Keep = Annotated[
     float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="the head's, or 0.5")
@@ -60,6 +39,53 @@ Keep = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
+
+_SETTINGS: dict[str, Any] = {
+    "onward": Annotated[
+        str | None,
+        typer.Option(
+            help="Share of the refined patches that goes on at each cut after the first: 0.6,0.3.", show_default="all"
+        ),
+    ],
+    "merge": Annotated[str | None, typer.Option(help="features or image.", show_default="features")],
+    "coarse_tail": Annotated[
+        str | None, typer.Option(help="copy, light or deep, with --merge image.", show_default="copy")
+    ],
+    "coarse_on": Annotated[
+        str | None, typer.Option(help="Where the coarse tail runs: all or unrefined patches.", show_default="all")
+    ],
+    "patch_size": Annotated[
+        int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="8, or what suits the network")
+    ],
+    "halo": Annotated[
+        int | None, typer.Option(help="Context around a patch, LR pixels.", show_default="0, or what the network needs")
+    ],
+    "exchange": Annotated[
+        bool | None,
+        typer.Option(
+            "--exchange/--alone", help="Refined windows see their neighbours, or each itself.", show_default="exchange"
+        ),
+    ],
+}
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each setting of a wrapped network: it gets them as **settings, None if not given."""
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in signature(command).parameters.items()
+        if parameter.kind != Parameter.VAR_KEYWORD
+    ]
+    added = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in _SETTINGS.items()]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(**{**given, "onward": shares(given["onward"])})
+
+    run.__signature__ = signature(command).replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
+    return run
 
 
 def blocks(text: str) -> Any:

@@ -13,24 +13,17 @@ from torch import Tensor
 from . import bench, checkpoint, finetune, pictures
 from .calibrate import calibrate
 from .cli_options import (
-    CoarseOnPatches,
     Device,
-    Exchange,
-    Halo,
     HeadFile,
     Keep,
-    MergeAt,
     ModelName,
     NetScale,
-    Onward,
     Overwrite,
-    PatchSize,
     SplitAt,
-    Tail,
     Threads,
     WeightFile,
     ready,
-    shares,
+    with_settings,
     wrapped,
 )
 from .errors import ArgumentError
@@ -41,6 +34,7 @@ from .stages import PAPER, STAGES, Options
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
 
 
+@with_settings
 def calibrate_command(
     images: Annotated[Path, typer.Option("--input", "-i", help="An LR image, or a folder of LR images.")],
     output: Output,
@@ -50,13 +44,6 @@ def calibrate_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: Annotated[str, typer.Option(help="A number of blocks; auto: try several.")] = "auto",
-    onward: Onward = None,
-    merge: MergeAt = None,
-    coarse_tail: Tail = None,
-    coarse_on: CoarseOnPatches = None,
-    patch_size: PatchSize = None,
-    halo: Halo = None,
-    exchange: Exchange = None,
     fit: Annotated[
         str | None,
         typer.Option(help="all; score or context alone; nothing: only keep.", show_default="all; nothing with --head"),
@@ -67,19 +54,17 @@ def calibrate_command(
     threads: Threads = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (.png, .pdf, .svg).")] = None,
     overwrite: Overwrite = False,
+    **settings: Any,
 ) -> None:
     """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
     _prepare(output, overwrite, threads)
     if plot is not None:
         _new_picture(plot, overwrite)
     network = load_network(weights, model, scale).model
-    fast = wrapped(
-        network, head, split_at, onward=shares(onward), merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on,
-        patch_size=patch_size, halo=halo, exchange=exchange,
-    )  # fmt: skip
+    fast = wrapped(network, head, split_at, **settings)
     like = next(network.parameters())
     pairs = bench.read_pairs(images, hr, like.device, like.dtype, True)
-    search = "auto" if split_at == "auto" and head is None and merge is None else None
+    search = "auto" if split_at == "auto" and head is None and settings["merge"] is None else None
     with Progress(transient=True) as bar:
         task = bar.add_task("calibrating", total=None)
         found = calibrate(
@@ -98,6 +83,7 @@ def calibrate_command(
     typer.echo(f"saved to {output}; use it with --head {output}")
 
 
+@with_settings
 def finetune_command(
     hr: Annotated[list[Path], typer.Option("--hr", help="Folder of HR images; may be given several times.")],
     output: Output,
@@ -110,13 +96,6 @@ def finetune_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: SplitAt = "auto",
-    onward: Onward = None,
-    merge: MergeAt = None,
-    coarse_tail: Tail = None,
-    coarse_on: CoarseOnPatches = None,
-    patch_size: PatchSize = None,
-    halo: Halo = None,
-    exchange: Exchange = None,
     steps: Annotated[int, typer.Option(help="Steps of each stage.", min=1)] = 2000,
     batch: Annotated[int, typer.Option(help="Crops of a step, over all processes.", min=1)] = 16,
     crop: Annotated[int, typer.Option(help="Side of a crop, LR pixels.", min=1)] = 48,
@@ -133,15 +112,13 @@ def finetune_command(
     device: Device = "auto",
     threads: Threads = None,
     overwrite: Overwrite = False,
+    **settings: Any,
 ) -> None:
     """Train mask head, coarse tail or refine part on photographs; started again after a kill, it goes on."""
     _prepare(output, overwrite, threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     network = load_network(weights, model, scale).model
-    fast = wrapped(
-        network, head, split_at, onward=shares(onward), merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on,
-        patch_size=patch_size, halo=halo, exchange=exchange,
-    )  # fmt: skip
+    fast = wrapped(network, head, split_at, **settings)
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = Options(distill, head_loss)  # type: ignore[arg-type]
     recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
@@ -163,6 +140,7 @@ def finetune_command(
     typer.echo(f"saved to {output}; use it with --head {output}")
 
 
+@with_settings
 def explain_command(
     image: Annotated[Path, typer.Option("--input", "-i", help="An LR image.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")],
@@ -171,16 +149,10 @@ def explain_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: SplitAt = "auto",
-    onward: Onward = None,
-    merge: MergeAt = None,
-    coarse_tail: Tail = None,
-    coarse_on: CoarseOnPatches = None,
-    patch_size: PatchSize = None,
-    halo: Halo = None,
-    exchange: Exchange = None,
     keep: Keep = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    **settings: Any,
 ) -> None:
     """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
     if threads:
@@ -188,11 +160,7 @@ def explain_command(
     _new_picture(output, overwrite)
     if image.is_dir():
         raise ArgumentError(f"--input {image} is a folder; give one image")
-    fast = ready(
-        weights, model, scale, head, split_at, onward=shares(onward), merge=merge,
-        coarse_tail=coarse_tail, coarse_on=coarse_on, patch_size=patch_size, halo=halo, exchange=exchange,
-    )[1].eval()  # fmt: skip
-    fast.keep = fast.keep if keep is None else keep
+    fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()
     like = next(fast.parameters())
     pair = bench.read_pairs(image, None, like.device, like.dtype, True)[0]
     found = pictures.explain_picture(fast, pair.lr, output)
