@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import typer
 from skimage import data
 from support import scaled
 from typer.testing import CliRunner
@@ -260,6 +261,25 @@ def test_without_options_the_starter_runs_as_shipped_and_writes_beside_the_input
     refused = run("upscale", "-i", tmp_path / "in" / "small.png", "--suffix", "", "--overwrite", code=1)
     assert "replaced by its own result" in str(refused.exception)
     assert np.array_equal(read_image(tmp_path / "in" / "small.png"), small)
+
+
+def test_commands_take_the_settings_of_a_wrap(tmp_path):
+    small = data.astronaut()[::8, ::8].copy()
+    write_image(tmp_path / "small.png", small)
+    given = ("--split-at", "4", "--merge", "image", "--coarse-on", "unrefined", "--patch-size", "4", "--keep", "0.3")
+    run("upscale", "-i", tmp_path / "small.png", "--device", "cpu", *given)
+    settings = {"merge": "image", "coarse_on": "unrefined", "patch_size": 4, "keep": 0.3}
+    fast = maskguided.wrap(maskguided.starter().unwrap(), 4, **settings).eval()
+    found = read_image(tmp_path / "small_out.png").astype(int)
+    assert np.abs(found - upscale(fast, small).image).max() <= 1
+    fast.coarse_on = "all"
+    assert np.abs(found - upscale(fast, small).image).max() > 1
+    refused = run("upscale", "-i", tmp_path / "small.png", "--overwrite", "--split-at", "4,8", "--onward", "x", code=1)
+    assert "use shares from 0 to 1" in str(refused.exception)
+    commands = typer.main.get_command(app).commands
+    for name in ("upscale", "calibrate", "finetune", "explain", "export"):
+        taken = {parameter.name for parameter in commands[name].params}
+        assert {"onward", "merge", "coarse_tail", "coarse_on", "patch_size", "halo", "exchange"} <= taken
 
 
 def test_the_starter_is_what_its_card_says():
