@@ -23,6 +23,7 @@ from .coarse import LightTail
 from .context import make_context
 from .errors import ArgumentError
 from .guided import MaskGuided
+from .prices import Clock, Macs, Prices
 from .settings import check_one_of
 from .split import Merge
 from .stages import dense_image, luma
@@ -33,12 +34,58 @@ Fit = Literal["all", "score", "context", "nothing"]
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What may be lost or spent; one of them, or none."""
+
+    drop_db: float | None = None
+    cost: float | None = None
+    time: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self._given) > 1:
+            raise ArgumentError(f"{self}: give one budget; the other is what is found")
+        if self.drop_db is not None and self.drop_db <= 0:
+            raise ArgumentError(f"{self}: use dB above 0, as 0.05")
+        if self.share is not None and self.share <= 0:
+            what = "MACs" if self.time is None else "time"
+            raise ArgumentError(f"{self}: a share of the dense network's {what}, as 0.5")
+
+    @property
+    def share(self) -> float | None:
+        """Of the dense network's MACs or time."""
+        return self.cost if self.time is None else self.time
+
+    @property
+    def _given(self) -> dict[str, float]:
+        every = {"max_drop_db": self.drop_db, "max_cost": self.cost, "max_time": self.time}
+        return {name: value for name, value in every.items() if value is not None}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self._given.items())
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """What a wrapped network costs."""
+
+    macs: Macs
+    clock: Clock | None
+
+    @property
+    def paid(self) -> Prices:
+        """What the budget is in."""
+        return self.clock or self.macs
+
+
+@dataclass(frozen=True)
 class Point:
     """A keep, what it costs and what it loses."""
 
     keep: float
     macs: float
     """Ratio to the dense network, 0..: over all images."""
+    time: float | None
+    """The same of the time on this machine; None where nobody asked for it (`max_time`)."""
     drop: float
     """dB on Y below the dense network, mean over the images; without HR images an estimate, see `calibrate`."""
 
@@ -61,11 +108,16 @@ class Calibration:
         lines = [
             f"split_at={self.split_at}, merge={self.merge}, patch_size={self.patch_size}, halo={self.halo}, "
             f"keep={self.chosen.keep:.3f}: {self.chosen.macs:.1%} of the dense MACs, "
-            f"{self.chosen.drop:.3f} dB below dense (PSNR-Y, {how})",
-            "  keep   MACs  drop/dB",
-            *(f"  {point.keep:4.2f}  {point.macs:5.1%}  {point.drop:7.3f}" for point in self.curve),
+            + ("" if self.chosen.time is None else f"{self.chosen.time:.1%} of the time, ")
+            + f"{self.chosen.drop:.3f} dB below dense (PSNR-Y, {how})",
+            "  keep   MACs   time  drop/dB",
+            *(f"  {p.keep:4.2f}  {p.macs:5.1%}  {_percent(p.time):>5}  {p.drop:7.3f}" for p in self.curve),
         ]
         return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 @torch.inference_mode(False)
@@ -76,6 +128,7 @@ def calibrate(
     *,
     max_drop_db: float | None = None,
     max_cost: float | None = None,
+    max_time: float | None = None,
     split_at: Literal["auto"] | None = None,
     fit: Fit = "all",
     progress: Progress = lambda what: None,
@@ -91,9 +144,11 @@ def calibrate(
         fast: a wrapped network for images in 0..1.
         images: LR images (1, C, H, W) or (C, H, W); or pairs (LR, HR).
         max_drop_db: choose the smallest keep that loses no more than this against the dense network.
-        max_cost: choose the largest keep that costs no more than this share of the dense MACs. With neither budget
-            keep stays.
-        split_at: "auto": also choose the split, and where branches merge, patch size and halo.
+        max_cost: choose the largest keep that costs no more than this share of the dense MACs.
+        max_time: the same of the dense network's time, measured here and now: at these sizes, with these threads. With
+            no budget keep stays.
+        split_at: "auto": also choose the split, and where branches merge, patch size and halo; with max_time, whether
+            windows exchange borders, too.
         fit: "all": coarse tail, score and context; "score" or "context": that alone, the others stay as they were
             trained; "nothing": only keep is chosen.
         progress: told in words what is being done.
@@ -102,7 +157,7 @@ def calibrate(
     images reduced by the scale, whose truth the images are.
 
     Raises:
-        ArgumentError: both budgets or an impossible one, no images, or images too small for the network.
+        ArgumentError: several budgets or an impossible one, no images, or images too small for the network.
 
     >>> from maskguided import wrap
     >>> from maskguided.adapters.pan_net import PAN
@@ -111,7 +166,7 @@ def calibrate(
     >>> fast.scorer, fast.keep == found.chosen.keep, found.chosen.macs <= 0.9
     ('linear', True, True)
     """
-    _check_budget(max_drop_db, max_cost)
+    budget = Budget(max_drop_db, max_cost, max_time)
     check_one_of("fit", fit, ("all", "score", "context", "nothing"))
     if split_at is not None and fit != "all":
         raise ArgumentError(
@@ -124,26 +179,27 @@ def calibrate(
     if not known:
         raise ArgumentError("calibrate: no images; give a handful of LR images")
     if split_at == "auto":
-        _search(fast, known, max_drop_db, max_cost, progress)
-    prices = _fit_for(fast, known, fit, max_cost, progress)
+        _search(fast, known, budget, progress)
+    prices = _fit_for(fast, known, fit, budget, progress)
     curve = tuple(_measure(fast, known, prices, keep, progress) for keep in KEEPS)
-    keep = _keep_for(fast, curve, prices, max_drop_db, max_cost)
+    keep = _keep_for(fast, curve, prices, budget)
     chosen = _measure(fast, known, prices, keep, progress)
     fast.keep = keep
     estimated = any(image.hr is None for image in known)
     return Calibration(fast.split.split_at, fast.merge, fast.patch_size, fast.halo, chosen, curve, estimated)
 
 
-def _fit_for(
-    fast: MaskGuided, images: Sequence[Known], fit: Fit, max_cost: float | None, progress: Progress
-) -> _Prices:
+def _fit_for(fast: MaskGuided, images: Sequence[Known], fit: Fit, budget: Budget, progress: Progress) -> _Priced:
     """Fit the parts for the keep that will be, where the budget tells it already; else for the present one."""
     if fit in ("all", "context") and _guesses(fast):
         fast.context = make_context(fast.split, fast.merge)  # guessing has its price
-    progress("counting MACs")
-    prices = _Prices(fast, images)
-    if max_cost is not None:
-        fast.keep = prices.keep(max_cost)
+    if fit in ("all", "score"):
+        fast.scorer = "linear"
+    progress("counting MACs" if budget.time is None else "counting MACs, timing")
+    inputs = [known.lr for known in images]
+    prices = _Priced(Macs(fast, inputs), None if budget.time is None else Clock(fast, inputs))
+    if budget.share is not None:
+        fast.keep = prices.paid.keep(budget.share)
     fit_parts(fast, images, fit, progress)
     return prices
 
@@ -156,7 +212,6 @@ def fit_parts(fast: MaskGuided, images: Sequence[Known], fit: Fit, progress: Pro
     if fit in ("all", "score"):
         progress("fitting the score")
         fit_score(fast, images)
-        fast.scorer = "linear"
     if fit in ("all", "context") and _guesses(fast):
         progress("fitting the context")
         fit_context(fast, images)
@@ -190,7 +245,7 @@ def _mse(a: Tensor, b: Tensor, border: int) -> float:
     return max(float(error.square().mean()), 1e-10)
 
 
-def _measure(fast: MaskGuided, images: Sequence[Known], prices: _Prices, keep: float, progress: Progress) -> Point:
+def _measure(fast: MaskGuided, images: Sequence[Known], prices: _Priced, keep: float, progress: Progress) -> Point:
     """Cost and drop at a keep, by running it."""
     progress(f"measuring keep={keep:.2f}")
     before, fast.keep = fast.keep, keep
@@ -201,55 +256,21 @@ def _measure(fast: MaskGuided, images: Sequence[Known], prices: _Prices, keep: f
             error += known.floor
         drops.append(10 * math.log10(error / known.floor))
     fast.keep = before
-    return Point(keep, prices.at(keep), sum(drops) / len(drops))
+    time = None if prices.clock is None else prices.clock.at(keep)
+    return Point(keep, prices.macs.at(keep), time, sum(drops) / len(drops))
 
 
-class _Prices:
-    """MACs of a wrapped network on the images at any keep: each patch refined costs the same, so few are counted."""
-
-    def __init__(self, fast: MaskGuided, images: Sequence[Known]) -> None:
-        sizes = [(known.lr.shape[2], known.lr.shape[3]) for known in images]
-        keep, self._sizes = fast.keep, [(fast.grid(*size), size) for size in sizes]
-        self._counted = {}
-        for grid, size in set(self._sizes):
-            found = []
-            for k in (1, min(2, grid.count)):
-                fast.keep = k / grid.count
-                found.append(fast.cost(*size))
-            first, second = found
-            self._counted[size] = (first.dense, first.coarse, first.guided, second.guided - first.guided)
-        fast.keep = keep
-
-    def at(self, keep: float) -> float:
-        """Share of the dense MACs, over all images."""
-        spent = 0
-        for grid, size in self._sizes:
-            k, (_, coarse, first, each) = grid.k(keep), self._counted[size]
-            spent += coarse if k == 0 else first + (k - 1) * each
-        return spent / sum(self._counted[size][0] for _, size in self._sizes)
-
-    def keep(self, max_cost: float) -> float:
-        """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
-        return max(
-            (share for share in (step / 1000 for step in range(1001)) if self.at(share) <= max_cost), default=0.0
-        )
-
-
-def _keep_for(
-    fast: MaskGuided,
-    curve: Sequence[Point],
-    prices: _Prices,
-    max_drop_db: float | None,
-    max_cost: float | None,
-) -> float:
+def _keep_for(fast: MaskGuided, curve: Sequence[Point], prices: _Priced, budget: Budget) -> float:
     """The keep that meets the budget, by interpolation between measured points."""
-    if max_cost is not None:
-        if curve[0].macs > max_cost:
+    if budget.share is not None:
+        least = prices.paid.at(0)
+        if least > budget.share:
             raise ArgumentError(
-                f"max_cost={max_cost}: even with nothing refined it costs {curve[0].macs:.2f} of the dense network; "
+                f"{budget}: even with nothing refined it costs {least:.2f} of the dense network; "
                 "allow more, split earlier, use a lighter coarse tail, or split_at='auto'"
             )
-        return prices.keep(max_cost)
+        return prices.paid.keep(budget.share)
+    max_drop_db = budget.drop_db
     if max_drop_db is None:
         return fast.keep
     if curve[-1].drop > max_drop_db:
@@ -266,37 +287,33 @@ def _keep_for(
     return 1.0
 
 
-def _search(
-    fast: MaskGuided,
-    images: Sequence[Known],
-    max_drop_db: float | None,
-    max_cost: float | None,
-    progress: Progress,
-) -> None:
+def _search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: Progress) -> None:
     """Make `fast` the best of some splits, merges, patch sizes and halos: the cheapest, or the nearest to dense."""
     best: tuple[float, MaskGuided] | None = None
-    for candidate in _candidates(fast):
+    for candidate in _candidates(fast, budget.time is not None):
         where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}"
-        prices = _fit_for(candidate, images, "all", max_cost, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
-        keeps = KEEPS if max_drop_db is not None else (0.0,)
+        prices = _fit_for(candidate, images, "all", budget, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
+        keeps = KEEPS if budget.drop_db is not None else (0.0,)
         curve = [_measure(candidate, images, prices, keep, progress) for keep in keeps]
         try:
-            keep = _keep_for(candidate, curve, prices, max_drop_db, max_cost)
+            keep = _keep_for(candidate, curve, prices, budget)
         except ArgumentError:
             continue
         point = _measure(candidate, images, prices, keep, progress)
-        value = point.macs if max_drop_db is not None else point.drop
+        value = point.macs if budget.drop_db is not None else point.drop
         if best is None or value < best[0]:
             best = (value, candidate)
     if best is None:
-        raise ArgumentError(
-            f"calibrate: no split meets max_cost={max_cost}, max_drop_db={max_drop_db}; allow more of either"
-        )
+        raise ArgumentError(f"calibrate: no split meets {budget}; allow more")
     fast.become(best[1])
 
 
-def _candidates(fast: MaskGuided) -> Iterable[MaskGuided]:
-    """Splits at an eighth to three quarters of the depth, both merges, and patches and halos that fit the network."""
+def _candidates(fast: MaskGuided, timed: bool) -> Iterable[MaskGuided]:
+    """Splits at an eighth to three quarters of the depth, both merges, and patches and halos that fit the network.
+
+    Exchange saves MACs, but to a network of few channels copying borders may cost more time than a halo: where time
+    counts, both are tried.
+    """
     blocks, name = len(fast.split.blocks), getattr(fast.split, "name", None)
     places = sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)})
     for place in places:
@@ -306,14 +323,16 @@ def _candidates(fast: MaskGuided) -> Iterable[MaskGuided]:
         for merge, patch, halo in (("features", 16, 2), ("image", 16, 1), ("image", 32, 1)):
             if merge == "features" and not parts.can_skip:
                 continue
-            if fast.exchange and parts.exchanges(merge):  # type: ignore[arg-type]
-                patch, halo = patch // 2, 0
-            sizes = [-(-size // step) * step for size in (patch, halo)]
-            yield MaskGuided(
-                parts, patch_size=sizes[0], halo=sizes[1], merge=merge,  # type: ignore[arg-type]
-                coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops,
-                exchange=None if fast.exchange else False,
-            ).eval()  # fmt: skip
+            exchange = fast.exchange and parts.exchanges(merge)  # type: ignore[arg-type]
+            ways = [(patch // 2, 0, True)] if exchange else [(patch, halo, False)]
+            if exchange and timed:
+                ways.append((patch, halo, False))
+            for *sizes, exchange in ways:
+                patch_size, around = (-(-size // step) * step for size in sizes)
+                yield MaskGuided(
+                    parts, patch_size=patch_size, halo=around, merge=merge,  # type: ignore[arg-type]
+                    coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
+                ).eval()  # fmt: skip
 
 
 def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -329,14 +348,3 @@ def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[T
             f"calibrate: an image of shape {shapes}; it takes (C, H, W) or (1, C, H, W), HR images x{fast.scale}"
         )
     return lr.contiguous(memory_format=torch.channels_last), hr
-
-
-def _check_budget(max_drop_db: float | None, max_cost: float | None) -> None:
-    if max_drop_db is not None and max_cost is not None:
-        raise ArgumentError(
-            f"max_drop_db={max_drop_db}, max_cost={max_cost}: give one budget; the other is what is found"
-        )
-    if max_drop_db is not None and max_drop_db <= 0:
-        raise ArgumentError(f"max_drop_db={max_drop_db}: use dB above 0, as 0.05")
-    if max_cost is not None and max_cost <= 0:
-        raise ArgumentError(f"max_cost={max_cost}: a share of the dense network's MACs, as 0.5")

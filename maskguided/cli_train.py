@@ -50,6 +50,9 @@ def calibrate_command(
     ] = None,
     max_drop: Annotated[float | None, typer.Option(help="dB on Y that may be lost against the dense network.")] = None,
     max_cost: Annotated[float | None, typer.Option(help="Share of the dense MACs that may be spent.")] = None,
+    max_time: Annotated[
+        float | None, typer.Option(help="Share of the dense network's time that may be spent, measured here and now.")
+    ] = None,
     side: Annotated[int, typer.Option(help="Largest side of an image in LR pixels; more is cut off.", min=16)] = 128,
     threads: Threads = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (.png, .pdf, .svg).")] = None,
@@ -72,6 +75,7 @@ def calibrate_command(
             [_cut(pair, side, fast.scale) for pair in pairs],
             max_drop_db=max_drop,
             max_cost=max_cost,
+            max_time=max_time,
             split_at=search,  # type: ignore[arg-type]
             fit=fit or ("all" if head is None else "nothing"),  # type: ignore[arg-type]
             progress=lambda what: bar.update(task, description=what),

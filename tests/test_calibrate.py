@@ -10,7 +10,7 @@ from support import difference, image, scaled
 from torch.nn import functional as F
 
 import maskguided
-from maskguided import ArgumentError, stages
+from maskguided import ArgumentError, prices, stages
 from maskguided.adapters.pan_net import PAN
 from maskguided.closed_form import Known, common_directions, fit_tail
 from maskguided.networks import load_network
@@ -199,6 +199,38 @@ def test_the_network_stays_as_it_was(tmp_path):
 def test_what_cannot_be_calibrated(images, settings, text):
     with pytest.raises(ArgumentError, match=text):
         maskguided.calibrate(wrapped(), images, **settings)
+
+
+def timed_as(monkeypatch, price):
+    """Let the clock say `price(fast)` for a wrapped network and 1 for a dense one."""
+
+    def seconds(run, x):
+        return price(run) if isinstance(run, maskguided.MaskGuided) else 1.0
+
+    monkeypatch.setattr(prices, "_seconds", seconds)
+
+
+def test_a_budget_of_time_is_met_by_what_the_clock_says(monkeypatch):
+    timed_as(monkeypatch, lambda fast: 0.2 + fast.keep**2)
+    fast = wrapped()
+    found = maskguided.calibrate(fast, photographs(2), max_time=0.45)
+    assert fast.keep == found.chosen.keep == pytest.approx(0.5, abs=0.002)
+    assert found.chosen.time <= 0.45
+    assert (found.curve[0].time, found.curve[-1].time) == pytest.approx((0.2, 1.2))
+    assert "of the time" in str(found)
+    with pytest.raises(ArgumentError, match=r"max_time=0.1: even with nothing refined it costs 0.20 of the dense"):
+        maskguided.calibrate(fast, photographs(2), max_time=0.1)
+    assert maskguided.calibrate(fast, photographs(2), fit="nothing").chosen.time is None
+
+
+def test_where_time_counts_windows_alone_are_tried_too(monkeypatch):
+    timed_as(monkeypatch, lambda fast: (0.5 if fast.exchange else 0.2) + fast.keep)
+    for budget, exchange in (({"max_time": 0.45}, False), ({"max_cost": 0.8}, True)):
+        fast = maskguided.wrap(real_network(), patch_size=8).eval()
+        assert fast.exchange
+        found = maskguided.calibrate(fast, real_photographs()[:1], split_at="auto", **budget)
+        assert fast.exchange == exchange
+    assert found.chosen.macs <= 0.8
 
 
 def test_what_all_regressions_look_at_is_found_whatever_the_features_scale():

@@ -1,0 +1,107 @@
+"""What refining costs, at any keep: in multiply-adds, or in time on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .guided import MaskGuided
+
+_TIMED = (0.0, 0.25, 0.5, 1.0)
+_ROUNDS = 3
+_IMAGES = 6  # that are timed: the first of them
+
+
+class Prices(Protocol):
+    """The price of a wrapped network on some images, as a share of the dense network's."""
+
+    def at(self, keep: float) -> float:
+        """The price at a keep."""
+
+    def keep(self, budget: float) -> float:
+        """The largest keep that costs no more than this; 0 where none does."""
+
+
+class Macs:
+    """Prices in multiply-adds. Each patch refined costs the same, so few are counted.
+
+    Args:
+        fast: the wrapped network; its keep is as it was afterwards.
+        images: LR images (1, C, H, W).
+    """
+
+    def __init__(self, fast: MaskGuided, images: Sequence[Tensor]) -> None:
+        sizes = [(image.shape[2], image.shape[3]) for image in images]
+        keep, self._sizes = fast.keep, [(fast.grid(*size), size) for size in sizes]
+        self._counted = {}
+        for grid, size in set(self._sizes):
+            found = []
+            for k in (1, min(2, grid.count)):
+                fast.keep = k / grid.count
+                found.append(fast.cost(*size))
+            first, second = found
+            self._counted[size] = (first.dense, first.coarse, first.guided, second.guided - first.guided)
+        fast.keep = keep
+
+    def at(self, keep: float) -> float:
+        """Share of the dense MACs, over all images."""
+        spent = 0
+        for grid, size in self._sizes:
+            k, (_, coarse, first, each) = grid.k(keep), self._counted[size]
+            spent += coarse if k == 0 else first + (k - 1) * each
+        return spent / sum(self._counted[size][0] for _, size in self._sizes)
+
+    def keep(self, budget: float) -> float:
+        """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
+        return _largest(self.at, budget)
+
+
+class Clock:
+    """Prices in seconds: timed at a few keeps beside the dense network, A B A B, and interpolated.
+
+    Args:
+        fast: the wrapped network; its keep is as it was afterwards.
+        images: LR images (1, C, H, W), where the network is.
+    """
+
+    def __init__(self, fast: MaskGuided, images: Sequence[Tensor]) -> None:
+        before, images = fast.keep, images[:_IMAGES]
+        ratios: list[list[float]] = [[] for _ in _TIMED]
+        for number in range(_ROUNDS + 1):
+            dense = sum(_seconds(lambda x: fast.model(fast.accepted(x)), x) for x in images)
+            for keep, found in zip(_TIMED, ratios, strict=True):
+                fast.keep = keep
+                ratio = sum(_seconds(fast, x) for x in images) / dense
+                if number:  # the first round warms up
+                    found.append(ratio)
+        fast.keep = before
+        self._points = [(keep, statistics.median(found)) for keep, found in zip(_TIMED, ratios, strict=True)]
+
+    def at(self, keep: float) -> float:
+        """Share of the dense network's time, over the images."""
+        (low, cheap), (high, dear) = next(pair for pair in pairwise(self._points) if keep <= pair[1][0])
+        return cheap + (keep - low) / (high - low) * (dear - cheap)
+
+    def keep(self, budget: float) -> float:
+        """The largest keep that takes no more than this share of the dense network's time; 0 where none does."""
+        return _largest(self.at, budget)
+
+
+def _largest(price: Callable[[float], float], budget: float) -> float:
+    return max((share for share in (step / 1000 for step in range(1001)) if price(share) <= budget), default=0.0)
+
+
+@torch.inference_mode()
+def _seconds(run: Callable[[Tensor], object], x: Tensor) -> float:
+    """Of one run, until it is really done."""
+    start = time.perf_counter()
+    run(x)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
