@@ -20,7 +20,7 @@ LAYERS = [
     {"adapter", "settings"},
     {"guided"},
     {"networks", "infer", "inspection", "stages"},
-    {"checkpoint", "closed_form", "pool"},
+    {"checkpoint", "closed_form", "pool", "prices"},
     {"bench", "calibrate", "export", "finetune"},
     {"pictures"},
     {f"integrations.basicsr_{part}" for part in ("options", "network", "model", "command")},
