@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .guided import MaskGuided
 
-_TIMED = (0.0, 0.25, 0.5, 1.0)
+_TIMED = (0.0, 0.1, 0.3, 0.6, 1.0)
 _ROUNDS = 3
 _IMAGES = 6  # that are timed: the first of them
 
