@@ -98,6 +98,8 @@ class Calibration:
     merge: Merge
     patch_size: int
     halo: int
+    exchange: bool
+    """Whether refined windows see their neighbours."""
     chosen: Point
     curve: tuple[Point, ...]
     estimated: bool
@@ -106,8 +108,9 @@ class Calibration:
     def __str__(self) -> str:
         how = "estimated, no HR images" if self.estimated else "to HR"
         lines = [
-            f"split_at={self.split_at}, merge={self.merge}, patch_size={self.patch_size}, halo={self.halo}, "
-            f"keep={self.chosen.keep:.3f}: {self.chosen.macs:.1%} of the dense MACs, "
+            f"split_at={self.split_at}, merge={self.merge}, patch_size={self.patch_size}, halo={self.halo}"
+            + ("" if self.exchange else " (windows alone)")
+            + f", keep={self.chosen.keep:.3f}: {self.chosen.macs:.1%} of the dense MACs, "
             + ("" if self.chosen.time is None else f"{self.chosen.time:.1%} of the time, ")
             + f"{self.chosen.drop:.3f} dB below dense (PSNR-Y, {how})",
             "  keep   MACs   time  drop/dB",
@@ -186,7 +189,8 @@ def calibrate(
     chosen = _measure(fast, known, prices, keep, progress)
     fast.keep = keep
     estimated = any(image.hr is None for image in known)
-    return Calibration(fast.split.split_at, fast.merge, fast.patch_size, fast.halo, chosen, curve, estimated)
+    sizes = fast.patch_size, fast.halo
+    return Calibration(fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated)
 
 
 def _fit_for(fast: MaskGuided, images: Sequence[Known], fit: Fit, budget: Budget, progress: Progress) -> _Priced:

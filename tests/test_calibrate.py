@@ -229,7 +229,8 @@ def test_where_time_counts_windows_alone_are_tried_too(monkeypatch):
         fast = maskguided.wrap(real_network(), patch_size=8).eval()
         assert fast.exchange
         found = maskguided.calibrate(fast, real_photographs()[:1], split_at="auto", **budget)
-        assert fast.exchange == exchange
+        assert fast.exchange == found.exchange == exchange
+        assert ("windows alone" in str(found)) == (not exchange)
     assert found.chosen.macs <= 0.8
 
 
