@@ -45,11 +45,8 @@ def obeys_the_laws(plan: Plan) -> None:
     assert torch.equal(plan.image_of(model(x.clone())), whole), "splitting changed what the network returns"
     if plan.expected_blocks is not None:
         assert len(parts.facts.blocks) == plan.expected_blocks
-    law_2(plan, model, parts, "image", parts.facts.radius)
-    if not parts.can_skip:
-        assert plan.expected_blocks is None, "a body that is known can be left out"
-        return
     law_2(plan, model, parts, "features", parts.facts.body_radius)
+    law_2(plan, model, parts, "image", parts.facts.radius)
     multiple = parts.facts.multiple_of
     fast = MaskGuided(parts, keep=0, patch_size=-(-6 // multiple) * multiple, halo=0, merge="features").eval()
     assert torch.equal(fast(x), parts.tail(parts.skip(parts.prefix(x)))), "law 3"
