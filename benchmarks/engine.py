@@ -125,6 +125,11 @@ def measure(
         }  # fmt: skip
 
 
+def window(fast: MaskGuided) -> str:
+    """What a table calls the windows of a wrapped network."""
+    return f"{fast.patch_size}+2x{fast.halo}" + ("" if fast.exchange else " alone")
+
+
 def _row(name: str, fast: MaskGuided, keep: float, size: tuple[int, int]) -> Row:
     fast.keep = keep
     cost = fast.cost(*size)
@@ -134,7 +139,7 @@ def _row(name: str, fast: MaskGuided, keep: float, size: tuple[int, int]) -> Row
         "size": f"{size[0]}x{size[1]}",
         "merge": fast.merge,
         "split": fast.split.split_at,
-        "window": f"{fast.patch_size}+2x{fast.halo}" + ("" if fast.exchange else " alone"),
+        "window": window(fast),
         "keep": keep,
         "MACs efficiency": alone.guided / cost.guided,
         "MACs/dense": cost.ratio,

@@ -14,7 +14,7 @@ import torch
 import maskguided
 from maskguided.export import onnx_session
 
-from .engine import network
+from .engine import network, window
 from .report import Row, alternate, middle_and_spread
 
 WRAPS: tuple[dict[str, Any], ...] = (
@@ -36,8 +36,9 @@ def measure(name: str, keeps: Sequence[float], size: tuple[int, int], rounds: in
             warnings.simplefilter("ignore")
             torch.onnx.export(model, (x,), dense, dynamo=True, verbose=False, external_data=False)
         runs, rows = {"dense": _session(dense, x, threads)}, {}
-        for number, (settings, keep) in enumerate(itertools.product(WRAPS, keeps)):
-            fast = maskguided.wrap(model, keep=keep, **settings).eval()
+        wraps = [maskguided.wrap(model, **settings).eval() for settings in WRAPS]
+        for number, (fast, keep) in enumerate(itertools.product(wraps, keeps)):
+            fast.keep = keep
             path = Path(folder) / f"{number}.onnx"
             difference = maskguided.export(fast, path, x)
             runs[path.name] = _session(path, x, threads)
@@ -54,7 +55,7 @@ def _row(name: str, fast: maskguided.MaskGuided, size: tuple[int, int]) -> Row:
         "size": f"{size[0]}x{size[1]}",
         "merge": fast.merge,
         "coarse tail": fast.coarse_tail_kind if fast.merge == "image" else "",
-        "window": f"{fast.patch_size}+2x{fast.halo}" + ("" if fast.exchange else " alone"),
+        "window": window(fast),
         "keep": fast.keep,
         "MACs/dense": fast.cost(*size).ratio,
     }
