@@ -35,6 +35,15 @@ def test_random_networks_obey_the_laws(plan):
     obeys_the_laws(plan)
 
 
+def test_a_run_whose_blocks_can_be_left_out_comes_first():
+    """Here the second convolution of the stem is like those that end the groups, and nothing can stand in for it."""
+    plan = Plan(
+        kind="channels-last", width=8, grouped=(2, 2), stem="two-convs", held="groups", depth=4, scale=2, seed=46
+    )  # fmt: skip
+    assert maskguided.split(build(plan)).facts.blocks == tuple(f"body.{i}.blocks.{j}" for i in (0, 1) for j in (0, 1))
+    obeys_the_laws(plan)
+
+
 def obeys_the_laws(plan: Plan) -> None:
     """Assert it all; on its own, so that a plan that failed can be pasted into a call."""
     model = build(plan)

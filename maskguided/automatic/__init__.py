@@ -21,7 +21,7 @@ from ..alignment import alignment
 from ..errors import ArgumentError, CannotSplit
 from ..probing import MULTIPLES, Probe
 from ..split import Split, check_whole, choose
-from .body import Candidate, find_bodies, named_body
+from .body import NEAR_BEST, Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
 from .sizes import Rounding
 from .trace import ADAPTER, recordings, trace
@@ -43,21 +43,34 @@ def automatic_split(
     """Split `model` after block `split_at` ("auto": half of the depth) of its body, and after those of `later`.
 
     The runs of blocks that are found are tried, the best first, with each the sizes that the network may round
-    its input up to; the first split that holds is taken. For `body` and `cut` see `maskguided.split`.
+    its input up to. Taken is the first split that holds and whose blocks can be left out, if one of the runs that
+    hold about as many MACs is like that; otherwise the first that holds, which takes merge='image' and a light
+    coarse tail. For `body` and `cut` see `maskguided.split`.
 
     Raises:
         CannotSplit: the text names the step that failed for the best run of blocks.
         ArgumentError: `split_at`, `body` or `cut` do not fit the network.
     """
     runs = find_bodies(model, probe)[:_TRIED] if body is None else [named_body(model, probe, body)]
-    failures: list[CannotSplit] = []
+    failures, held = list[CannotSplit](), list[tuple[Candidate, Split]]()
     for run in runs:
+        if held and run.share < NEAR_BEST * held[0][0].share:
+            continue
         try:
             cuts = (_block_number(split_at, cut, run.names), *later)
-            return _split_run(model, run.names, cuts, probe, check)
+            split = _split_run(model, run.names, cuts, probe, check)
         except CannotSplit as error:
             failures.append(error)
-    raise failures[0]
+        except ArgumentError:
+            if not held:
+                raise
+        else:
+            if split.can_skip:
+                return split
+            held.append((run, split))
+    if not held:
+        raise failures[0]
+    return held[0][1]
 
 
 def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], probe: Probe, check: bool) -> Split:

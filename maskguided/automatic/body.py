@@ -21,7 +21,7 @@ from ..probing import Probe, untouched
 
 _LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
 _UNLIKE = 3  # times the MACs of another: no block beside it in one run
-_NEAR_BEST = 0.65  # of the best candidate's MACs: close enough to prefer the outer level
+NEAR_BEST = 0.65  # of another candidate's MACs: close enough for other reasons to decide
 
 
 @dataclass
@@ -84,7 +84,7 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
         )
     longer = [run for run in runs if len(run.names) >= 3] or runs
     best = max(run.share for run in longer)
-    near = [run for run in longer if run.share >= _NEAR_BEST * best]
+    near = [run for run in longer if run.share >= NEAR_BEST * best]
     return sorted(runs, key=lambda run: (run in near, -run.depth, not run.mixed, run.share), reverse=True)
 
 
