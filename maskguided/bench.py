@@ -109,16 +109,19 @@ def measure(
 ) -> list[Row]:
     """Rows for every setting and keep; `progress` is called after each setting."""
     rows: list[Row] = []
+    parts = functools.cache(lambda place: split(model, place))  # settings share their splits
+    wraps = [setting.wrap(model, parts) for setting in settings]
+    for setting, fast in zip(settings, wraps, strict=True):
+        for keep in setting.keeps:
+            fast.keep = keep  # what is out of range is said now, not after minutes
     dense_macs = _total_macs(model, pairs, model)
 
     def dense_network(x: Tensor) -> Tensor:
         return image_of(model(x.clone()))  # a network may change its input
 
-    parts = functools.cache(lambda place: split(model, place))  # settings share their splits
-    for setting in settings:
-        fast = setting.wrap(model, parts)
+    for setting, fast in zip(settings, wraps, strict=True):
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
-            fast = fast.to(memory_format=torch.channels_last)
+            fast.to(memory_format=torch.channels_last)
         runs = [_at(fast, keep) for keep in setting.keeps]
         dense, *ours = _rounds([dense_network, *runs], pairs, rounds, fast.scale)
         for keep, run, found in zip(setting.keeps, runs, ours, strict=True):

@@ -38,6 +38,7 @@ from .cli_options import (
     Threads,
     WeightFile,
     blocks,
+    new_file,
     ready,
     with_settings,
 )
@@ -196,10 +197,14 @@ def bench_command(
     channels_last: Annotated[bool, typer.Option(help="Memory format, for both sides.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
     if head is not None and (split_at, merge) != ("auto", "features"):
         raise ArgumentError(f"--head {head} has its own split and merge; give either it or them")
+    for path, suffix in ((json_file, ".json"), (markdown, ".md")):
+        if path is not None:
+            new_file(path, overwrite, suffix)
     torch.set_num_threads(threads)
     where = pick_device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -18,6 +18,7 @@ from .cli_options import (
     Overwrite,
     SplitAt,
     WeightFile,
+    new_file,
     ready,
     with_settings,
 )
@@ -44,8 +45,7 @@ def export_command(
     **settings: Any,
 ) -> None:
     """Write the wrapped network at this keep as ONNX or torch.export, for images of one size; the file is checked."""
-    if output.exists() and not overwrite:
-        raise ArgumentError(f"{output} exists already; add --overwrite to replace it")
+    new_file(output, overwrite, ".onnx", ".pt2")
     _, fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)
     example = _example(input, size, fast.split.probe.in_channels)
     difference = export(fast, output, example)

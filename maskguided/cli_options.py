@@ -88,6 +88,21 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def new_file(path: Path, overwrite: bool, *suffixes: str) -> Path:
+    """`path`, if a result may be written there: asked before the work, not after it. Its folder is made."""
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ArgumentError(f"{path}: name a file that ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise ArgumentError(f"{path} exists already; add --overwrite to replace it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{path}: its folder cannot be made ({error.strerror})") from None
+    return path
+
+
 def blocks(text: str) -> Any:
     """--split-at: a number, several with commas between, or "auto"."""
     if text == "auto":

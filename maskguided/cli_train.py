@@ -22,6 +22,7 @@ from .cli_options import (
     SplitAt,
     Threads,
     WeightFile,
+    new_file,
     ready,
     with_settings,
     wrapped,
@@ -31,6 +32,7 @@ from .infer import pick_device
 from .networks import load_network
 from .stages import PAPER, STAGES, Options
 
+_PICTURES = (".png", ".pdf", ".svg")
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
 
 
@@ -60,9 +62,11 @@ def calibrate_command(
     **settings: Any,
 ) -> None:
     """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
-    _prepare(output, overwrite, threads)
+    new_file(output, overwrite, ".safetensors")
     if plot is not None:
-        _new_picture(plot, overwrite)
+        new_file(plot, overwrite, *_PICTURES)
+    if threads:
+        torch.set_num_threads(threads)
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
     like = next(network.parameters())
@@ -119,7 +123,9 @@ def finetune_command(
     **settings: Any,
 ) -> None:
     """Train mask head, coarse tail or refine part on photographs; started again after a kill, it goes on."""
-    _prepare(output, overwrite, threads)
+    new_file(output, overwrite, ".safetensors")
+    if threads:
+        torch.set_num_threads(threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
@@ -161,7 +167,7 @@ def explain_command(
     """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
     if threads:
         torch.set_num_threads(threads)
-    _new_picture(output, overwrite)
+    new_file(output, overwrite, *_PICTURES)
     if image.is_dir():
         raise ArgumentError(f"--input {image} is a folder; give one image")
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()
@@ -169,24 +175,6 @@ def explain_command(
     pair = bench.read_pairs(image, None, like.device, like.dtype, True)[0]
     found = pictures.explain_picture(fast, pair.lr, output)
     typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")
-
-
-def _new_picture(path: Path, overwrite: bool) -> Path:
-    if path.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ArgumentError(f"{path}: a picture is .png, .pdf or .svg")
-    if path.exists() and not overwrite:
-        raise ArgumentError(f"{path} exists already; add --overwrite to replace it")
-    return path
-
-
-def _prepare(output: Path, overwrite: bool, threads: int | None) -> None:
-    """What should fail before the work, not after it."""
-    if output.suffix != ".safetensors":
-        raise ArgumentError(f"--output {output}: name a file that ends in .safetensors")
-    if output.exists() and not overwrite:
-        raise ArgumentError(f"{output} exists already; add --overwrite to replace it")
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def _cut(pair: bench.Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:

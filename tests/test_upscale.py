@@ -15,7 +15,7 @@ from support import scaled
 from typer.testing import CliRunner
 
 import maskguided
-from maskguided import ArgumentError, ImageError, cli
+from maskguided import ArgumentError, ImageError, bench, cli
 from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
 from maskguided.images import read_image, resize, write_image
@@ -186,13 +186,24 @@ def test_bench_takes_a_saved_head_with_its_settings(weights, tmp_path):
     maskguided.save(saved, tmp_path / "head.safetensors")
     write_image(tmp_path / "a.png", PHOTO)
     arguments = ["bench", "-i", tmp_path / "a.png", "--weights", weights, "--head", tmp_path / "head.safetensors"]
-    run(*arguments, "--rounds", 1, "--keep", "0.25", "--json", tmp_path / "r.json")
-    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    run(*arguments, "--rounds", 1, "--keep", "0.25", "--json", tmp_path / "new" / "r.json")
+    (row,) = json.loads((tmp_path / "new" / "r.json").read_text())["rows"]
     assert (row["merge"], row["split_at"], row["patch_size"], row["halo"]) == ("image", 3, 8, 1)
     saved.keep = 0.25
     assert row["macs_ratio"] == pytest.approx(saved.cost(*PHOTO.shape[:2]).ratio)
     refused = run(*arguments, "--merge", "image", code=1)
     assert "give either it or them" in str(refused.exception)
+
+
+def test_bench_says_what_is_wrong_before_it_runs_anything(weights, tmp_path):
+    write_image(tmp_path / "a.png", PHOTO)
+    pairs = bench.read_pairs(tmp_path / "a.png", None, torch.device("cpu"), torch.float32, False)
+    model = maskguided.from_file(weights).unwrap()
+    good, wrong = bench.Setting("features", 1, 8, 0, (0.5,)), bench.Setting("features", 9, 8, 0, (0.5,))
+    done = []
+    with pytest.raises(ArgumentError, match="split_at=9"):
+        bench.measure(model, pairs, [good, wrong], 1, lambda: done.append(1))
+    assert not done
 
 
 @pytest.mark.parametrize(
@@ -213,6 +224,10 @@ def test_bench_takes_a_saved_head_with_its_settings(weights, tmp_path):
         (["upscale", "-i", "{tmp}", "-o", "{tmp}/o", "--ext", "png"], "2 images would all be written to"),
         (["inspect", "--model", "pan"], "needs --weights"),
         (["bench", "-i", "{png}", "--keep", "a"], "'a' is not valid"),
+        (["bench", "-i", "{png}", "--keep", "0.2,2"], "keep=2.0"),
+        (["bench", "-i", "{png}", "--json", "{tmp}/r.txt"], "ends in .json"),
+        (["bench", "-i", "{png}", "--json", "{tmp}/there/a.json"], "exists already; add --overwrite"),
+        (["bench", "-i", "{png}", "--markdown", "{png}/t.md"], "its folder cannot be made"),
         (["bench", "-i", "{png}", "--merge", "both"], "'both' is not valid"),
         (["bench", "-i", "{png}", "--hr", "{tmp}/nowhere"], "no such file or folder"),
     ],
@@ -220,6 +235,8 @@ def test_bench_takes_a_saved_head_with_its_settings(weights, tmp_path):
 def test_wrong_input_gets_one_sentence_and_exit_code_2(args, text, tmp_path, monkeypatch, capsys):
     write_image(tmp_path / "a.png", PHOTO)
     write_image(tmp_path / "a.jpg", PHOTO)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "a.json").touch()
     args = [a.format(png=tmp_path / "a.png", tmp=tmp_path) for a in args]
     monkeypatch.setattr(sys, "argv", ["maskguided", *args])
     monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, soft_wrap=True))
