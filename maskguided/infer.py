@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .errors import ArgumentError, ImageError
 from .guided import MaskGuided
+from .head import high_frequency
 from .images import Image, resize
-from .patches import Grid
+from .patches import Grid, select
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SMALLEST_TILE = 32
@@ -68,8 +69,9 @@ def upscale(
     Args:
         model: a wrapped network for images in 0..1.
         image: (H, W), (H, W, 3) or (H, W, 4) of uint8 or uint16; the result has its kind.
-        tile: side of the tiles in LR pixels, to bound memory; 0: the whole image at once. `keep` holds within each
-            tile. Default: 384 for images of more than 512x512, if the network allows tiles.
+        tile: side of the tiles in LR pixels, to bound memory; 0: the whole image at once. `keep` holds over the
+            image, or, where the scorer is not "input", within each tile. Default: 384 for images of more than
+            512x512, if the network allows tiles.
         tile_pad: context around a tile, in LR pixels; no seams if it is at least the receptive-field radius.
         alpha: how the alpha channel grows.
         on_tile: called with (done, total) after each tile.
@@ -187,12 +189,13 @@ def tiles(
         raise ArgumentError(f"tile={tile}, tile_pad={pad}: use 0 or more LR pixels")
     side = tile or max(size)
     grid = Grid(*size, side)
+    above = _threshold(model, read, grid) if grid.count > 1 else None
     waiting = [(row * side, col * side, side) for row in range(grid.rows) for col in range(grid.cols)][::-1]
     done = 0
     while waiting:
         row, col, side = waiting.pop()
         try:
-            part = _restored(model, read, size, (row, col, side), pad if tile else 0)
+            part = _restored(model, read, size, (row, col, side), pad if tile else 0, above)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -212,14 +215,36 @@ def tiles(
 
 
 @torch.inference_mode()
+def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: Grid) -> float | None:
+    """The score above which a patch is refined, so that `keep` holds over all tiles; None: within each.
+
+    Other scores need the base, which would run twice, and costs more than it brings (docs/benchmarks.md).
+    """
+    if model.scorer != "input" or not 0 < model.keep < 1:
+        return None
+    side = grid.patch_size
+    parts = [
+        high_frequency(read(slice(row, row + side), slice(col, col + side)), model.patch_size).flatten()
+        for row in range(0, grid.height, side)
+        for col in range(0, grid.width, side)
+    ]
+    score = torch.cat(parts).sort(descending=True).values
+    return float(score[min(int(model.keep * len(score) + 0.5), len(score) - 1)])
+
+
+@torch.inference_mode()
 def _restored(
     model: MaskGuided,
     read: Callable[[slice, slice], Tensor],
     size: tuple[int, int],
     place: tuple[int, int, int],
     pad: int,
+    above: float | None,
 ) -> Tile:
-    """The tile at a row and column, of a side, with context around it; at the image's border that is moved inward."""
+    """The tile at a row and column, of a side, with context around it; at the image's border that is moved inward.
+
+    `above`: the score from which on patches are refined; None: as many as `keep` says.
+    """
     row, col, side = place
     like = next(model.parameters())
     starts, lengths = [], []
@@ -228,7 +253,14 @@ def _restored(
         starts.append(min(max(start - pad, 0), whole - lengths[-1]))
     (top, left), (height, width) = starts, lengths
     window = read(slice(top, top + height), slice(left, left + width)).to(like.device, like.dtype)
-    refined, index = model.restore(window.contiguous(memory_format=torch.channels_last))
+    window = window.contiguous(memory_format=torch.channels_last)
+    if above is None:
+        refined, index = model.restore(window)
+    else:
+        base = model.run_base(window)
+        score = model.score(base)
+        index = select(score, int((score > above).sum()) // len(score))
+        refined = model.refine(base, index, last=True)
     mask = model.grid(height, width).mask(index)[0].cpu()
     mask = mask.repeat_interleave(model.patch_size, 0).repeat_interleave(model.patch_size, 1)
     rows, cols = (

@@ -92,6 +92,31 @@ def test_tiles_leave_no_seam_when_the_pad_covers_the_receptive_field(tile):
         assert np.abs(whole.astype(int) - torn).max() > 100
 
 
+@pytest.mark.parametrize("keep", [0.25, 0.5, 0.75])
+def test_keep_holds_over_all_tiles_where_the_input_alone_ranks_the_patches(fast, keep):
+    """What is worth refining lies on the left; within each tile, as a head chooses, as much of the right is taken."""
+    rng = np.random.default_rng(0)
+    photo = np.dstack([rng.integers(0, 256, (64, 128)), *[np.full((64, 128), 90)] * 2]).astype(np.uint8)
+    photo[:, 64:] = 128 + (photo[:, 64:] > 128)  # noise of one grey level
+    fast.keep = keep
+    whole = upscale(fast, photo, tile=0).mask
+    by_tiles = upscale(fast, photo, tile=32, tile_pad=0).mask
+    assert by_tiles[:, :64].mean() == min(1, 2 * keep)
+    assert by_tiles[:, 64:].mean() == pytest.approx(max(0, 2 * keep - 1), abs=0.1)
+    assert (whole != by_tiles).mean() <= 0.15
+    fast.scorer = "head"
+    try:
+        alone = upscale(fast, photo, tile=32, tile_pad=0).mask
+    finally:
+        fast.scorer = "input"
+    assert (alone.reshape(2, 32, 4, 32).mean((1, 3)) == keep).all()
+
+
+def test_a_flat_image_in_tiles_is_not_refined(fast):
+    fast.keep = 0.5
+    assert not upscale(fast, np.full((64, 64), 7, np.uint8), tile=32).mask.any()
+
+
 def test_shapes_that_are_no_image(fast):
     for shape in [(4, 4, 2), (4,), (1, 3, 4, 4)]:
         with pytest.raises(ImageError, match="must be"):
