@@ -327,16 +327,17 @@ def test_an_adapter_of_another_package_is_found_by_its_entry_point(monkeypatch):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="before 3.11 a caller holds its arguments through a call")
+@pytest.mark.parametrize("adapter", [None, "automatic"])
 @pytest.mark.parametrize("name", ["pan-small-x3", "edsr-original"])
-def test_nothing_of_the_cut_is_held_while_the_tail_enlarges(name):
+def test_nothing_of_the_cut_is_held_while_the_tail_enlarges(name, adapter):
     """So that a wrapped forward needs no more memory than the dense one (benchmarks/memory.py)."""
-    fast = maskguided.wrap(NETWORKS[name](), keep=0.25, patch_size=8).eval()
+    fast = maskguided.wrap(NETWORKS[name](), adapter=adapter, keep=0.25, patch_size=8).eval()
     held, alive = [], []
     prefix = fast.split.prefix
 
     def watched(x):
         state = prefix(x)
-        held.extend(weakref.ref(value) for key, value in state.items() if key != "input")
+        held.extend(weakref.ref(value) for value in state.values() if value.data_ptr() != x.data_ptr())
         return state
 
     fast.split.prefix = watched

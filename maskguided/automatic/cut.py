@@ -21,10 +21,15 @@ from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
 _IMAGE = "lr image"
 """Name in the state of an image whose size is no multiple of the unit: there the maps are larger than the image."""
 
+_VALUES = "live_values"
+
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the network: a graph whose inputs are live values, in the order of `inputs`."""
+    """A piece of the network: a graph called with a size and a list of live values, in the order of `inputs`.
+
+    It empties the list, so that what nobody else holds is freed after its last use.
+    """
 
     graph: fx.Graph
     inputs: tuple[str, ...]
@@ -47,11 +52,10 @@ class Frame:
         """What the network makes of the size of an image."""
         return (self.rounding.full(height), self.rounding.full(width)) if self.enlarges else (height, width)
 
-    def run(self, module: nn.Module, part: Part, state: State) -> tuple[Any, At]:
-        """What `part` makes of the state, and for which size."""
+    def inputs(self, part: Part, state: State) -> tuple[At, list[Any]]:
+        """What to call `part` with."""
         at = self._at(part, state)
-        values = (self.layouts[n].from_map(state[n], at) if n in self.layouts else state[n] for n in part.inputs)
-        return module(at, *values), at
+        return at, [self.layouts[n].from_map(state[n], at) if n in self.layouts else state[n] for n in part.inputs]
 
     def _at(self, part: Part, state: State) -> At:
         """The size of the LR image, or of windows, which are not enlarged: that of the first map `part` takes."""
@@ -141,12 +145,15 @@ class AutomaticSplit(Split):
         return tuple(stretch(*piece) for piece in self._pieces) or (self.undivided,)
 
     def tail(self, state: State) -> Tensor:
-        image: Tensor = self._frame.run(self._run["tail"], self._parts["tail"], state)[0]
+        at, values = self._frame.inputs(self._parts["tail"], state)
+        del state  # it would hold on to what the tail is done with
+        image: Tensor = self._run["tail"](at, values)
         return image
 
     def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
         """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
-        made, at = self._frame.run(self._run[part], self._parts[part], state)
+        at, values = self._frame.inputs(self._parts[part], state)
+        made = self._run[part](at, values)
         full = self.full_size(at.height, at.width) if _IMAGE in state else (at.height, at.width)
         layouts = self._frame.layouts
         return {
@@ -185,10 +192,10 @@ class AutomaticSplit(Split):
                 inputs = {key: state[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}
                 if name == "tail":
-                    self._frame.run(self._run[name], part, inputs)
+                    self._run[name](*self._frame.inputs(part, inputs))
                 else:
                     state.update(self._made(outputs, name, inputs))
-                _clone_placeholders(part.graph, [key for key in inputs if inputs[key]._version != versions[key]])
+                _clone_inputs(part, [key for key in inputs if inputs[key]._version != versions[key]])
         self._bind()
 
 
@@ -197,7 +204,9 @@ def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, trac
     graph = fx.Graph()
     inputs, inside = list(inputs), set(nodes)
     at = next(node for node in traced.graph.nodes if node.name == AT)
-    copies = {at: graph.placeholder(AT), **{node: graph.placeholder(node.name) for node in inputs}}
+    copies, values = {at: graph.placeholder(AT)}, graph.placeholder(_VALUES)
+    for number, node in enumerate(inputs):
+        copies[node] = graph.create_node("call_function", _take, (values, number), name=node.name)
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
@@ -215,11 +224,16 @@ def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, trac
     return Part(graph, tuple(node.name for node in inputs))
 
 
-def _clone_placeholders(graph: fx.Graph, names: list[str]) -> None:
-    for node in [node for node in graph.nodes if node.op == "placeholder"]:
-        if str(node.target) in names:
-            with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
-                clone = graph.call_function(torch.clone, (node,))
+def _take(values: list[Any], number: int) -> Any:
+    value, values[number] = values[number], None
+    return value
+
+
+def _clone_inputs(part: Part, names: list[str]) -> None:
+    for node in [node for node in part.graph.nodes if node.target is _take]:
+        if part.inputs[node.args[1]] in names:
+            with part.graph.inserting_after(node):
+                clone = part.graph.call_function(torch.clone, (node,))
             node.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)
 
 
@@ -239,7 +253,7 @@ class _CopiedTail(nn.Module):
         self.graph = copied(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
-        image: Tensor = self.frame.run(self.graph, self.part, state)[0]
+        image: Tensor = self.graph(*self.frame.inputs(self.part, state))
         return image
 
 
