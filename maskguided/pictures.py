@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .base import Explanation
-from .calibrate import Calibration
+from .calibrate import Calibration, Point
 from .errors import MissingDependency
 from .guided import MaskGuided
 from .images import Image
@@ -54,16 +55,23 @@ def explain_picture(fast: MaskGuided, x: Tensor, path: str | Path) -> Explanatio
 
 
 def curve_picture(found: Calibration, path: str | Path) -> None:
-    """Write the curve of a calibration: dB below dense against the share of the dense MACs, the choice marked."""
+    """Write the curve of a calibration: dB below dense against the share of dense, in MACs and, where the budget was
+    one, in time; the choice is marked.
+    """
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     points = found.curve
-    axis.plot([100 * p.macs for p in points], [-p.drop for p in points], marker="o", markersize=3)
+    costs: dict[str, Callable[[Point], float]] = {"MACs": lambda p: p.macs}
+    if found.chosen.time is not None:
+        costs["time"] = lambda p: p.time or 0.0
+    for name, cost in costs.items():  # the budget's comes last
+        axis.plot([100 * cost(p) for p in points], [-p.drop for p in points], marker="o", markersize=3, label=name)
     for point in points:
-        axis.annotate(f"{point.keep:g}", (100 * point.macs, -point.drop), fontsize=7, xytext=(3, -9), **_OFFSET)
-    axis.plot([100 * found.chosen.macs], [-found.chosen.drop], marker="*", markersize=14, color="tab:red")
+        axis.annotate(f"{point.keep:g}", (100 * cost(point), -point.drop), fontsize=7, xytext=(3, -9), **_OFFSET)
+    axis.plot([100 * cost(found.chosen)], [-found.chosen.drop], marker="*", markersize=14, color="tab:red")
+    axis.legend(fontsize=8)
     axis.axhline(0, color="grey", linewidth=0.8)
-    axis.set_xlabel("MACs, % of the dense network")
+    axis.set_xlabel("% of the dense network")
     axis.set_ylabel("PSNR-Y to the dense network, dB" + (" (estimated)" if found.estimated else ""))
     axis.set_title(
         f"split {found.split_at}, merge {found.merge}, patch {found.patch_size}, halo {found.halo}; numbers: keep",

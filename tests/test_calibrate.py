@@ -10,7 +10,7 @@ from support import difference, image, scaled
 from torch.nn import functional as F
 
 import maskguided
-from maskguided import ArgumentError, prices, stages
+from maskguided import ArgumentError, pictures, prices, stages
 from maskguided.adapters.pan_net import PAN
 from maskguided.closed_form import Known, common_directions, fit_tail
 from maskguided.networks import load_network
@@ -208,6 +208,20 @@ def timed_as(monkeypatch, price):
         return price(run) if isinstance(run, maskguided.MaskGuided) else 1.0
 
     monkeypatch.setattr(prices, "_seconds", seconds)
+
+
+def test_the_picture_shows_the_curve_in_what_the_budget_is_in(monkeypatch, tmp_path):
+    timed_as(monkeypatch, lambda fast: 0.2 + fast.keep)
+    shown = []
+    monkeypatch.setattr(pictures, "_save", lambda plt, figure, path: shown.append(figure.axes[0]))
+    for budget, names in ({"max_cost": 0.9}, ["MACs"]), ({"max_time": 0.7}, ["MACs", "time"]):
+        found = maskguided.calibrate(wrapped(), photographs(2), **budget)
+        pictures.curve_picture(found, tmp_path / "curve.png")
+        lines = shown.pop().get_lines()
+        assert [line.get_label() for line in lines[: len(names)]] == names
+        cost = [point.macs if names == ["MACs"] else point.time for point in found.curve]
+        assert lines[len(names) - 1].get_xdata() == pytest.approx([100 * share for share in cost])
+        assert lines[len(names)].get_xdata() == [100 * (found.chosen.time or found.chosen.macs)]
 
 
 def test_a_budget_of_time_is_met_by_what_the_clock_says(monkeypatch):
