@@ -20,9 +20,10 @@ from torch import Tensor
 import maskguided
 from maskguided import MaskGuided, bench, metrics
 from maskguided.images import list_images, read_image
-from maskguided.networks import load_network
 from maskguided.samples import reduce, to_tensor
 from maskguided.stages import patch_error
+
+from .small_networks import NETWORKS, network
 
 
 def read(hr: Path, lr: Path | None, scale: int, last: int | None) -> list[bench.Pair]:
@@ -62,6 +63,7 @@ def losses(fast: MaskGuided, pair: bench.Pair, keeps: list[float]) -> dict[tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--network", choices=NETWORKS, help="one of ours; default: what the weights are")
     parser.add_argument("--head", type=Path, required=True)
     parser.add_argument("--hr", type=Path, required=True)
     parser.add_argument("--lr", type=Path)
@@ -77,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     names = ("scorer", "coarse_on", "patch_size", "halo", "exchange")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    fast = maskguided.load(args.head, load_network(args.weights).model, **changes)
+    fast = maskguided.load(args.head, network(args.weights, args.network), **changes)
     fast = fast.to(memory_format=torch.channels_last).eval()
     pairs = read(args.hr, args.lr, fast.scale, args.last)
     keeps = [float(keep) for keep in args.keep.split(",")]
