@@ -91,7 +91,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def new_file(path: Path, overwrite: bool, *suffixes: str) -> Path:
     """`path`, if a result may be written there: asked before the work, not after it. Its folder is made."""
     if suffixes and path.suffix.lower() not in suffixes:
-        raise ArgumentError(f"{path}: name a file that ends in {' or '.join(suffixes)}")
+        known = ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1) + suffixes[-1]
+        raise ArgumentError(f"{path}: name a file that ends in {known}")
     if path.is_dir():
         raise ArgumentError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:

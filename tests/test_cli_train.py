@@ -77,12 +77,12 @@ def test_explain_draws_six_panels(folder):
             ["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--split-at", "many"],
             "use a number of blocks, several as",
         ),
-        (["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--plot", "{}/x.bmp"], ".png or .pdf or .svg"),
+        (["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--plot", "{}/x.bmp"], ".png, .pdf or .svg"),
         (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--stage", "heads"], "use one of coarse, refine"),
         (["finetune", "--hr", "{}/none", "-o", "{}/x.safetensors"], "no such file"),
         (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--head-loss", "l3"], "use 'rank', 'l1'"),
         (["explain", "-i", "{}/lr", "-o", "{}/x.png"], "is a folder"),
-        (["explain", "-i", "{}/lr/coffee.png", "-o", "{}/pan.pth"], ".png or .pdf or .svg"),
+        (["explain", "-i", "{}/lr/coffee.png", "-o", "{}/pan.pth"], ".png, .pdf or .svg"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_no_file(folder, arguments, text):
