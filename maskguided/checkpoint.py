@@ -125,7 +125,8 @@ def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
     trained = {name: value for name, value in content.tensors.items() if name.startswith(_MODEL)}
     added = nn.ModuleDict({name: part for name in _ADDED if (part := getattr(fast, name)) is not None})
     try:
-        load_into(added, {name: v for name, v in content.tensors.items() if name not in trained})
+        parts = {name: v for name, v in content.tensors.items() if name not in trained}
+        load_into(added, parts, f"wrapped {own['class']}")
         if trained:
             fast.own_network()
             whole = {**fast.model.state_dict(), **{name.removeprefix(_MODEL): v for name, v in trained.items()}}

@@ -90,8 +90,11 @@ def read(path: str | Path, key: str | None = None) -> Weights:
     return Weights(_stripped(tensors), key)
 
 
-def load_into(model: Module, weights: Mapping[str, Tensor]) -> Module:
-    """Load all of `weights`; a CheckpointError names what is missing, unknown or of another shape."""
+def load_into(model: Module, weights: Mapping[str, Tensor], owner: str | None = None) -> Module:
+    """Load all of `weights`; a CheckpointError names what is missing, unknown or of another shape.
+
+    `owner`: whose weights they should be; by default what the class of `model` is called.
+    """
     own = model.state_dict()
     wrong = [f"missing {name}" for name in own.keys() - weights.keys()]
     wrong += [f"unknown {name}" for name in weights.keys() - own.keys()]
@@ -103,7 +106,7 @@ def load_into(model: Module, weights: Mapping[str, Tensor]) -> Module:
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise CheckpointError(
-            f"these weights are not of this {type(model).__name__}: {'; '.join(sorted(wrong)[:4])}{more}"
+            f"these weights are not of this {owner or type(model).__name__}: {'; '.join(sorted(wrong)[:4])}{more}"
         )
     model.load_state_dict(dict(weights))
     return model.eval()
