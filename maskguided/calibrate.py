@@ -1,7 +1,7 @@
 """Make a wrapped network useful without training: fit its coarse tail and its score in closed form, choose its keep.
 
 Images in, seconds to minutes later a network that meets a budget out. Nothing here follows a gradient: the light coarse
-tail is a ridge regression on the features at the cut, the score a linear prediction of each patch's gain, and keep is
+tail is a ridge regression on the features at the cut, the score a linear prediction of each patch's error, and keep is
 read off a measured curve.
 """
 
@@ -140,8 +140,8 @@ def calibrate(
 
     With merge="image" and a "light" or "deep" coarse tail, the tail's convolution becomes the ridge regression that
     comes closest to the dense network's image on the patches that are not refined. The score becomes the linear
-    predictor of the squared error that refining a patch takes away, and `scorer` "linear". Where windows exchange
-    borders, what they see of patches that are not refined becomes a linear guess from the features at the cut.
+    predictor of a patch's distance from the refined one, and `scorer` "linear". Where windows exchange borders, what
+    they see of patches that are not refined becomes a linear guess from the features at the cut.
 
     Args:
         fast: a wrapped network for images in 0..1.

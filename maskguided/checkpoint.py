@@ -126,6 +126,7 @@ def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
     added = nn.ModuleDict({name: part for name in _ADDED if (part := getattr(fast, name)) is not None})
     try:
         parts = {name: v for name, v in content.tensors.items() if name not in trained}
+        parts.setdefault("linear.root", torch.ones(()))  # older files: linear in the energies themselves
         load_into(added, parts, f"wrapped {own['class']}")
         if trained:
             fast.own_network()

@@ -13,6 +13,7 @@ from .base import Base
 from .coarse import LightTail, continued
 from .context import make_context, watch
 from .guided import MaskGuided
+from .head import ROOT
 from .patches import select
 from .stages import patch_error
 
@@ -88,22 +89,28 @@ def _hardest(fast: MaskGuided, base: Base, dense: Tensor, features: Tensor) -> T
 
 
 def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
-    """Ridge regression, on standardised energies, of the squared error that refining takes from a patch."""
-    energies, gains = [], []
+    """Ridge regression, on standardised energies, of how far a patch is from the refined one (see LinearScore).
+
+    An image counts for more where its dense image is nearer to the truth: there the same error costs more dB.
+    """
+    energies, errors, shares = [], [], []
     for known in images:
         base = fast.run_base(known.lr)
-        coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
-        gain = patch_error(fast, base, coarse, known.truth) - patch_error(fast, base, refined, known.truth)
+        error = patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every)).flatten()
         energies.append(fast.energies(base).flatten(2)[0].double().cpu())
-        gains.append(gain.flatten().double().cpu())
-    seen, wanted = torch.cat(energies, 1), torch.cat(gains)
-    middle, spread = seen.mean(1, keepdim=True), seen.std(1, keepdim=True, correction=0).clamp_min(1e-12)
-    unit = (seen - middle) / spread
-    gram = unit @ unit.T / unit.shape[1] + 1e-3 * torch.eye(len(unit), dtype=torch.float64)
-    weights = torch.linalg.solve(gram, unit @ (wanted - wanted.mean()) / unit.shape[1]) / spread[:, 0]
+        errors.append(error.double().cpu())
+        shares.append(torch.full_like(errors[-1], 1 / (known.floor * len(error))))
+    fast.linear.root.fill_(ROOT)  # one loaded from an older file had none
+    seen, wanted = fast.linear.compressed(torch.cat(energies, 1)), fast.linear.compressed(torch.cat(errors))
+    share = torch.cat(shares) / torch.cat(shares).sum()
+    middle = (seen * share).sum(1, keepdim=True)
+    spread = ((seen - middle).square() * share).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+    unit, average = (seen - middle) / spread, (wanted * share).sum()
+    gram = (unit * share) @ unit.T + 1e-3 * torch.eye(len(unit), dtype=torch.float64)
+    weights = torch.linalg.solve(gram, (unit * share) @ (wanted - average)) / spread[:, 0]
     largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
     fast.linear.weight.copy_(weights / largest)
-    fast.linear.bias.copy_((wanted.mean() - weights @ middle[:, 0]) / largest)
+    fast.linear.bias.copy_((average - weights @ middle[:, 0]) / largest)
 
 
 def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:

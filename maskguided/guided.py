@@ -53,7 +53,7 @@ class MaskGuided(nn.Module):
             network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
             coarse tail having weights of its own and the network's tail running on the patches.
         scorer: "input" or "coarse": high frequency of the LR or of the coarse HR image, no training
-            needed; "linear": a linear predictor of the gain, which `calibrate` fits; "head": the mask head,
+            needed; "linear": a linear predictor of the error, which `calibrate` fits; "head": the mask head,
             once it is trained.
         onward: where the network is cut several times: the share, 0..1, of the refined patches that goes on past each
             further cut, best first; the others leave there. Default: all go on.

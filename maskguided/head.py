@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .errors import ArgumentError
 
 _BLURS = (3, 5, 9)  # LR pixels
+ROOT = 1 / 3
 
 
 class MaskHead(nn.Module):
@@ -64,9 +65,12 @@ class MaskHead(nn.Module):
 
 
 class LinearScore(nn.Module):
-    """A score in closed form: a linear predictor of the gain of a patch from energies of its images (see `energies`).
+    """A score in closed form: a linear predictor of the error of a patch from energies of its images (see `energies`).
 
-    `calibrate` fits the weights; before that only the finest detail of the input counts, as in scorer="input".
+    Both are taken to their cube roots. Squared errors of patches spread over many orders of magnitude: a regression of
+    the errors themselves knows only the few largest, and ranks the others worse than the input alone does
+    (docs/benchmarks.md). `calibrate` fits the weights; before that only the finest detail of the input counts, as in
+    scorer="input".
 
     Args:
         with_coarse: whether the coarse image is there to look at (merge="image").
@@ -77,10 +81,17 @@ class LinearScore(nn.Module):
         terms = len(_BLURS) + 2 * with_coarse
         self.weight = nn.Parameter(torch.eye(terms)[0], requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.register_buffer("root", torch.tensor(ROOT))
+        self.root: Tensor
+
+    def compressed(self, squares: Tensor) -> Tensor:
+        """Energies or squared errors, as the regression is to see them."""
+        return squares.pow(self.root.to(squares))
 
     def forward(self, energies: Tensor) -> Tensor:
         """Energies (B, terms, rows, cols) -> score (B, rows, cols), float32."""
-        return torch.einsum("btij,t->bij", energies, self.weight.float()) + self.bias.float()
+        seen = self.compressed(energies)
+        return torch.einsum("btij,t->bij", seen, self.weight.float()) + self.bias.float()
 
 
 def energies(x: Tensor, coarse: Tensor | None, patch: int) -> Tensor:

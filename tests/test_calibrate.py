@@ -15,6 +15,7 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.closed_form import Known, common_directions, fit_tail
 from maskguided.networks import load_network
 from maskguided.patches import select
+from maskguided.stages import patch_error
 
 
 def network():
@@ -123,6 +124,40 @@ def test_the_linear_score_finds_the_patches_that_gain(merge):
     random = gain.mean() * 16
     best = gain.sort(descending=True).values[:16].sum()
     assert gain[chosen].sum() - random > 0.6 * (best - random)
+
+
+def test_the_linear_score_ranks_small_errors_as_well_as_large_ones():
+    def faded(lr):
+        """Contrast falls from left to right, to a hundredth."""
+        return 0.5 + (lr - 0.5) * torch.logspace(0, -2, lr.shape[3])
+
+    fast = maskguided.wrap(real_network(), 6, merge="image", coarse_tail="light", patch_size=8)
+    *fitted, x = (faded(lr) for lr, _ in real_photographs())
+    maskguided.calibrate(fast, fitted)
+    with torch.no_grad():
+        base = fast.run_base(x)
+        error = patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every))
+        places = [each.flatten().argsort().argsort().double() for each in (error, fast.score(base))]
+    assert torch.corrcoef(torch.stack(places))[0, 1] > 0.92, "fitted to the errors as they are it is 0.86"
+
+
+def test_a_score_that_was_linear_in_the_energies_stays_so_until_it_is_fitted(tmp_path):
+    fast, x = wrapped(scorer="linear"), image(1, 3, 30, 30)
+    fast.linear.root.fill_(1)
+    fast.linear.weight.copy_(torch.tensor([1.0, -0.5, 0.3, 0.2, 0.1]))
+    expected = fast.score(fast.run_base(x))
+    maskguided.save(fast, tmp_path / "new.safetensors")
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tmp_path / "new.safetensors")
+    del tensors["linear.root"]
+    with safe_open(tmp_path / "new.safetensors", "pt") as file:
+        save_file(tensors, tmp_path / "old.safetensors", metadata=file.metadata())
+    again = maskguided.load(tmp_path / "old.safetensors", fast.unwrap())
+    assert torch.equal(again.score(again.run_base(x)), expected)
+    maskguided.calibrate(again, photographs(2), fit="score")
+    assert again.linear.root < 0.5
 
 
 def test_a_cost_budget_is_met_and_used():
