@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,12 +26,13 @@ from .errors import ArgumentError
 from .guided import MaskGuided
 from .prices import Clock, Macs, Prices
 from .settings import check_one_of
-from .split import Merge
+from .split import Merge, Split
 from .stages import dense_image, luma
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]
 Fit = Literal["all", "score", "context", "nothing"]
+_Windows = tuple[int, int, bool]
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def calibrate(
         max_cost: choose the largest keep that costs no more than this share of the dense MACs.
         max_time: the same of the dense network's time, measured here and now: at these sizes, with these threads. With
             no budget keep stays.
-        split_at: "auto": also choose the split, and where branches merge, patch size and halo; with max_time, whether
-            windows exchange borders, too.
+        split_at: "auto": also choose the split, where branches merge, and then patch size, halo and whether windows
+            exchange borders.
         fit: "all": coarse tail, score and context; "score" or "context": that alone, the others stay as they were
             trained; "nothing": only keep is chosen.
         progress: told in words what is being done.
@@ -292,51 +294,73 @@ def _keep_for(fast: MaskGuided, curve: Sequence[Point], prices: _Priced, budget:
 
 
 def _search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: Progress) -> None:
-    """Make `fast` the best of some splits, merges, patch sizes and halos: the cheapest, or the nearest to dense."""
-    best: tuple[float, MaskGuided] | None = None
-    for candidate in _candidates(fast, budget.time is not None):
-        where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}"
-        prices = _fit_for(candidate, images, "all", budget, lambda what, where=where: progress(f"{where}: {what}"))  # type: ignore[misc]
-        keeps = KEEPS if budget.drop_db is not None else (0.0,)
-        curve = [_measure(candidate, images, prices, keep, progress) for keep in keeps]
-        try:
-            keep = _keep_for(candidate, curve, prices, budget)
-        except ArgumentError:
-            continue
-        point = _measure(candidate, images, prices, keep, progress)
-        value = point.macs if budget.drop_db is not None else point.drop
-        if best is None or value < best[0]:
-            best = (value, candidate)
-    if best is None:
-        raise ArgumentError(f"calibrate: no split meets {budget}; allow more")
-    fast.become(best[1])
+    """Make `fast` the best of some splits and merges, then of some windows there: the cheapest or the nearest to dense.
 
-
-def _candidates(fast: MaskGuided, timed: bool) -> Iterable[MaskGuided]:
-    """Splits at an eighth to three quarters of the depth, both merges, and patches and halos that fit the network.
-
-    Exchange saves MACs, but to a network of few channels copying borders may cost more time than a halo: where time
-    counts, both are tried.
+    With windows as `wrap` has them where nothing is said; all pairs of place and windows, where none of these will do.
     """
+
+    def rated(parts: Split, merge: Merge, windows: _Windows) -> list[tuple[float, MaskGuided]]:
+        candidate = _candidate(fast, parts, merge, windows)
+        found = _rating(candidate, images, budget, progress)
+        return [] if found is None else [(found, candidate)]
+
+    timed, best = budget.time is not None, operator.itemgetter(0)
+    places = [(parts, merge, _windows(fast, parts, merge, timed)) for parts, merge in _places(fast)]
+    found = [one for parts, merge, (first, *_) in places for one in rated(parts, merge, first)]
+    if found:
+        at = min(found, key=best)[1]
+        places = [place for place in places if place[0] is at.split and place[1] == at.merge]
+    found += [one for parts, merge, (_, *rest) in places for windows in rest for one in rated(parts, merge, windows)]
+    if not found:
+        raise ArgumentError(f"calibrate: no split meets {budget}; allow more")
+    fast.become(min(found, key=best)[1])
+
+
+def _rating(candidate: MaskGuided, images: Sequence[Known], budget: Budget, progress: Progress) -> float | None:
+    """What the candidate costs or loses within the budget, the less the better; None where it cannot meet it."""
+    where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}+{candidate.halo}"
+    prices = _fit_for(candidate, images, "all", budget, lambda what: progress(f"{where}: {what}"))
+    keeps = KEEPS if budget.drop_db is not None else (0.0,)
+    curve = [_measure(candidate, images, prices, keep, progress) for keep in keeps]
+    try:
+        keep = _keep_for(candidate, curve, prices, budget)
+    except ArgumentError:
+        return None
+    point = _measure(candidate, images, prices, keep, progress)
+    return point.macs if budget.drop_db is not None else point.drop
+
+
+def _places(fast: MaskGuided) -> Iterable[tuple[Split, Merge]]:
+    """Splits at an eighth to three quarters of the depth, with both merges where the network has both."""
     blocks, name = len(fast.split.blocks), getattr(fast.split, "name", None)
-    places = sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)})
-    for place in places:
-        body = None if name else fast.split.blocks
-        parts = split(fast.unwrap(), place, adapter=name, body=body)
-        step = parts.multiple_of
-        for merge, patch, halo in (("features", 16, 2), ("image", 16, 1), ("image", 32, 1)):
-            if merge == "features" and not parts.can_skip:
-                continue
-            exchange = fast.exchange and parts.exchanges(merge)  # type: ignore[arg-type]
-            ways = [(patch // 2, 0, True)] if exchange else [(patch, halo, False)]
-            if exchange and timed:
-                ways.append((patch, halo, False))
-            for *sizes, exchange in ways:
-                patch_size, around = (-(-size // step) * step for size in sizes)
-                yield MaskGuided(
-                    parts, patch_size=patch_size, halo=around, merge=merge,  # type: ignore[arg-type]
-                    coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
-                ).eval()  # fmt: skip
+    for place in sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)}):
+        parts = split(fast.unwrap(), place, adapter=name, body=None if name else fast.split.blocks)
+        if parts.can_skip:
+            yield parts, "features"
+        yield parts, "image"
+
+
+def _windows(fast: MaskGuided, parts: Split, merge: Merge, timed: bool) -> list[_Windows]:
+    """Patch, halo and whether windows exchange borders, to be tried there; the usual first.
+
+    Exchange computes no pixel twice, but a border to what is not refined is but a guess: where blocks are deep, as the
+    groups of RCAN, a halo is worth its work (docs/benchmarks.md). To a network of few channels copying borders may
+    cost more time than a halo.
+    """
+    if fast.exchange and parts.exchanges(merge):
+        ways = [(8, 0, True), (16, 1, True), (16, 2, False)] + [(16, 1, False)] * timed
+    else:
+        ways = [(16, 2, False), (16, 1, False), (32, 1, False)]
+    step = parts.multiple_of
+    return list(dict.fromkeys((-(-patch // step) * step, -(-halo // step) * step, how) for patch, halo, how in ways))
+
+
+def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) -> MaskGuided:
+    patch_size, halo, exchange = windows
+    return MaskGuided(
+        parts, patch_size=patch_size, halo=halo, merge=merge, coarse_tail="light" if merge == "image" else None,
+        global_ops=fast.global_ops, exchange=exchange,
+    ).eval()  # fmt: skip
 
 
 def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
