@@ -1,14 +1,18 @@
-"""Where to merge: features or image, each calibrated for the same share of the dense MACs, PSNR-Y below dense.
+"""Where to merge, and on which windows, each calibrated for the same share of the dense MACs: PSNR-Y below dense.
 
     python -m benchmarks.merge --weights NET.pth --images FOLDER --hr Set14/HR --lr Set14/LRx4 --macs 0.6,0.7,0.8
+    python -m benchmarks.merge ... --merges image --windows 8+0,16+1,16+2a
 
 Nothing is trained: score, context and (merge="image") a light coarse tail are fitted in closed form on --images (LR).
+Windows are patch+halo, and exchange borders; with an a they are alone. Beside the fitted score stands the input's.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +25,14 @@ from .quality import psnr, read
 from .small_networks import NETWORKS, network
 
 
+def windows(text: str) -> dict[str, Any]:
+    """The settings that "16+2a" stands for; the defaults for an empty text."""
+    if not text:
+        return {}
+    patch, halo = text.rstrip("a").split("+")
+    return {"patch_size": int(patch), "halo": int(halo), "exchange": not text.endswith("a")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
@@ -30,6 +42,8 @@ def main() -> None:
     parser.add_argument("--lr", type=Path)
     parser.add_argument("--last", type=int)
     parser.add_argument("--splits", help="default: a quarter and half of the depth")
+    parser.add_argument("--merges", default="features,image")
+    parser.add_argument("--windows", default="", help="as 8+0,16+2a; default: what wrap chooses")
     parser.add_argument("--macs", default="0.6,0.7,0.8")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -41,17 +55,21 @@ def main() -> None:
     splits = [int(n) for n in args.splits.split(",")] if args.splits else sorted({max(1, blocks // 4), blocks // 2})
     with torch.inference_mode():
         dense = [psnr(whole, net(pair.lr), pair) for pair in pairs]
-    print("| merge | split | MACs | keep | dB to dense (Y, uint8, border = scale) |\n| --- | --- | --- | --- | --- |")
-    for share in map(float, args.macs.split(",")):
-        for merge in ("features", "image"):
-            for place in splits:
-                fast = maskguided.wrap(net, place, merge=merge, coarse_tail="light" if merge == "image" else None)
-                try:
-                    maskguided.calibrate(fast.eval(), known, max_cost=share)
-                except ArgumentError:
-                    continue  # its base alone costs more
-                row = f"| {merge} | {place} of {blocks} | {share} | {fast.keep:.2f} | {drop(fast, pairs, dense):+.3f} |"
-                print(row, flush=True)
+    print("PSNR-Y below dense, uint8, border = scale, patches chosen by the linear score and by the input:\n")
+    print("| merge | split | windows | MACs | keep | dB, linear | dB, input |\n|" + " --- |" * 7)
+    ways = itertools.product(map(float, args.macs.split(",")), args.merges.split(","), splits, args.windows.split(","))
+    for share, merge, place, text in ways:
+        tail = "light" if merge == "image" else None
+        fast = maskguided.wrap(net, place, merge=merge, coarse_tail=tail, **windows(text)).eval()
+        try:
+            maskguided.calibrate(fast, known, max_cost=share)
+        except ArgumentError:
+            continue  # its base alone costs more
+        row = f"| {merge} | {place} of {blocks} | {text or 'default'} | {share} | {fast.keep:.2f} |"
+        for scorer in ("linear", "input"):
+            fast.scorer = scorer
+            row += f" {drop(fast, pairs, dense):+.3f} |"
+        print(row, flush=True)
 
 
 if __name__ == "__main__":
