@@ -343,9 +343,9 @@ def _places(fast: MaskGuided) -> Iterable[tuple[Split, Merge]]:
 def _windows(fast: MaskGuided, parts: Split, merge: Merge, timed: bool) -> list[_Windows]:
     """Patch, halo and whether windows exchange borders, to be tried there; the usual first.
 
-    Exchange computes no pixel twice, but a border to what is not refined is but a guess: where blocks are deep, as the
-    groups of RCAN, a halo is worth its work (docs/benchmarks.md). To a network of few channels copying borders may
-    cost more time than a halo.
+    Exchange computes no pixel twice, but a border to what is not refined is but a guess: where the coarse image is good
+    already, a halo is worth its work (docs/benchmarks.md). To a network of few channels copying borders may cost more
+    time than a halo.
     """
     if fast.exchange and parts.exchanges(merge):
         ways = [(8, 0, True), (16, 1, True), (16, 2, False)] + [(16, 1, False)] * timed
