@@ -196,6 +196,17 @@ def test_it_chooses_the_split_too(merge):
     assert fast(x).shape == (1, 3, 80, 80)
 
 
+def test_at_the_best_place_it_tries_other_windows():
+    fast, told = wrapped(), []
+    found = maskguided.calibrate(fast, photographs(2), max_cost=0.9, split_at="auto", progress=told.append)
+    tried = {text.partition(": ")[0] for text in told if text.startswith("split_at=")}
+    usual = {where for where in tried if where.endswith("patch 8+0")}
+    assert {where.partition(",")[0] for where in usual} == {"split_at=1", "split_at=2", "split_at=3"}
+    best = {where.rpartition(", ")[0] for where in tried - usual}
+    assert best == {f"split_at={found.split_at}, {found.merge}"}
+    assert {where.rpartition(" ")[2] for where in tried - usual} == {"16+1", "16+2"}
+
+
 @pytest.mark.parametrize(("first", "then"), [("image", "features"), ("features", "image")])
 def test_a_network_that_becomes_another_is_that_one(first, then):
     fast, other, x = wrapped(merge=first), wrapped(merge=then, keep=0.3, scorer="linear"), image(1, 3, 30, 30)
