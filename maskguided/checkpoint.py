@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,7 @@ def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
     trained = {name: value for name, value in content.tensors.items() if name.startswith(_MODEL)}
     added = nn.ModuleDict({name: part for name in _ADDED if (part := getattr(fast, name)) is not None})
     try:
-        parts = {name: v for name, v in content.tensors.items() if name not in trained}
-        parts.setdefault("linear.root", torch.ones(()))  # older files: linear in the energies themselves
+        parts = complete({name: v for name, v in content.tensors.items() if name not in trained})
         load_into(added, parts, f"wrapped {own['class']}")
         if trained:
             fast.own_network()
@@ -135,6 +135,11 @@ def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     added.train(fast.training)
+
+
+def complete(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of a wrapped network, with what older files lack: their score was linear in the energies themselves."""
+    return {**({"linear.root": torch.ones(())} if "linear.weight" in tensors else {}), **tensors}
 
 
 def fingerprint(model: nn.Module) -> str:

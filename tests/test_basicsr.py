@@ -134,6 +134,9 @@ def test_base_whole_and_head_files_are_told_apart(work, log):
         assert ("head.squeeze.weight" in equal) == ("head" in same)
     assert all(torch.equal(saved[f"model.{key}"], value) for key, value in base.items())
 
+    torch.save({"params": {key: value for key, value in saved.items() if key != "linear.root"}}, "older.pth")
+    assert model(options, pretrain_network_g="older.pth").net_g.linear.root == 1, "its score saw no roots"
+
     del log[:]
     options["path"]["pretrain_network_base"] = "edsr.pth"  # as base_weights
     found = model(options, pretrain_network_g=str(head)).net_g.state_dict()

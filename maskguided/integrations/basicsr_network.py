@@ -90,7 +90,7 @@ class MaskGuidedSR(MaskGuided):
             checkpoint.load_onto(path, self)
             return "what maskguided.save wrote: head and coarse tail loaded, the base stays as it is"
         names, entry = content.tensors.keys(), content.key or "a bare state dict"
-        own = self.state_dict()
+        own, tensors = self.state_dict(), checkpoint.complete(content.tensors)
         plain, whole = (len(names & known.keys()) for known in (self.model.state_dict(), own))
         if not plain and not whole:
             raise CheckpointError(
@@ -102,11 +102,11 @@ class MaskGuidedSR(MaskGuided):
                 self._load_base(content.tensors)
                 return f"a plain {type(self.model).__name__} ({entry}): the base is loaded, the head stays as it is"
             if strict:
-                load_into(self, content.tensors)
+                load_into(self, tensors)
                 return f"a whole MaskGuidedSR ({entry})"
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
-        fitting = {n: v for n, v in content.tensors.items() if n in own and own[n].shape == v.shape}
+        fitting = {n: v for n, v in tensors.items() if n in own and own[n].shape == v.shape}
         self.load_state_dict(fitting, strict=False)
         return f"a whole MaskGuidedSR ({entry}), not strict: {len(fitting)} of {len(own)} tensors fit and are loaded"
 
