@@ -32,7 +32,7 @@ from .stages import dense_image, luma
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]
 Fit = Literal["all", "score", "context", "nothing"]
-_Windows = tuple[int, int, bool]
+_Windows = tuple[int, int, bool]  # patch size, halo, exchange
 
 
 @dataclass(frozen=True)
@@ -296,24 +296,24 @@ def _keep_for(fast: MaskGuided, curve: Sequence[Point], prices: _Priced, budget:
 def _search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: Progress) -> None:
     """Make `fast` the best of some splits and merges, then of some windows there: the cheapest or the nearest to dense.
 
-    With windows as `wrap` has them where nothing is said; all pairs of place and windows, where none of these will do.
+    Places are compared on the usual windows. Where none meets the budget on these, all places get the other windows.
     """
+    value = operator.itemgetter(0)
 
-    def rated(parts: Split, merge: Merge, windows: _Windows) -> list[tuple[float, MaskGuided]]:
-        candidate = _candidate(fast, parts, merge, windows)
-        found = _rating(candidate, images, budget, progress)
-        return [] if found is None else [(found, candidate)]
+    def best_of(candidates: Iterable[MaskGuided]) -> list[tuple[float, MaskGuided]]:
+        """The best candidate and its rating, or nothing, where none meets the budget."""
+        rated = ((_rating(one, images, budget, progress), one) for one in candidates)
+        return sorted(((rating, one) for rating, one in rated if rating is not None), key=value)[:1]
 
-    timed, best = budget.time is not None, operator.itemgetter(0)
-    places = [(parts, merge, _windows(fast, parts, merge, timed)) for parts, merge in _places(fast)]
-    found = [one for parts, merge, (first, *_) in places for one in rated(parts, merge, first)]
+    places = [(parts, merge, _windows(fast, parts, merge, budget.time is not None)) for parts, merge in _places(fast)]
+    found = best_of(_candidate(fast, parts, merge, usual) for parts, merge, (usual, *_) in places)
     if found:
-        at = min(found, key=best)[1]
+        at = found[0][1]
         places = [place for place in places if place[0] is at.split and place[1] == at.merge]
-    found += [one for parts, merge, (_, *rest) in places for windows in rest for one in rated(parts, merge, windows)]
+    found += best_of(_candidate(fast, parts, merge, way) for parts, merge, (_, *ways) in places for way in ways)
     if not found:
         raise ArgumentError(f"calibrate: no split meets {budget}; allow more")
-    fast.become(min(found, key=best)[1])
+    fast.become(min(found, key=value)[1])
 
 
 def _rating(candidate: MaskGuided, images: Sequence[Known], budget: Budget, progress: Progress) -> float | None:
