@@ -5,12 +5,15 @@
 
 Without --lr, LR is basicsr's bicubic of HR. Everything runs through the real window path, halo counted. Beside each
 scorer stand the choice by the error map (refined against coarse, what no fast network can know) and a random one.
+With --rounds 3 the scorer's way is timed beside the dense network, A B A B: leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from maskguided.images import list_images, read_image
 from maskguided.samples import reduce, to_tensor
 from maskguided.stages import patch_error
 
+from .report import alternate, middle_and_spread
 from .small_networks import NETWORKS, network
 
 
@@ -60,6 +64,24 @@ def losses(fast: MaskGuided, pair: bench.Pair, keeps: list[float]) -> dict[tuple
     return found
 
 
+@torch.inference_mode()
+def times(
+    fast: MaskGuided, pairs: list[bench.Pair], keeps: list[float], rounds: int
+) -> dict[float, tuple[float, float]]:
+    """By keep: the time for all images as a share of the dense network's, median over the rounds and spread."""
+    model = fast.unwrap()
+
+    def at(keep: float) -> None:
+        fast.keep = keep
+        for pair in pairs:
+            fast(pair.lr)
+
+    runs: dict[str, Callable[[], object]] = {"dense": lambda: [model(pair.lr) for pair in pairs]}
+    seconds = alternate(runs | {str(keep): functools.partial(at, keep) for keep in keeps}, rounds)
+    ratios = {k: [a / b for a, b in zip(seconds[str(k)], seconds["dense"], strict=True)] for k in keeps}
+    return {keep: middle_and_spread(found) for keep, found in ratios.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
@@ -74,6 +96,7 @@ def main() -> None:
     parser.add_argument("--patch-size", type=int)
     parser.add_argument("--halo", type=int)
     parser.add_argument("--exchange", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--rounds", type=int, default=0, help="of timing; default: time is not measured")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -85,13 +108,16 @@ def main() -> None:
     keeps = [float(keep) for keep in args.keep.split(",")]
     found = [losses(fast, pair, keeps) for pair in pairs]
     print(f"{len(pairs)} images; split {fast.split.split_at}, {fast.merge}, patch {fast.patch_size}, halo {fast.halo}")
-    print("| keep | MACs | score | dB to dense (Y, uint8, border = scale) |\n| --- | --- | --- | --- |")
+    timed = times(fast, pairs, keeps, args.rounds) if args.rounds else {}
+    print("| keep | MACs | time (spread) | score | dB to dense (Y, uint8, border = scale) |\n|" + " --- |" * 5)
     for keep in keeps:
         fast.keep = keep
         costs = [fast.cost(*pair.lr.shape[2:]) for pair in pairs]
         share = sum(cost.guided for cost in costs) / sum(cost.dense for cost in costs)
         for name in (fast.scorer, "error map", "random"):
-            print(f"| {keep:g} | {share:.3f} | {name} | {statistics.mean(one[keep, name] for one in found):+.3f} |")
+            time = "{:.3f} ({:.0%})".format(*timed[keep]) if name == fast.scorer and timed else ""
+            loss = statistics.mean(one[keep, name] for one in found)
+            print(f"| {keep:g} | {share:.3f} | {time} | {name} | {loss:+.3f} |")
 
 
 if __name__ == "__main__":
