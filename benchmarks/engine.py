@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +23,9 @@ from maskguided import MaskGuided
 from maskguided.adapters.pan_net import PAN
 from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.split import Merge
+from maskguided.timing import alternate, ratio
 
-from .report import Row, alternate, middle_and_spread
+from .report import Row
 
 NETWORKS = ("pan", "edsr", "edsr-l", "rcan", "rrdbnet")
 
@@ -47,17 +49,6 @@ class Way:
         """A random image."""
         x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
         return x.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
-
-    def timed(self, run: Callable[[], object]) -> Callable[[], object]:
-        """`run` until it is really done."""
-        if self.device == "cpu":
-            return run
-
-        def waiting() -> None:
-            run()
-            torch.cuda.synchronize()
-
-        return waiting
 
     def called(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, compiled where that is asked for."""
@@ -93,35 +84,30 @@ def measure(
     coarse, deep = split.skip(state), split.body(state)
     tail = fast.coarse_tail
 
-    def at(keep: float) -> Callable[[], object]:
-        run = way.called(fast)
+    run = way.called(fast)
 
-        def guided() -> object:
+    def at(keep: float) -> Callable[[Tensor], object]:
+        def guided(x: Tensor) -> object:
             fast.keep = keep
             return run(x)
 
         return guided
 
     dense, prefix, body, whole_tail = [way.called(part) for part in (model, split.prefix, split.body, split.tail)]
-    parts: dict[str, Callable[[], object]] = {
-        "dense": lambda: dense(x),
-        "prefix": lambda: prefix(x),
-        "coarse": lambda: whole_tail(coarse) if tail is None else tail(coarse, x),
-        "body": lambda: body(state),
-        "tail": lambda: whole_tail(deep),
+    runs: dict[str | float, Callable[[Tensor], object]] = {
+        "dense": dense,
+        "prefix": prefix,
+        "coarse": lambda x: whole_tail(coarse) if tail is None else tail(coarse, x),
+        "body": lambda _: body(state),
+        "tail": lambda _: whole_tail(deep),
+        **{keep: at(keep) for keep in keeps},
     }
-    runs = {key: way.timed(run) for key, run in {**parts, **{f"keep {keep}": at(keep) for keep in keeps}}.items()}
-    seconds = alternate(runs, way.rounds)
+    seconds = {key: np.array(found) for key, found in alternate(runs, [x], way.rounds).items()}
+    refine = seconds["body"] + (seconds["tail"] if fast.merge == "image" else 0)
     for keep in keeps:
-        useful, speed = [], []
-        for number, total in enumerate(seconds[f"keep {keep}"]):
-            part = {key: values[number] for key, values in seconds.items()}
-            refine = part["body"] + (part["tail"] if fast.merge == "image" else 0)
-            useful.append((part["prefix"] + part["coarse"] + keep * refine) / total)
-            speed.append(total / part["dense"])
-        efficiency, spread = middle_and_spread(useful)
+        efficiency, spread = ratio(seconds["prefix"] + seconds["coarse"] + keep * refine, seconds[keep])
         yield _row(name, fast, keep, size) | {
-            "efficiency": efficiency, "spread": spread, "time/dense": middle_and_spread(speed)[0],
+            "efficiency": efficiency, "spread": spread, "time/dense": ratio(seconds[keep], seconds["dense"]).middle,
         }  # fmt: skip
 
 

@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import maskguided
 from maskguided.export import onnx_session
+from maskguided.timing import alternate, ratio
 
 from .engine import network, window
-from .report import Row, alternate, middle_and_spread
+from .report import Row
 
 WRAPS: tuple[dict[str, Any], ...] = (
     {},
@@ -35,17 +37,17 @@ def measure(name: str, keeps: Sequence[float], size: tuple[int, int], rounds: in
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(model, (x,), dense, dynamo=True, verbose=False, external_data=False)
-        runs, rows = {"dense": _session(dense, x, threads)}, {}
+        runs, rows = {"dense": _session(dense, threads)}, {}
         wraps = [maskguided.wrap(model, **settings).eval() for settings in WRAPS]
         for number, (fast, keep) in enumerate(itertools.product(wraps, keeps)):
             fast.keep = keep
             path = Path(folder) / f"{number}.onnx"
             difference = maskguided.export(fast, path, x)
-            runs[path.name] = _session(path, x, threads)
+            runs[path.name] = _session(path, threads)
             rows[path.name] = _row(name, fast, size) | {"difference from torch": f"{difference:.0e}"}
-        seconds = alternate(runs, rounds)
+        seconds = alternate(runs, [x.numpy()], rounds)
     for key, row in rows.items():
-        middle, spread = middle_and_spread([a / b for a, b in zip(seconds[key], seconds["dense"], strict=True)])
+        middle, spread = ratio(seconds[key], seconds["dense"])
         yield row | {"time/dense": middle, "spread": spread}
 
 
@@ -61,7 +63,7 @@ def _row(name: str, fast: maskguided.MaskGuided, size: tuple[int, int]) -> Row:
     }
 
 
-def _session(path: Path, x: torch.Tensor, threads: int) -> Callable[[], object]:
+def _session(path: Path, threads: int) -> Callable[[np.ndarray[Any, Any]], object]:
     session = onnx_session(path, threads)
-    given = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: session.run(None, given)
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})

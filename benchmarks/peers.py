@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from maskguided.timing import alternate, ratio
+
 from .engine import Way, measure
-from .report import Row, Table, alternate, middle_and_spread
+from .report import Row, Table
 
 PATCH = 4  # of the published code, in LR pixels
 
@@ -55,7 +58,7 @@ def measure_published(net: Any, keeps: Sequence[float], size: tuple[int, int], w
     _, features = net.base(x)
     patches = (size[0] // PATCH) * (size[1] // PATCH)
 
-    def refine_all() -> Tensor:
+    def refine_all(_: Tensor) -> Tensor:
         """The refine part on the whole map: its work without windows."""
         part = net.refine
         first = part.B1(features)
@@ -64,21 +67,18 @@ def measure_published(net: Any, keeps: Sequence[float], size: tuple[int, int], w
         image: Tensor = part.upsampler(deep)
         return image
 
-    def at(keep: float) -> Callable[[], object]:
-        def run() -> object:
+    def at(keep: float) -> Callable[[Tensor], object]:
+        def run(x: Tensor) -> object:
             net.mask.k = round(keep * patches)
             return net(x)
 
         return run
 
-    runs = {"base": lambda: net.base(x), "refine": refine_all, **{f"keep {keep}": at(keep) for keep in keeps}}
-    seconds = alternate({key: way.timed(run) for key, run in runs.items()}, way.rounds)
+    runs: dict[str | float, Callable[[Tensor], object]] = {"base": net.base, "refine": refine_all}
+    runs.update({keep: at(keep) for keep in keeps})
+    seconds = {key: np.array(found) for key, found in alternate(runs, [x], way.rounds).items()}
     for keep in keeps:
-        useful = [
-            (base + keep * refine) / total
-            for base, refine, total in zip(seconds["base"], seconds["refine"], seconds[f"keep {keep}"], strict=True)
-        ]
-        efficiency, spread = middle_and_spread(useful)
+        efficiency, spread = ratio(seconds["base"] + keep * seconds["refine"], seconds[keep])
         yield {
             "network": "RFDN of MGA, as published", "size": f"{size[0]}x{size[1]}", "window": f"{PATCH}+2x1 alone",
             "keep": keep, "efficiency": efficiency, "spread": spread,

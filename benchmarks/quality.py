@@ -11,7 +11,6 @@ With --rounds 3 the scorer's way is timed beside the dense network, A B A B: lea
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +24,8 @@ from maskguided import MaskGuided, bench, metrics
 from maskguided.images import list_images, read_image
 from maskguided.samples import reduce, to_tensor
 from maskguided.stages import patch_error
+from maskguided.timing import Ratio, alternate, at_keep, ratio
 
-from .report import alternate, middle_and_spread
 from .small_networks import NETWORKS, network
 
 
@@ -64,22 +63,12 @@ def losses(fast: MaskGuided, pair: bench.Pair, keeps: list[float]) -> dict[tuple
     return found
 
 
-@torch.inference_mode()
-def times(
-    fast: MaskGuided, pairs: list[bench.Pair], keeps: list[float], rounds: int
-) -> dict[float, tuple[float, float]]:
+def times(fast: MaskGuided, pairs: list[bench.Pair], keeps: list[float], rounds: int) -> dict[float, Ratio]:
     """By keep: the time for all images as a share of the dense network's, median over the rounds and spread."""
-    model = fast.unwrap()
-
-    def at(keep: float) -> None:
-        fast.keep = keep
-        for pair in pairs:
-            fast(pair.lr)
-
-    runs: dict[str, Callable[[], object]] = {"dense": lambda: [model(pair.lr) for pair in pairs]}
-    seconds = alternate(runs | {str(keep): functools.partial(at, keep) for keep in keeps}, rounds)
-    ratios = {k: [a / b for a, b in zip(seconds[str(k)], seconds["dense"], strict=True)] for k in keeps}
-    return {keep: middle_and_spread(found) for keep, found in ratios.items()}
+    runs: dict[float | None, Callable[[Tensor], object]] = {None: fast.unwrap()}
+    runs.update({keep: at_keep(fast, keep) for keep in keeps})
+    seconds = alternate(runs, [pair.lr for pair in pairs], rounds)
+    return {keep: ratio(seconds[keep], seconds[None]) for keep in keeps}
 
 
 def main() -> None:

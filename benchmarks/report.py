@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,24 +40,6 @@ class Table:
         (folder / f"{self.name}.md").write_text(f"{self.header}\n\n{lines}\n")
         content = {"header": self.header, "rows": self.rows}
         (folder / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n")
-
-
-def alternate(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round, all in turn (A B A B), after one round that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                found[name].append(time.perf_counter() - start)
-    return found
-
-
-def middle_and_spread(ratios: Sequence[float]) -> tuple[float, float]:
-    """The median, and (largest - smallest) / median."""
-    middle = statistics.median(ratios)
-    return middle, (max(ratios) - min(ratios)) / middle
 
 
 def _markdown(rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from .images import list_images, read_image
 from .metrics import psnr
 from .probing import image_of
 from .split import Merge, Split
+from .timing import alternate, at_keep, ratio
 
 Network = Callable[[Tensor], Tensor]
 
@@ -122,11 +122,12 @@ def measure(
     for setting, fast in zip(settings, wraps, strict=True):
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
             fast.to(memory_format=torch.channels_last)
-        runs = [_at(fast, keep) for keep in setting.keeps]
-        dense, *ours = _rounds([dense_network, *runs], pairs, rounds, fast.scale)
-        for keep, run, found in zip(setting.keeps, runs, ours, strict=True):
-            ratios = [a / b for a, b in zip(found.seconds, dense.seconds, strict=True)]
-            middle = statistics.median(ratios)
+        runs: dict[float | None, Network] = {None: dense_network}
+        runs.update({keep: at_keep(fast, keep) for keep in setting.keeps})
+        quality = {keep: _psnr(run, pairs, fast.scale) for keep, run in runs.items()}  # warms up, too
+        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0)
+        for keep in setting.keeps:
+            time_ratio, spread = ratio(seconds[keep], seconds[None])
             rows.append(
                 Row(
                     merge=fast.merge,
@@ -134,12 +135,12 @@ def measure(
                     patch_size=fast.patch_size,
                     halo=fast.halo,
                     keep=keep,
-                    macs_ratio=_total_macs(run, pairs, model) / dense_macs,
-                    time_ratio=middle,
-                    spread=(max(ratios) - min(ratios)) / middle,
-                    psnr=found.psnr,
-                    dense_psnr=dense.psnr,
-                    dense_seconds=statistics.median(dense.seconds),
+                    macs_ratio=_total_macs(runs[keep], pairs, model) / dense_macs,
+                    time_ratio=time_ratio,
+                    spread=spread,
+                    psnr=quality[keep],
+                    dense_psnr=quality[None],
+                    dense_seconds=statistics.median(seconds[None]),
                 )
             )
         progress()
@@ -157,46 +158,16 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
-def _at(fast: MaskGuided, keep: float) -> Network:
-    def run(x: Tensor) -> Tensor:
-        fast.keep = keep
-        image: Tensor = fast(x)
-        return image
-
-    return run
-
-
-@dataclass(frozen=True)
-class _Found:
-    seconds: list[float]
-    """For all images, by round."""
-    psnr: float | None
-
-
 @torch.inference_mode()
-def _rounds(networks: Sequence[Network], pairs: list[Pair], rounds: int, scale: int) -> list[_Found]:
-    """Run all networks on each image in turn, `rounds` times; quality is read off outside the clock."""
-    for network in networks:
-        network(pairs[0].lr)
-    seconds = [[0.0] * rounds for _ in networks]
-    qualities: list[list[float]] = [[] for _ in networks]
-    for number in range(rounds):
-        for pair in pairs:
-            for network, spent, quality in zip(networks, seconds, qualities, strict=True):
-                start = time.perf_counter()
-                out = network(pair.lr)
-                if out.is_cuda:
-                    torch.cuda.synchronize()
-                spent[number] += time.perf_counter() - start
-                if number == 0 and pair.hr is not None:
-                    quality.append(_psnr(out, pair.hr, scale))
-    return [_Found(s, float(np.mean(q)) if q else None) for s, q in zip(seconds, qualities, strict=True)]
-
-
-def _psnr(out: Tensor, hr: np.ndarray[Any, np.dtype[np.uint8]], scale: int) -> float:
-    image = (out[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    height, width = (min(a, b) for a, b in zip(image.shape[:2], hr.shape[:2], strict=True))
-    return psnr(image[:height, :width], hr[:height, :width], crop=scale)
+def _psnr(network: Network, pairs: Sequence[Pair], scale: int) -> float | None:
+    """Mean over the images; None where there is no HR image. It runs on the first image at least."""
+    found = []
+    for pair in pairs if pairs[0].hr is not None else pairs[:1]:
+        image = (network(pair.lr)[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        if pair.hr is not None:
+            height, width = (min(a, b) for a, b in zip(image.shape[:2], pair.hr.shape[:2], strict=True))
+            found.append(psnr(image[:height, :width], pair.hr[:height, :width], crop=scale))
+    return float(np.mean(found)) if found else None
 
 
 def _total_macs(network: Network, pairs: list[Pair], model: nn.Module) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .guided import MaskGuided
+from .timing import alternate, at_keep, ratio
 
 _TIMED = (0.0, 0.1, 0.3, 0.6, 1.0)
 _ROUNDS = 3
@@ -71,17 +69,12 @@ class Clock:
     """
 
     def __init__(self, fast: MaskGuided, images: Sequence[Tensor]) -> None:
-        before, images = fast.keep, images[:_IMAGES]
-        ratios: list[list[float]] = [[] for _ in _TIMED]
-        for number in range(_ROUNDS + 1):
-            dense = sum(_seconds(lambda x: fast.model(fast.accepted(x)), x) for x in images)
-            for keep, found in zip(_TIMED, ratios, strict=True):
-                fast.keep = keep
-                ratio = sum(_seconds(fast, x) for x in images) / dense
-                if number:  # the first round warms up
-                    found.append(ratio)
+        before = fast.keep
+        runs: dict[float | None, Callable[[Tensor], object]] = {None: lambda x: fast.model(fast.accepted(x))}
+        runs.update({keep: at_keep(fast, keep) for keep in _TIMED})
+        seconds = alternate(runs, images[:_IMAGES], _ROUNDS)
         fast.keep = before
-        self._points = [(keep, statistics.median(found)) for keep, found in zip(_TIMED, ratios, strict=True)]
+        self._points = [(keep, ratio(seconds[keep], seconds[None]).middle) for keep in _TIMED]
 
     def at(self, keep: float) -> float:
         """Share of the dense network's time, over the images."""
@@ -95,13 +88,3 @@ class Clock:
 
 def _largest(price: Callable[[float], float], budget: float) -> float:
     return max((share for share in (step / 1000 for step in range(1001)) if price(share) <= budget), default=0.0)
-
-
-@torch.inference_mode()
-def _seconds(run: Callable[[Tensor], object], x: Tensor) -> float:
-    """Of one run, until it is really done."""
-    start = time.perf_counter()
-    run(x)
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

@@ -250,10 +250,18 @@ def test_what_cannot_be_calibrated(images, settings, text):
 def timed_as(monkeypatch, price):
     """Let the clock say `price(fast)` for a wrapped network and 1 for a dense one."""
 
-    def seconds(run, x):
-        return price(run) if isinstance(run, maskguided.MaskGuided) else 1.0
+    def alternate(runs, inputs, rounds):
+        return {keep: [1.0 if keep is None else run()] * rounds for keep, run in runs.items()}
 
-    monkeypatch.setattr(prices, "_seconds", seconds)
+    def at_keep(fast, keep):
+        def asked():
+            fast.keep = keep
+            return price(fast)
+
+        return asked
+
+    monkeypatch.setattr(prices, "alternate", alternate)
+    monkeypatch.setattr(prices, "at_keep", at_keep)
 
 
 def test_the_picture_shows_the_curve_in_what_the_budget_is_in(monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ LAYERS = [
     {"automatic"},
     {"adapter", "settings"},
     {"guided"},
-    {"networks", "infer", "inspection", "stages"},
+    {"networks", "infer", "inspection", "stages", "timing"},
     {"checkpoint", "closed_form", "pool", "prices"},
     {"bench", "calibrate", "export", "finetune"},
     {"pictures"},

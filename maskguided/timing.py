@@ -1,0 +1,72 @@
+"""Time as a ratio: what is compared takes turns within one run, so that whatever else the machine does falls on all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from .guided import MaskGuided
+
+Key = TypeVar("Key", bound=Hashable)
+Given = TypeVar("Given")
+
+
+class Ratio(NamedTuple):
+    """A time as a share of another, from several rounds."""
+
+    middle: float
+    """The median of the rounds' ratios."""
+    spread: float
+    """(largest - smallest) / median."""
+
+
+@torch.inference_mode()
+def alternate(
+    runs: Mapping[Key, Callable[[Given], object]], inputs: Sequence[Given], rounds: int, warm: int = 1
+) -> dict[Key, list[float]]:
+    """Seconds of each run for all inputs, by round; on each input all run in turn, each until it is really done.
+
+    Args:
+        runs: what is timed, by any key.
+        inputs: what each of them gets, one after the other.
+        rounds: that count.
+        warm: rounds before these, which don't.
+    """
+    found = {key: [0.0] * rounds for key in runs}
+    for number in range(-warm, rounds):
+        for given in inputs:
+            for key, run in runs.items():
+                start = time.perf_counter()
+                run(given)
+                if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                    torch.cuda.synchronize()
+                if number >= 0:
+                    found[key][number] += time.perf_counter() - start
+    return found
+
+
+def at_keep(fast: MaskGuided, keep: float) -> Callable[[Tensor], Tensor]:
+    """`fast` at that keep, whatever it is set to before."""
+
+    def run(x: Tensor) -> Tensor:
+        fast.keep = keep
+        image: Tensor = fast(x)
+        return image
+
+    return run
+
+
+def ratio(ours: Iterable[float], theirs: Iterable[float]) -> Ratio:
+    """Ours as a share of theirs, by round.
+
+    >>> ratio([1.0, 3.0, 2.0], [4.0, 4.0, 4.0])
+    Ratio(middle=0.5, spread=1.0)
+    """
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    middle = statistics.median(ratios)
+    return Ratio(middle, (max(ratios) - min(ratios)) / middle)
