@@ -20,8 +20,10 @@ from .optional import optional
 from .weights import write_whole
 
 _ONNX = "ONNX (a .pt2 file needs nothing more)"
-TOLERANCE = 1e-4
-"""Largest difference from the network, in its range, that a checked file may have."""
+TOLERANCE = 1e-3
+"""Largest difference from the network, in its range, that a checked file may have: a quarter of a step of 8 bits.
+
+onnxruntime rounds more coarsely than torch: the whole of PAN differs by 1.2e-4 on a CPU with AVX-512."""
 
 
 @torch.no_grad()
@@ -39,7 +41,7 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
 
     Raises:
         ArgumentError: another suffix, or a network that is not on the CPU.
-        ExportError: the network cannot be exported, or the file gives another image by more than 1e-4 of the range.
+        ExportError: the network cannot be exported, or the file gives another image by more than 1e-3 of the range.
         MissingDependency: onnx, onnxscript or onnxruntime is not installed.
 
     >>> import tempfile
@@ -132,6 +134,7 @@ def onnx_session(path: str | Path, threads: int = 0) -> Any:
     runtime = optional("onnxruntime", _ONNX, "export")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors: a line of warning for each scalar that it does not fold is of no use
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -67,6 +67,6 @@ def ratio(ours: Iterable[float], theirs: Iterable[float]) -> Ratio:
     >>> ratio([1.0, 3.0, 2.0], [4.0, 4.0, 4.0])
     Ratio(middle=0.5, spread=1.0)
     """
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    ratios = [float(a / b) for a, b in zip(ours, theirs, strict=True)]
     middle = statistics.median(ratios)
     return Ratio(middle, (max(ratios) - min(ratios)) / middle)
