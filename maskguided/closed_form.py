@@ -70,9 +70,7 @@ def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], easy: b
             seen, wanted = seen[:, stays], wanted[:, stays]
         gram += seen @ seen.T
         cross += seen @ wanted.T
-    ridge = torch.eye(inputs, dtype=torch.float64) * gram.diagonal()[:-1].mean() * _RIDGE
-    ridge[-1, -1] = 1e-12
-    weights = torch.linalg.solve(gram + ridge, cross).T
+    weights = _ridge(gram, cross).T
     tail.conv.weight.copy_(weights[:, :-1].reshape(tail.conv.weight.shape))
     tail.conv.bias.copy_(weights[:, -1])  # type: ignore[union-attr]
     if tail.branch is not None:  # what it had learnt belongs to other weights of the convolution
@@ -145,9 +143,10 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
 
 
 def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
-    """Weights (inputs, outputs) of a regression whose last input is a 1."""
-    ridge = torch.eye(len(gram), dtype=torch.float64) * (gram.diagonal()[:-1].mean() * _RIDGE + 1e-12)
-    weights: Tensor = torch.linalg.solve(gram + ridge, cross)
+    """Weights (inputs, outputs) of a regression whose last input is a 1, of which the ridge is no matter."""
+    ridge = (gram.diagonal()[:-1].mean() * _RIDGE + 1e-12).expand(len(gram)).clone()
+    ridge[-1] = 1e-12
+    weights: Tensor = torch.linalg.solve(gram + ridge.diag(), cross)
     return weights
 
 
