@@ -19,7 +19,7 @@ from .split import Split, State
 
 _STEPS = 64  # on which a period is looked for
 _LARGEST = 4  # LR pixels: a network that rounds its input up to more does so for the sake of its windows
-_BREADTH = 16
+_BREADTH = 16  # LR pixels, at least
 
 
 def alignment(split: Split, multiple: int) -> int:
@@ -73,8 +73,8 @@ class _Pads(TorchFunctionMode):
 def _period(split: Split, step: int) -> int:
     """The period of where a NaN spreads to; global operations are left out."""
     maps = [name for name, kind in split.kinds.items() if kind == "map"]
-    length = _STEPS * step
-    spread = _spread_on(split, split.window((_BREADTH, length)), maps, length)
+    length, breadth = _STEPS * step, -(-_BREADTH // step) * step
+    spread = _spread_on(split, split.window((breadth, length)), maps, length)
     with plain_convolutions(), LocalOnly():
         middle, count = length // 2, _STEPS // 4
         if len({spread(middle + offset * step) for offset in (0, 1, 2, 5)}) == 1:

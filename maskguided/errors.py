@@ -1,6 +1,11 @@
 """The one family of errors. Each text says what was wrong, with what values, and what would work."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not empty; its type where there is none."""
+    return next(filter(None, str(error).splitlines()), type(error).__name__)
+
+
 class MaskGuidedError(Exception):
     """Base of every error that maskguided raises on purpose."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, ExportError
+from .errors import ArgumentError, ExportError, first_line
 from .guided import MaskGuided
 from .optional import optional
 from .weights import write_whole
@@ -81,7 +81,7 @@ def _program(fast: MaskGuided, example: Tensor) -> Any:
             return torch.export.export(fast, (example,), strict=False)
     except Exception as error:  # whatever a foreign network raises there
         raise ExportError(
-            f"{type(fast.model).__name__} cannot be exported at {tuple(example.shape)}: {_first_line(error)}"
+            f"{type(fast.model).__name__} cannot be exported at {tuple(example.shape)}: {first_line(error)}"
         ) from error
 
 
@@ -120,7 +120,7 @@ def _write_onnx(program: Any, path: Path) -> None:
                 custom_translation_table=table,
             )
     except Exception as error:  # an operation of a foreign network that ONNX does not know
-        raise ExportError(f"this network cannot be written as ONNX: {_first_line(error.__cause__ or error)}") from error
+        raise ExportError(f"this network cannot be written as ONNX: {first_line(error.__cause__ or error)}") from error
 
 
 def _run_onnx(path: Path, example: Tensor) -> Tensor:
@@ -136,7 +136,3 @@ def onnx_session(path: str | Path, threads: int = 0) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors: a line of warning for each scalar that it does not fold is of no use
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _first_line(error: BaseException) -> str:
-    return next(filter(None, str(error).splitlines()), type(error).__name__)

@@ -22,12 +22,12 @@ from .settings import (
     Context,
     GlobalOps,
     Scorer,
-    check_aligned,
     check_choices,
     check_coarse_on,
     check_cuts,
     check_onward,
     check_possible,
+    check_windows,
     default_sizes,
 )
 from .split import Cuts, Kind, Merge, Split, State
@@ -93,19 +93,17 @@ class MaskGuided(nn.Module):
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        merge = merge or ("features" if split.can_skip else "image")
+        merge = merge or ("features" if split.can_skip and split.can_join else "image")
         coarse_tail = coarse_tail or ("copy" if split.can_skip else "light")
         check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, context=context, global_ops=global_ops)
         check_possible(split, merge, coarse_tail, global_ops)
         check_cuts(split, merge, context)
-        multiple = split.multiple_of
         self.exchange = split.exchanges(merge) if exchange is None else exchange
         check_coarse_on(coarse_on, self.exchange)
-        default = default_sizes(multiple, self.exchange)
+        default = default_sizes(split.multiple_of, self.exchange)
         patch_size = default[0] if patch_size is None else patch_size
         halo = default[1] if halo is None else halo
-        check_aligned("patch_size", patch_size, 1, multiple)
-        check_aligned("halo", halo, 0, multiple)
+        check_windows(split, merge, patch_size, halo, self.exchange)
         self.model, self.split = split.model, split
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer = merge, keep, scorer

@@ -7,9 +7,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
+
 from .coarse import CoarseTail
-from .errors import ArgumentError
+from .errors import ArgumentError, first_line
+from .patches import Grid
+from .probing import untouched
 from .split import Merge, Split
+from .windows import on_windows
 
 Scorer = Literal["input", "coarse", "linear", "head"]
 CoarseOn = Literal["all", "unrefined"]
@@ -33,6 +38,11 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
         raise ArgumentError(
             f"global_ops='refuse': {rest} of this {name} look at the whole map "
             f"({', '.join(split.global_ops) or 'attention, or a radius of more than 512'}); use 'image' or 'window'"
+        )
+    if merge == "features" and not split.can_join:
+        raise ArgumentError(
+            f"merge='features': {rest} of this {name} also write what is no map (a vector of the whole image), and "
+            "patches cannot be put back into that; use merge='image'"
         )
     if split.can_skip:
         return
@@ -58,6 +68,28 @@ def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
     if 8 * halo > _LARGEST_PATCH:
         return -(-_LARGEST_PATCH // multiple) * multiple, 0
     return 8 * halo, halo
+
+
+def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:
+    """Refuse windows that do not fit the network's grid, or that blocks n+1..N cannot run on: one is tried."""
+    multiple = split.multiple_of
+    _check_aligned("patch_size", patch_size, 1, multiple)
+    _check_aligned("halo", halo, 0, multiple)
+    window = patch_size + 2 * halo
+    side = -(-max(window, split.probe.least) // multiple) * multiple
+    grid = Grid(side, side, patch_size, halo)
+    part = split.rest if merge == "image" else split.body
+    try:
+        with untouched(split.model):
+            state = split.window((side, side))
+            first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
+            on_windows(part, state, split.kinds, first, grid, exchange=exchange)
+    except Exception as error:  # whatever a foreign network raises
+        raise ArgumentError(
+            f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
+            f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
+            "use larger ones"
+        ) from error
 
 
 def check_coarse_on(coarse_on: CoarseOn, exchange: bool) -> None:
@@ -104,7 +136,7 @@ def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ArgumentError(f"{name}={value!r}; use one of {', '.join(map(repr, allowed))}")
 
 
-def check_aligned(name: str, value: int, least: int, multiple: int) -> None:
+def _check_aligned(name: str, value: int, least: int, multiple: int) -> None:
     """Refuse a size in LR pixels that is too small, or no multiple of what the network works on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")

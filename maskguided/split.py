@@ -27,7 +27,7 @@ from .errors import ArgumentError, CannotSplit
 from .exchange import Exchange
 from .global_ops import PerImage, Seen
 from .patches import Grid, gather, scatter
-from .probing import Probe, image_of, probe, untouched
+from .probing import Probe, image_of, no_leftovers, probe, untouched
 
 State = dict[str, Tensor]
 """Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
@@ -99,6 +99,8 @@ class Split(ABC):
     tiling: str | None = None
     can_skip: bool = True
     """Whether every value that blocks n+1..N write has a stand-in; without one there is no `skip`."""
+    can_join: bool = True
+    """Whether every such value is a map, into which refined patches can be put back."""
 
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], split_at: int, probe: Probe) -> None:
         if isinstance(split_at, bool) or not isinstance(split_at, int) or not 1 <= split_at < len(blocks):
@@ -247,7 +249,13 @@ class Split(ABC):
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return float((a - b).abs().max()) <= 1e-4 * float(a.abs().max())
+    rounding = max(1e-4, 8 * torch.finfo(a.dtype).eps)
+    return float((a - b).abs().max()) <= rounding * float(a.abs().max())
+
+
+def _apart(state: State) -> State:
+    """The same, no value a view of another's memory: windows are cut from each of them alone."""
+    return {name: value.clone() for name, value in state.items()}
 
 
 def check_whole(split: Split) -> None:
@@ -261,7 +269,8 @@ def check_whole(split: Split) -> None:
         x = split.example(*size)
         with untouched(split.model):
             whole = image_of(split.model(x.clone()))  # a network may change its input
-            parts = split.tail(split.body(split.prefix(x)))
+            with no_leftovers():
+                parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))
         difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
         if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
             raise CannotSplit(
@@ -301,4 +310,10 @@ def probed(model: nn.Module) -> Probe:
         raise ArgumentError(f"a torch.nn.Module is needed, not {type(model).__name__}")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise ArgumentError(f"{type(model).__name__} has lazy layers without weights yet: call it once first")
+    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise CannotSplit(
+            f"{type(model).__name__} holds TorchScript ({scripted or 'itself'}), into which nobody can look: wrap the "
+            "network as it was before torch.jit, and script or export what comes of it"
+        )
     return probe(model)

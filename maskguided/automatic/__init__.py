@@ -62,7 +62,7 @@ def automatic_split(
         except CannotSplit as error:
             failures.append(error)
         except ArgumentError:
-            if not held:
+            if not held and not failures:  # else another run was better, and its fault is what the user should see
                 raise
         else:
             if split.can_skip:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CannotSplit
+from ..errors import CannotSplit, MaskGuidedError
 from ..probing import Probe, copied, untouched
 from ..split import Kind, Split, State, Stretch
 from .layout import Layout
@@ -99,6 +99,8 @@ class AutomaticSplit(Split):
         self.feature_channels = layouts[self.features].channels
         self._stand_in = {node.name: cut.stand_in[node].name for node in written if node in cut.stand_in}
         self.can_skip = len(self._stand_in) == len(written)
+        joined = [*written, *(node for piece in pieces for node in piece.written)]
+        self.can_join = all(kinds[node.name] == "map" for node in joined)
         image = next(node for node in traced.graph.nodes if node.op == "output").args[0]
         self._parts = {
             "prefix": _extract(cut.prefix, [x], live, traced),
@@ -169,12 +171,19 @@ class AutomaticSplit(Split):
         return self._run[part].code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutomaticSplit:
-        clone = copy.copy(self)
+        clone = object.__new__(type(self))
+        vars(clone).update(vars(self))
         memo[id(self)] = clone
         clone.model = copied(self.model, memo)
         clone.constants = copy.deepcopy(self.constants, memo)
         clone._bind()
         return clone
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise MaskGuidedError(
+            f"a wrapped {type(self.model).__name__} that was split automatically cannot be pickled whole: use "
+            "maskguided.save(fast, path), which load and wrap understand, or torch.save(fast.state_dict(), path)"
+        )
 
     def _bind(self) -> None:
         self._run = {name: _module(part.graph, self.model, self.constants) for name, part in self._parts.items()}

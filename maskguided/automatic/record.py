@@ -126,11 +126,15 @@ class _Recorder(TorchFunctionMode):
         before, named = self.described(args, kwargs)
         if name in _TO_PYTHON and self._by_pixels((before, named)):
             raise CannotFollow(f"its forward reads pixel values (Tensor.{name})")
+        bases = self._bases((args, kwargs))
         result = func(*args, **kwargs)
         if name == "__setitem__":
             self.step(set_item, before, named, args[0])
         elif any(True for _ in tensors(result)):
             self.step(func, before, named, result)
+        for base, version in bases:
+            if base._version != version:
+                self.step(written_to, *self.described((base, result), {}), base)
         return result
 
     def step(self, target: Callable[..., Any] | str, args: Any, kwargs: Any, result: Any) -> None:
@@ -164,6 +168,12 @@ class _Recorder(TorchFunctionMode):
         if isinstance(value, np.generic):
             return value.item()
         return rebuilt(value, self._described)
+
+    def _bases(self, arguments: Any) -> list[tuple[Tensor, int]]:
+        """The known tensors that arguments are views of, each with its version."""
+        views = [t for _, t in tensors(arguments) if not t.is_inference() and t._base is not None]
+        bases = {id(t._base): t._base for t in views}
+        return [(base, base._version) for number, base in bases.items() if base is not None and number in self.known]
 
     def _by_pixels(self, described: Any) -> bool:
         return any(made.step in self.from_input for made in made_in(described))
@@ -213,6 +223,11 @@ def leaves_around(model: nn.Module, blocks: tuple[str, ...]) -> set[str]:
 def set_item(x: Tensor, index: Any, value: Any) -> Tensor:
     """`x[index] = value` as a function, so that what uses `x` afterwards depends on it."""
     x[index] = value
+    return x
+
+
+def written_to(x: Tensor, by: Any) -> Tensor:
+    """`x`, of which a view has been written to: what uses it afterwards depends on what did that."""
     return x
 
 

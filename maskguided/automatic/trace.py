@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CannotSplit
+from ..errors import CannotSplit, first_line
 from ..probing import Probe
 from ..split import Kind
 from .layout import Layout, find_layout
@@ -101,8 +101,7 @@ def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
     except CannotFollow:
         raise
     except Exception as error:  # whatever a foreign forward raises
-        text = str(error).splitlines()[0] if str(error) else ""
-        raise _Differs(f"an input of {tuple(x.shape)} raises {type(error).__name__}: {text}") from error
+        raise _Differs(f"an input of {tuple(x.shape)} raises {type(error).__name__}: {first_line(error)}") from error
 
 
 def _same_steps(one: Recording, other: Recording) -> None:
