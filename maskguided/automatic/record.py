@@ -197,7 +197,7 @@ def _hooks(model: nn.Module, leaves: set[str], recorder: _Recorder) -> Iterator[
     handles = []
     for name in leaves:
         module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
     try:
         yield

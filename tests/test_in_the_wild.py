@@ -1,0 +1,202 @@
+"""Networks as people write them that once came out wrong, or were refused without a word that helps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import difference, image, scaled
+from test_split import Base, Block, ResidualOutside
+from torch import nn
+from torch.nn import functional as F
+
+import maskguided
+from maskguided import ArgumentError, CannotSplit, MaskGuidedError
+
+
+class Pooled(Base):
+    """A vector goes along with the map: blocks write both, and the tail uses both."""
+
+    class Block(Block):
+        def forward(self, x, vector):
+            return super().forward(x) * torch.sigmoid(vector)[..., None, None], vector + 0.5 * vector.roll(1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(4))
+
+    def forward(self, x):
+        x = self.first(x)
+        vector = x.mean((2, 3))
+        for block in self.blocks:
+            x, vector = block(x, vector)
+        return self.finish(x * torch.sigmoid(vector)[..., None, None])
+
+
+def test_a_body_that_writes_a_vector_is_refined_in_the_image():
+    model = scaled(Pooled())
+    fast = maskguided.wrap(model, 2, keep=1).eval()
+    assert fast.merge == "image"
+    x = image(2, 3, 33, 47)
+    assert difference(fast(x), model(x)) < 1e-5
+    assert fast.cost(33, 47).ratio > 0
+    fast.keep = 0.5
+    assert fast(x).shape == model(x).shape
+    with pytest.raises(ArgumentError, match="merge='image'"):
+        maskguided.wrap(model, 2, merge="features")
+
+
+class IntoViews(Base):
+    """What each block makes is copied into its part of a buffer, of which the tail takes the mean."""
+
+    def __init__(self, make, at_once: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.make, self.at_once = make, at_once
+
+    def forward(self, x):
+        x = self.first(x)
+        channels = x.shape[1]
+        buffer = self.make(len(x), 4 * channels, *x.shape[2:])
+        parts = buffer.split(channels, 1) if self.at_once else None
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            here = buffer[:, number * channels : (number + 1) * channels] if parts is None else parts[number]
+            here.copy_(x)
+        return self.finish(buffer.unflatten(1, (4, channels)).mean(1))
+
+
+@pytest.mark.parametrize("make", [torch.zeros, torch.empty])
+def test_writing_through_views(make):
+    model = scaled(IntoViews(make))
+    fast = maskguided.wrap(model, 2, body="blocks.*", keep=1).eval()
+    for size in (33, 47), (48, 64):
+        x = image(2, 3, *size)
+        leftovers = [torch.full((2, 32, *size), 7.0) for _ in range(3)]
+        expected = model(x)
+        del leftovers  # memory that torch.empty may get next
+        assert difference(fast(x), expected) < 1e-5
+    fast.keep = 0.5
+    assert difference(fast(x), expected) > 1e-4
+
+
+@pytest.mark.parametrize("make", [torch.zeros, torch.empty])
+def test_views_across_the_cut_are_refused(make):
+    """Windows are cut from each live value alone: what is written into one view is not seen in the whole."""
+    with pytest.raises(CannotSplit):
+        maskguided.wrap(scaled(IntoViews(make, at_once=True)), 2, body="blocks.*")
+
+
+class TwoBodies(Base):
+    """Four blocks that decide by pixels, which nobody can follow, and two that do not."""
+
+    class Deciding(Block):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Deciding() for _ in range(4))
+        self.others = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)])
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x) if x.mean() > -1e9 else x
+        for other in self.others:
+            x = other(x)
+        return self.finish(x)
+
+
+def test_the_fault_of_the_best_run_of_blocks_is_told():
+    with pytest.raises(CannotSplit, match="pixel values"):
+        maskguided.wrap(scaled(TwoBodies()), 2)
+
+
+def test_half_precision_gets_the_same_windows():
+    model = scaled(ResidualOutside())
+    whole = maskguided.wrap(model, 2)
+    half = maskguided.wrap(scaled(ResidualOutside()).half(), 2)
+    assert whole.exchange
+    assert half.exchange
+    assert (half.patch_size, half.halo) == (whole.patch_size, whole.halo) == (8, 0)
+
+
+@pytest.mark.parametrize("script", [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(1, 3, 32, 32))])
+def test_torchscript_is_refused_and_left_as_it_is(script):
+    model = ResidualOutside()
+    model.first = nn.Sequential(model.first)
+    scripted = script(model.eval()).train()
+    with pytest.raises(CannotSplit, match=r"TorchScript \(itself\)"):
+        maskguided.wrap(scripted, 2)
+    model.train()
+    model.first = torch.jit.script(model.first)
+    with pytest.raises(CannotSplit, match=r"TorchScript \(first\)"):
+        maskguided.wrap(model, 2)
+    assert all(module.training for module in [*scripted.modules(), *model.modules()])
+
+
+class Shrinking(Block):
+    """Spatial attention on a map that is pooled with overlap, as RFDN's: nothing is left of a small window."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        small = F.max_pool2d(F.conv2d(y.mean(1, keepdim=True), torch.ones(1, 1, 3, 3) / 9, stride=2), 7, 3)
+        return y * torch.sigmoid(F.interpolate(small, x.shape[2:], mode="bilinear", align_corners=False))
+
+
+def test_windows_that_are_too_small_are_refused_at_once():
+    model = ResidualOutside()
+    model.blocks = nn.ModuleList(Shrinking() for _ in range(4))
+    assert maskguided.wrap(scaled(model), 2)(image(1, 3, 40, 40)).shape[2:] == model(image(1, 3, 40, 40)).shape[2:]
+    with pytest.raises(ArgumentError, match=r"windows of 8x8 LR pixels .* use larger ones"):
+        maskguided.wrap(model, 2, patch_size=4, halo=2)
+
+
+class Strided(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 8, 3, 2, 1), nn.ConvTranspose2d(8, 8, 2, 2)
+
+    def forward(self, x):
+        return x + self.up(F.relu(self.down(x)))[:, :, : x.shape[2], : x.shape[3]]
+
+
+class Unshuffled(nn.Module):
+    """A body at a third of the resolution, whose blocks work at half of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(27, 8, 3, padding=1)
+        self.blocks = nn.ModuleList(Strided() for _ in range(4))
+        self.last = nn.Conv2d(8, 27, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(F.pixel_unshuffle(x, 3))
+        for block in self.blocks:
+            x = block(x)
+        return F.pixel_shuffle(self.last(x), 3)
+
+
+def test_a_grid_of_multiples_of_three(capfd):
+    model = scaled(Unshuffled())
+    fast = maskguided.wrap(model, 2, keep=1).eval()
+    assert fast.split.multiple_of == 6
+    assert fast.exchange
+    assert difference(fast(image(1, 3, 96, 96)), model(image(1, 3, 96, 96))) < 1e-5
+    assert capfd.readouterr().err == ""
+
+
+def test_hooks_that_change_the_input_run_once():
+    model = scaled(ResidualOutside())
+    for module in (model.first, *model.blocks):
+        module.register_forward_pre_hook(lambda module, given: (given[0] * 0.8,))
+    fast = maskguided.wrap(model, 2, keep=1).eval()
+    assert fast.split.blocks == tuple(f"blocks.{number}" for number in range(5))
+    assert difference(fast(image(1, 3, 33, 47)), model(image(1, 3, 33, 47))) < 1e-5
+
+
+def test_what_cannot_be_pickled_says_so(tmp_path):
+    fast = maskguided.wrap(scaled(ResidualOutside()), 2)
+    with pytest.raises(MaskGuidedError, match=r"maskguided\.save"):
+        torch.save(fast, tmp_path / "fast.pt")
+    torch.save(fast.state_dict(), tmp_path / "state.pt")
+    fast.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
