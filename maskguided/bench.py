@@ -27,6 +27,7 @@ from .guided import MaskGuided
 from .images import list_images, read_image
 from .metrics import psnr
 from .probing import image_of
+from .samples import to_tensor
 from .split import Merge, Split
 from .timing import alternate, at_keep, ratio
 
@@ -93,10 +94,9 @@ def read_pairs(lr: Path, hr: Path | None, device: torch.device, dtype: torch.dty
     for path in lrs:
         if hr is not None and path.stem not in by_stem:
             raise ArgumentError(f"--hr {hr}: no HR image is called {path.stem}, as {path} is")
-        pixels = _rgb(read_image(path))
-        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device, dtype) / 255
+        x = to_tensor(_rgb(read_image(path)))[None].to(device, dtype)
         x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        pairs.append(Pair(path.stem, x, _rgb(read_image(by_stem[path.stem])) if by_stem else None))
+        pairs.append(Pair(path.stem, x, _hr(by_stem[path.stem]) if by_stem else None))
     return pairs
 
 
@@ -177,7 +177,12 @@ def _total_macs(network: Network, pairs: list[Pair], model: nn.Module) -> int:
     return sum(counted[size] for size in sizes)
 
 
-def _rgb(image: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _hr(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    image = read_image(path)
     if image.dtype != np.uint8:
-        raise ArgumentError(f"bench compares 8-bit images, not {image.dtype}")
+        raise ArgumentError(f"{path}: PSNR is measured on images of 8 bits a sample, not on {image.dtype}")
+    return _rgb(image)
+
+
+def _rgb(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return image[..., :3] if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

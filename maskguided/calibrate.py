@@ -239,7 +239,7 @@ def _guessed_floor(fast: MaskGuided, lr: Tensor) -> float:
     """How far the dense network is from the truth on this image: on its own reduction, whose truth it is."""
     height, width = (side // fast.scale for side in lr.shape[2:])
     truth = lr[:, :, : height * fast.scale, : width * fast.scale]
-    if fast.scale == 1 or lr.shape[1] != fast.split.probe.out_channels:
+    if fast.scale == 1 or lr.shape[1] != fast.split.probe.out_channels or min(height, width) < 3:
         return 1e-3  # 30 dB
     small = F.interpolate(truth, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
     return _mse(dense_image(fast, small), truth, fast.scale)
@@ -374,5 +374,10 @@ def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[T
         shapes = f"{tuple(lr.shape)}" + ("" if hr is None else f" and {tuple(hr.shape)}")
         raise ArgumentError(
             f"calibrate: an image of shape {shapes}; it takes (C, H, W) or (1, C, H, W), HR images x{fast.scale}"
+        )
+    if min(lr.shape[2:]) < 3:
+        raise ArgumentError(
+            f"calibrate: an image of {lr.shape[2]}x{lr.shape[3]} LR pixels; PSNR leaves its border out, so use "
+            "images of 3x3 LR pixels or more"
         )
     return lr.contiguous(memory_format=torch.channels_last), hr

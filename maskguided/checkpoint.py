@@ -35,7 +35,7 @@ def save(fast: MaskGuided, path: str | Path) -> None:
     An existing file is replaced whole or not at all.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path}: a maskguided file ends in .safetensors")
     added = {name: value for name, value in fast.state_dict().items() if name.partition(".")[0] in _ADDED}
     tensors = {name: v.detach().cpu().contiguous().clone() for name, v in {**added, **_trained(fast)}.items()}
@@ -71,7 +71,9 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
         if name not in _CHANGEABLE:
             raise ArgumentError(f"{name}={changes[name]!r}: {path} decides that; change {', '.join(_CHANGEABLE)}")
     content = _saved(path)
-    fast = wrap(model, **{**_BEFORE_EXCHANGE, **json.loads(content.metadata["settings"]), **changes})
+    settings, base = (json.loads(content.metadata[part]) for part in ("settings", "base"))
+    _check_same(path, base, {"class": type(model).__qualname__})  # before an adapter says that it does not know it
+    fast = wrap(model, **{**_BEFORE_EXCHANGE, **settings, **changes})
     _load_added(fast, content, path)
     return fast
 
@@ -113,11 +115,7 @@ def _saved(path: str | Path) -> Weights:
 
 def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
     own, base = _base(fast), json.loads(content.metadata["base"])
-    for what in ("class", "scale", "in_channels", "out_channels", "blocks"):
-        if own[what] != base[what]:
-            raise CheckpointError(
-                f"{path}: made for a network with {what}={base[what]}; this one has {what}={own[what]}"
-            )
+    _check_same(path, base, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     if own["fingerprint"] != base["fingerprint"]:
         warnings.warn(
             f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
@@ -135,6 +133,12 @@ def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     added.train(fast.training)
+
+
+def _check_same(path: str | Path, base: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    for what, value in own.items():
+        if value != base[what]:
+            raise CheckpointError(f"{path}: made for a network with {what}={base[what]}; this one has {what}={value}")
 
 
 def complete(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

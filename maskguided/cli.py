@@ -107,10 +107,11 @@ def upscale_command(
             "--tile",
             "-t",
             help="Tile side in LR pixels, to bound memory; 0: whole image.",
+            min=0,
             show_default="384 for images of more than 512x512",
         ),
     ] = None,
-    tile_pad: Annotated[int, typer.Option(help="Context around a tile, LR pixels.")] = 16,
+    tile_pad: Annotated[int, typer.Option(help="Context around a tile, LR pixels.", min=0)] = 16,
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16.")] = "auto",
     threads: Threads = None,
@@ -132,6 +133,7 @@ def upscale_command(
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
+    masks = _mask_names(targets) if show_mask else [None] * len(targets)
     loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {_plain(_against_tiles(loaded))}")
@@ -142,11 +144,11 @@ def upscale_command(
     failed = 0
     with _progress("image") as progress:
         images = progress.add_task(f"x{fast.scale}, keep={fast.keep:g}", total=len(paths))
-        for path, target in zip(paths, targets, strict=True):
+        for path, target, mask in zip(paths, targets, masks, strict=True):
             started = time.perf_counter()
             try:
-                _refuse_existing(target, show_mask, overwrite)
-                size = _upscale_file(fast, path, target, tile, tile_pad, alpha.value, show_mask, progress)
+                _refuse_target(target, mask, overwrite)
+                size = _upscale_file(fast, path, target, tile, tile_pad, alpha.value, mask, progress)
             except (MaskGuidedError, OSError) as error:
                 failed += 1
                 err.print(f"[red]failed:[/red] {_plain(error)}")
@@ -193,7 +195,9 @@ def bench_command(
     rounds: Annotated[int, typer.Option(help="How often everything is run in turn.", min=1)] = 3,
     device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help="fp32, fp16, bf16.")] = "fp32",
-    threads: Annotated[int, typer.Option(help="CPU threads; more than one is unsteady on a shared machine.")] = 1,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; more than one is unsteady on a shared machine.", min=1)
+    ] = 1,
     channels_last: Annotated[bool, typer.Option(help="Memory format, for both sides.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
@@ -242,6 +246,8 @@ def bench_command(
         markdown.write_text(f"{header}\n\n{_markdown(rows)}\n")
 
 
+_UNWRITTEN = (".gif", ".jp2", ".jxl", ".avif", ".heic", ".ppm", ".exr", ".svg", ".pdf")
+"""Suffixes that name an image, not a folder."""
 _COLUMNS = ("merge", "split", "patch", "halo", "keep", "MACs", "time", "spread", "PSNR-Y", "to dense")
 
 
@@ -272,7 +278,7 @@ def _upscale_file(
     tile: int | None,
     tile_pad: int,
     alpha: Any,
-    show_mask: bool,
+    mask: Path | None,
     progress: Progress,
 ) -> tuple[int, int]:
     image = read_image(path)
@@ -286,8 +292,8 @@ def _upscale_file(
         progress.remove_task(tiles)
     height, width = done.image.shape[:2]
     write_image(target, done.image)
-    if show_mask:
-        write_image(_mask_name(target), overlay(resize(image, height, width), done.mask))
+    if mask is not None:
+        write_image(mask, overlay(resize(image, height, width), done.mask))
     return height, width
 
 
@@ -296,22 +302,36 @@ def _target(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Pat
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if input.is_dir():
             raise ArgumentError(f"--output {output} is a file name, but --input {input} is a folder; name a folder")
-        return output
+        return _not_itself(path, output)
+    if output.suffix.lower() in _UNWRITTEN and not output.exists() and not input.is_dir():
+        raise ArgumentError(f"--output {output}: results are written as {', '.join(s[1:] for s in SUFFIXES)}")
     ending = path.suffix if ext == "auto" else f".{ext.removeprefix('.')}"
     if ending.lower() not in SUFFIXES and ext != "auto":
         raise ArgumentError(f"--ext {ext}: use auto, {', '.join(s[1:] for s in SUFFIXES)}")
-    target = output / f"{path.stem}{'_' + suffix if suffix else ''}{ending}"
+    name = f"{path.stem}{'_' + suffix if suffix else ''}{ending}"
+    if Path(name).name != name:
+        raise ArgumentError(f"--suffix {suffix}: it is a part of a file's name")
+    return _not_itself(path, output / name)
+
+
+def _not_itself(path: Path, target: Path) -> Path:
     if target.resolve() == path.resolve():
         raise ArgumentError(f"{path} would be replaced by its own result; give --output FOLDER or a --suffix")
     return target
 
 
-def _mask_name(target: Path) -> Path:
-    return target.with_name(f"{target.stem}_mask.png")
+def _mask_names(targets: list[Path]) -> list[Path | None]:
+    """Where the picture of each result's mask goes; results that differ by their suffix alone keep it there."""
+    stems = Counter(target.with_suffix("") for target in targets)
+    own = [f"_{t.suffix[1:]}" if stems[t.with_suffix("")] > 1 else "" for t in targets]
+    return [target.with_name(f"{target.stem}{ending}_mask.png") for target, ending in zip(targets, own, strict=True)]
 
 
-def _refuse_existing(target: Path, show_mask: bool, overwrite: bool) -> None:
-    for path in [target, _mask_name(target)] if show_mask else [target]:
+def _refuse_target(target: Path, mask: Path | None, overwrite: bool) -> None:
+    """What would fail after the work is said before it."""
+    if target.suffix.lower() not in SUFFIXES:
+        raise ImageError(f"{target}: {target.suffix} is not written; choose the format of the results, as --ext png")
+    for path in [target] if mask is None else [target, mask]:
         if path.exists() and not overwrite:
             raise ImageError(f"{path} exists already; add --overwrite to replace it")
 

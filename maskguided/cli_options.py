@@ -24,7 +24,7 @@ WeightFile = Annotated[
     typer.Option("--weights", "-w", help="Weight file: .pth, .pt or .safetensors; default: the starter network."),
 ]
 NetScale = Annotated[
-    int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x2, x3).")
+    int | None, typer.Option("--scale", help="The network's scale where the weights don't tell (PAN x2, x3).", min=1)
 ]
 HeadFile = Annotated[Path | None, typer.Option("--head", help="File of maskguided.save; its settings are used.")]
 SplitAt = Annotated[
@@ -37,7 +37,7 @@ Keep = Annotated[
     float | None, typer.Option(help="Share of patches to refine, 0 to 1.", show_default="the head's, or 0.5")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 
 _SETTINGS: dict[str, Any] = {
@@ -137,6 +137,13 @@ def ready(
     """A network to use as it is; where nothing is said of it at all, the starter network with its own head."""
     if (weights, model, head, split_at) == (None, None, None, "auto") and settings.get("body") is None:
         given = {name: value for name, value in settings.items() if value is not None}
+        for name in ("merge", "coarse_tail"):
+            if name in given:
+                raise ArgumentError(
+                    f"--{name.replace('_', '-')} {given[name]}: the network that ships with maskguided has parts "
+                    "trained for its own; give --weights, or --split-at to wrap it anew"
+                )
+        load_network(None, None, scale)  # it has a scale of its own
         fast = checkpoint.starter(**given)
         return Loaded(fast.unwrap(), "pan", "adapter", fast.scale, fast.split.supports_half), fast
     loaded = load_network(weights, model, scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +32,7 @@ from .cli_options import (
 from .errors import ArgumentError
 from .infer import pick_device
 from .networks import load_network
-from .stages import PAPER, STAGES, Options
+from .stages import PAPER, STAGES, Options, check_stage
 
 _PICTURES = (".png", ".pdf", ".svg")
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
@@ -129,12 +131,14 @@ def finetune_command(
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
+    for name in stages:  # all are asked for before any is trained
+        check_stage(fast, name)
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     options = Options(distill, head_loss)  # type: ignore[arg-type]
     recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):
-        with Progress(transient=True) as bar:
+        with _telling_what_is_kept(resume, every), Progress(transient=True) as bar:
             task = bar.add_task(name, total=steps)
 
             def show(step: int, total: int, value: float, name: str = name, bar: Any = bar, task: Any = task) -> None:
@@ -175,6 +179,17 @@ def explain_command(
     pair = bench.read_pairs(image, None, like.device, like.dtype, True)[0]
     found = pictures.explain_picture(fast, pair.lr, output)
     typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")
+
+
+@contextmanager
+def _telling_what_is_kept(checkpoint: Path, every: int) -> Iterator[None]:
+    """Say after Ctrl-C whether the same command goes on from a checkpoint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"the same command goes on from {checkpoint}" if checkpoint.exists() else "no step is kept yet"
+        typer.echo(f"interrupted; {kept} (written every {every} steps)", err=True)
+        raise typer.Exit(130) from None
 
 
 def _cut(pair: bench.Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
     True
     """
     path = Path(path)
-    written = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}.get(path.suffix)
+    written = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}.get(path.suffix.lower())
     if written is None:
         raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")
     if example.device.type != "cpu" or next(fast.parameters()).device.type != "cpu":

@@ -31,11 +31,13 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(f"{path}: no such file")
     content = np.fromfile(path, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
+    upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
     is_jpeg = content[:2].tobytes() == b"\xff\xd8"
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if is_jpeg else cv2.IMREAD_UNCHANGED
-    image: Image | None = cv2.imdecode(content, flags) if content.size else None
+    image: Image | None = cv2.imdecode(content, upright if is_jpeg else as_it_is) if content.size else None
+    if image is not None and image.shape[2:] != (4,) and any(mark in content.tobytes() for mark in (b"eXIf", b"EXIF")):
+        image = cv2.imdecode(content, upright)
     if image is None:
-        raise ImageError(f"{path}: no image that can be read; known: {', '.join(SUFFIXES)}")
+        raise ImageError(f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)}")
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
     return _swapped(image)
@@ -82,7 +84,7 @@ def list_images(path: Path) -> list[Path]:
         return [path]
     found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
     if not found:
-        raise ImageError(f"{path}: the folder is empty")
+        raise ImageError(f"{path}: no files are in this folder (folders in it are not searched)")
     return found
 
 

@@ -110,10 +110,13 @@ def overlay(image: Image, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _upscale_alpha(model: MaskGuided, alpha: Image, tile: int | None, tile_pad: int, how: str) -> Image:
-    if how == "bicubic":
-        return resize(alpha, alpha.shape[0] * model.scale, alpha.shape[1] * model.scale)
-    if how != "model":
+    if how not in ("model", "bicubic"):
         raise ArgumentError(f"alpha={how!r}; use 'model' or 'bicubic'")
+    height, width = (side * model.scale for side in alpha.shape)
+    if alpha.min() == alpha.max():  # opaque stays opaque
+        return np.full((height, width), alpha.flat[0], alpha.dtype)
+    if how == "bicubic":
+        return resize(alpha, height, width)
     return upscale(model, alpha, tile=tile, tile_pad=tile_pad).image
 
 

@@ -117,7 +117,12 @@ def load_network(path: str | Path | None = None, model: str | None = None, scale
         if model not in (None, STARTER):
             raise ArgumentError(f"--model {model} needs --weights FILE; without both, the starter network is used")
         with as_file(files(__package__) / "pretrained" / "starter.safetensors") as starter:
-            return load_network(starter, "pan")
+            found = load_network(starter, "pan")
+            if scale not in (None, found.model.scale):
+                raise ArgumentError(
+                    f"--scale {scale} needs --weights FILE; the starter network is x{found.model.scale}"
+                )
+            return found
     adapter = None if model is None else named(model)
     content = read(path)
     try:

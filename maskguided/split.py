@@ -271,6 +271,11 @@ def check_whole(split: Split) -> None:
             whole = image_of(split.model(x.clone()))  # a network may change its input
             with no_leftovers():
                 parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))
+        if not whole.isfinite().all():
+            raise CannotSplit(
+                f"{type(split.model).__name__} gives NaN or infinity on a random image of {size[0]}x{size[1]}: are its "
+                "weights whole, and its values in this dtype's range?"
+            )
         difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
         if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
             raise CannotSplit(

@@ -59,7 +59,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
 
     Stages that change the network itself make `fast` hold a copy of it first, so `fast.unwrap()` stays as it was.
     """
-    _check(fast, stage)
+    check_stage(fast, stage)
     if stage in ("refine", "all", "end"):
         fast.own_network()
     fast.requires_grad_(False)
@@ -102,7 +102,7 @@ def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Optio
         hr: (B, C', s*H, s*W).
         options: how the loss is put together.
     """
-    _check(fast, stage)
+    check_stage(fast, stage)
     if stage not in REUSABLE:
         return Given({"lr": lr, "hr": hr})
     with torch.no_grad():
@@ -155,7 +155,8 @@ def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
     return (better.clamp_min(0) * F.softplus(-ahead / temperature)).mean()
 
 
-def _check(fast: MaskGuided, stage: str) -> None:
+def check_stage(fast: MaskGuided, stage: str) -> None:
+    """Refuse a stage that is none, or that this network has nothing for."""
     if stage not in STAGES:
         raise ArgumentError(f"stage={stage!r}; use one of {', '.join(STAGES)}")
     if stage == "coarse" and fast.coarse_tail is None:
@@ -167,13 +168,13 @@ def _check(fast: MaskGuided, stage: str) -> None:
 
 def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
     base = fast.run_base(lr)
-    assert fast.coarse_tail is not None  # see _check
+    assert fast.coarse_tail is not None  # see check_stage
     return _live(fast, base.skipped, fast.coarse_tail.reads, {"x": base.x, **_targets(fast, lr, hr, options)})
 
 
 def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     """Of the pixels that will be seen: the patches farthest from the target, as many as are refined, do not count."""
-    assert fast.coarse_tail is not None  # see _check
+    assert fast.coarse_tail is not None  # see check_stage
     target = given.crops.get("dense", given.crops["hr"])
     skipped = given.state()
     base = _based(fast, given, skipped, skipped)  # no refine part runs here

@@ -62,8 +62,10 @@ def read(path: str | Path, key: str | None = None) -> Weights:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+        raise CheckpointError(
+            f"{path} is a folder; name a weight file in it" if path.is_dir() else f"{path}: no such file"
+        )
+    if path.suffix.lower() == ".safetensors":
         tensors, metadata = _read_safetensors(path)
         return Weights(_stripped(tensors), None, metadata)
     try:
