@@ -53,8 +53,8 @@ class Facts:
     radius: int | None
     """The same for blocks n+1..N and the tail together."""
     multiple_of: int
-    """Patches, halos and windows are multiples of this many LR pixels; 1: any size. Images may have any size; at one that
-    is no multiple, networks that pad within their blocks are not met exactly at the lower and right border."""
+    """Patches, halos and windows are multiples of this many LR pixels; 1: any size. Images may have any size; at
+    one that is no multiple, networks that pad within their blocks are not met exactly at the lower and right border."""
     supports_half: bool | None
     """Whether float16 is known to work; None: not known."""
     tiling: str | None = None

@@ -194,6 +194,36 @@ def test_hooks_that_change_the_input_run_once():
     assert difference(fast(image(1, 3, 33, 47)), model(image(1, 3, 33, 47))) < 1e-5
 
 
+class EnlargedFirst(Base):
+    """VDSR: all blocks work on the image that was enlarged before."""
+
+    def finish(self, x):
+        return self.last(x)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = F.interpolate(x, scale_factor=2, mode="bicubic")
+        y = self.first(x)
+        for block in self.blocks:
+            y = block(y)
+        return x + self.finish(y)
+
+
+def test_blocks_on_the_enlarged_image():
+    model = scaled(EnlargedFirst())
+    fast = maskguided.wrap(model, 2, keep=1).eval()
+    assert fast.split.blocks == tuple(f"blocks.{number}" for number in range(4))
+    x = image(2, 3, 33, 47)
+    assert difference(fast(x), model(x)) < 1e-5
+    fast.keep = 0.25
+    assert difference(fast(x), model(x)) > 1e-3
+    assert fast.cost(32, 32).ratio < 0.8
+
+
 def test_what_cannot_be_pickled_says_so(tmp_path):
     fast = maskguided.wrap(scaled(ResidualOutside()), 2)
     with pytest.raises(MaskGuidedError, match=r"maskguided\.save"):

@@ -8,6 +8,7 @@ classes or sizes that one module calls one after the other, each handing on a ma
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Candidate:
 
 
 def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
-    """All runs of at least two blocks on maps of about the input's size or less, the best first.
+    """All runs of at least two blocks on maps of about the input's size or less, or else of any size, the best first.
 
     Best is the outermost level among the runs that hold nearly as many MACs as the largest one does, and
     there blocks of one kind before several; runs of three and more come before pairs.
@@ -65,17 +66,9 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
     Raises:
         CannotSplit: no two blocks of the network have the same shape.
     """
-    calls, (height, width) = _recorded(model, probe)
-    groups: dict[Any, list[Call]] = {}
-    for call in calls[:-1]:
-        area = _area(call.out_shape or (), height, width)
-        if 1 < area <= _LARGEST * height * width and call.depth and any(True for _ in call.module.parameters()):
-            groups.setdefault(_signature(call), []).append(call)
-            if call.in_shape == call.out_shape:
-                groups.setdefault((call.parent, call.out_shape), []).append(call)
-    found = [_candidate(group, calls[-1].macs) for group in groups.values() if len(group) >= 2]
-    runs = [run for run in found if not run.mixed or run.names not in {r.names for r in found if not r.mixed}]
-    runs = [run for run in runs if run.share > 0]
+    calls, size = _recorded(model, probe)
+    # Networks that enlarge the image before anything else have all their blocks there.
+    runs = _runs(calls, size, _LARGEST) or _runs(calls, size, math.inf)
     if not runs:
         raise CannotSplit(
             f"finding the body: no two modules of {type(model).__name__} have one class, the same parameter shapes "
@@ -86,6 +79,21 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
     best = max(run.share for run in longer)
     near = [run for run in longer if run.share >= NEAR_BEST * best]
     return sorted(runs, key=lambda run: (run in near, -run.depth, not run.mixed, run.share), reverse=True)
+
+
+def _runs(calls: list[Call], size: tuple[int, int], largest: float) -> list[Candidate]:
+    """The runs on maps of at most `largest` times the input's area."""
+    groups: dict[Any, list[Call]] = {}
+    for call in calls[:-1]:
+        area = _area(call.out_shape or (), *size)
+        fits = 1 < area <= largest * size[0] * size[1]
+        if fits and call.depth and any(True for _ in call.module.parameters()):
+            groups.setdefault(_signature(call), []).append(call)
+            if call.in_shape == call.out_shape:
+                groups.setdefault((call.parent, call.out_shape), []).append(call)
+    found = [_candidate(group, calls[-1].macs) for group in groups.values() if len(group) >= 2]
+    whole = {run.names for run in found if not run.mixed}
+    return [run for run in found if run.share > 0 and not (run.mixed and run.names in whole)]
 
 
 def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Candidate:
