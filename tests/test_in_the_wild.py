@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from support import difference, image, scaled
@@ -222,6 +224,37 @@ def test_blocks_on_the_enlarged_image():
     fast.keep = 0.25
     assert difference(fast(x), model(x)) > 1e-3
     assert fast.cost(32, 32).ratio < 0.8
+
+
+class Streams(NamedTuple):
+    deep: torch.Tensor
+    first: torch.Tensor
+
+
+class Handing(Base):
+    """Blocks take and return a named tuple."""
+
+    class Block(Block):
+        def forward(self, streams):
+            return Streams(super().forward(streams.deep) - 0.1 * streams.first, streams.first)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(4))
+
+    def forward(self, x):
+        streams = Streams(self.first(x), self.first(x))
+        for block in self.blocks:
+            streams = block(streams)
+        return self.finish(streams.deep + streams.first)
+
+
+def test_blocks_that_hand_on_named_tuples():
+    model = scaled(Handing())
+    fast = maskguided.wrap(model, 2, keep=1).eval()
+    assert fast.split.blocks == tuple(f"blocks.{number}" for number in range(4))
+    x = image(2, 3, 33, 47)
+    assert difference(fast(x), model(x)) < 1e-5
 
 
 def test_what_cannot_be_pickled_says_so(tmp_path):

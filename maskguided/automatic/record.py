@@ -248,12 +248,19 @@ def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, (Made, Held, Constant, Live)):
         return value
     if isinstance(value, (tuple, list)):
-        return (tuple if isinstance(value, tuple) else list)(change(part) for part in value)
+        return like(value, [change(part) for part in value])
     if isinstance(value, dict):
         return {key: change(part) for key, part in value.items()}
     if isinstance(value, slice):
         return slice(change(value.start), change(value.stop), change(value.step))
     return value
+
+
+def like(value: Any, parts: list[Any]) -> Any:
+    """`parts` as a list, tuple or named tuple, whichever `value` is."""
+    if isinstance(value, list):
+        return parts
+    return value._make(parts) if hasattr(value, "_make") else tuple(parts)
 
 
 def made_in(described: Any) -> list[Made]:

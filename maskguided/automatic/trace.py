@@ -14,7 +14,7 @@ from ..errors import CannotSplit, first_line
 from ..probing import Probe
 from ..split import Kind
 from .layout import Layout, find_layout
-from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, made_in, record
+from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, like, made_in, record
 from .sizes import BATCH, At, Rounding, Size, fit, size
 
 MODEL, CONSTANTS, AT = "model", "constants", "at"
@@ -183,8 +183,7 @@ class _Generaliser:
         if isinstance(first, (tuple, list)):
             if any(len(value) != len(first) for value in values):
                 raise _Differs(f"{where} takes more or fewer arguments")
-            merged = [self._merged(list(parts), where) for parts in zip(*values, strict=True)]
-            return tuple(merged) if isinstance(first, tuple) else merged
+            return like(first, [self._merged(list(parts), where) for parts in zip(*values, strict=True)])
         if isinstance(first, dict):
             if any(value.keys() != first.keys() for value in values):
                 raise _Differs(f"{where} takes other keys")
