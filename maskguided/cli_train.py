@@ -111,6 +111,7 @@ def finetune_command(
     crop: Annotated[int, typer.Option(help="Side of a crop, LR pixels.", min=1)] = 48,
     rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     distill: Annotated[float, typer.Option(help="Share of the dense image in the target, 0 to 1.")] = 0.5,
+    pixel_loss: Annotated[str, typer.Option(help="Of coarse and refine: l1, or psnr, what is lost to dense.")] = "l1",
     head_loss: Annotated[str, typer.Option(help="rank, l1 (the paper) or none (no supervision).")] = "rank",
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
@@ -134,7 +135,7 @@ def finetune_command(
     for name in stages:  # all are asked for before any is trained
         check_stage(fast, name)
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    options = Options(distill, head_loss)  # type: ignore[arg-type]
+    options = Options(distill, head_loss, pixel_loss)  # type: ignore[arg-type]
     recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):

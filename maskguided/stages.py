@@ -34,6 +34,9 @@ STAGES: tuple[Stage, ...] = ("coarse", "refine", "head", "all", "end")
 PAPER: tuple[Stage, ...] = ("all", "refine", "head")
 """The paper's three steps."""
 HeadLoss = Literal["rank", "l1", "none"]
+PixelLoss = Literal["l1", "psnr"]
+_LEAST_ERROR = 3e-4
+"""Of the dense image, added to its own mean squared error (35 dB): a flat crop is not worth more than others."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,15 @@ class Options:
     head_loss: HeadLoss = "rank"
     """Supervision of the head. "rank": pairs of patches in the wrong order cost what confusing them loses; "l1": the
     paper, L1 to the normalised error map; "none": the image's own loss through a soft mask (ablation)."""
+    pixel_loss: PixelLoss = "l1"
+    """Of coarse and refine. "l1": distance to the target. "psnr": the logarithm of how much more error on Y there is
+    than in the dense image, which is what PSNR below dense measures (`distill` has no say then)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.distill <= 1:
             raise ArgumentError(f"distill={self.distill}: the dense image's share in the target; use 0 to 1")
+        if self.pixel_loss not in ("l1", "psnr"):
+            raise ArgumentError(f"pixel_loss={self.pixel_loss!r}; use 'l1' or 'psnr'")
         if self.head_loss not in ("rank", "l1", "none"):
             raise ArgumentError(f"head_loss={self.head_loss!r}; use 'rank', 'l1' (the paper) or 'none'")
 
@@ -280,14 +288,21 @@ def _live(fast: MaskGuided, state: State, names: Sequence[str], others: dict[str
 
 
 def _targets(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> dict[str, Tensor]:
-    return {"hr": hr, **({"dense": dense_image(fast, lr)} if options.distill else {})}
+    needed = options.distill or options.pixel_loss == "psnr"
+    return {"hr": hr, **({"dense": dense_image(fast, lr)} if needed else {})}
 
 
 def _to_targets(image: Tensor, given: Given, options: Options, mask: Tensor | None = None) -> Tensor:
-    """L1 to the HR image and to what the dense network, as it was given, makes of the LR image; where `mask` is 1."""
+    """The pixel loss to the HR image and to what the dense network, as it was given, makes of LR; where `mask` is 1."""
     height, width = given.crops["hr"].shape[2:]
     image = image[:, :, :height, :width]
     weight = torch.ones_like(image[:, :1]) if mask is None else mask[:, :, :height, :width]
+
+    if options.pixel_loss == "psnr":
+        dense = given.crops["dense"]
+        lost = (luma(image - dense).square() * weight).mean((1, 2, 3))
+        own = luma(dense - given.crops["hr"]).square().mean((1, 2, 3))
+        return torch.log1p(lost / (own + _LEAST_ERROR)).mean()
 
     def distance(target: Tensor) -> Tensor:
         return ((image - target).abs().mean(1, keepdim=True) * weight).sum() / weight.sum()

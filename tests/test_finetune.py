@@ -80,6 +80,29 @@ def test_the_coarse_stage_learns(photos):
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
+@pytest.mark.parametrize("stage", ["coarse", "refine"])
+def test_the_psnr_loss_is_what_is_lost_against_the_dense_image(stage):
+    fast = wrapped(exchange=False)
+    fast.keep = 1 if stage == "refine" else 0
+    stages.train_only(fast, stage)
+    lr, hr = torch.rand(2, 3, 24, 24), torch.rand(2, 3, 48, 48)
+    options = Options(pixel_loss="psnr", distill=0)
+    found = float(stages.loss(fast, stage, stages.prepare(fast, stage, lr, hr, options), options))
+    with torch.no_grad():
+        dense, image = stages.luma(fast.unwrap()(lr)), stages.luma(fast(lr))
+    own = (dense - stages.luma(hr)).square().mean((1, 2, 3)) + 3e-4
+    lost = (image - dense).square().mean((1, 2, 3))
+    assert found == pytest.approx(float((10 * torch.log10((own + lost) / own)).mean() * np.log(10) / 10), rel=1e-4)
+    assert found > 1e-5
+
+
+def test_the_coarse_stage_learns_by_the_psnr_loss(photos):
+    fast = maskguided.wrap(load_network().model, 4, merge="image", coarse_tail="deep")
+    recipe = Recipe(steps=50, batch=4, crop=24, warmup=2, rate=3e-3, options=Options(pixel_loss="psnr"))
+    losses = finetune.fit(fast, photos, "coarse", recipe)
+    assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+
+
 @pytest.mark.parametrize("head_loss", ["rank", "l1", "none"])
 def test_the_head_learns_which_patches_gain(photos, head_loss):
     fast = wrapped()
@@ -312,3 +335,5 @@ def test_what_cannot_be_trained(photos, tmp_path):
         Recipe(pool=8)
     with pytest.raises(ArgumentError, match="distill=2"):
         Options(distill=2)
+    with pytest.raises(ArgumentError, match="pixel_loss='l2'; use 'l1' or 'psnr'"):
+        Options(pixel_loss="l2")
