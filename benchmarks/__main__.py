@@ -114,6 +114,8 @@ def _plot(table: Table, folder: Path) -> None:
             (line,) = axis.plot(sides, [row["time/dense"] for row in rows], "o-", label=f"keep {keep}, time")
             axis.plot(sides, [row["MACs/dense"] for row in rows], "--", color=line.get_color(), label="MACs")
         axis.set(title=name, xlabel="LR side, pixels", xscale="log", ylabel="share of dense")
+        axis.set_xticks(sides, list(map(str, sides)))
+        axis.minorticks_off()
         axis.axhline(1, color="grey", linewidth=0.5)
         axis.legend(fontsize=7)
     folder.mkdir(parents=True, exist_ok=True)

@@ -383,7 +383,9 @@ def wrap(
         split_at: how many of its blocks run on the whole image; "auto": half. Several numbers, as (4, 8, 12): after
             each of them some of the refined patches leave (see `onward`).
         adapter: name of the adapter to use, "automatic" for none; default: the first that knows the network.
-        body, cut, check: see `maskguided.split`.
+        body: names of the blocks, see `maskguided.split`.
+        cut: name of the last block that runs on the whole image, instead of `split_at`.
+        check: whether to compare the parts with the network.
         settings: keep, patch_size, halo, merge, scorer, coarse_tail, head; see MaskGuided.
 
     Raises:

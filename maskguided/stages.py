@@ -150,7 +150,8 @@ def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
     The logistic of RankNet (Burges et al., 2005), weighted by the difference in gain relative to the image's mean.
 
     Args:
-        score, gain: (B, n).
+        score: (B, n).
+        gain: (B, n).
         temperature: difference of scores at which an order counts as settled.
 
     >>> gain = torch.tensor([[1.0, 0.0]])

@@ -42,7 +42,8 @@ def on_windows(
         grid: all patches.
         exchange: whether convolutions see the windows around (exchange.py).
         one_mean: whether a mean over the map is that of all windows of an image.
-        guess, features: see Exchange.
+        guess: see Exchange.
+        features: see Exchange.
     """
     windows = {name: _window(state[name], kind, index, grid) for name, kind in kinds.items()}
     neighbours: AbstractContextManager[object] = nullcontext()
