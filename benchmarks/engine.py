@@ -23,7 +23,7 @@ from maskguided import MaskGuided
 from maskguided.adapters.pan_net import PAN
 from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.split import Merge
-from maskguided.timing import alternate, ratio
+from maskguided.timing import alternate, at_keep, ratio
 
 from .report import Row
 
@@ -84,15 +84,7 @@ def measure(
     coarse, deep = split.skip(state), split.body(state)
     tail = fast.coarse_tail
 
-    run = way.called(fast)
-
-    def at(keep: float) -> Callable[[Tensor], object]:
-        def guided(x: Tensor) -> object:
-            fast.keep = keep
-            return run(x)
-
-        return guided
-
+    guided = way.called(fast)
     dense, prefix, body, whole_tail = [way.called(part) for part in (model, split.prefix, split.body, split.tail)]
     runs: dict[str | float, Callable[[Tensor], object]] = {
         "dense": dense,
@@ -100,7 +92,7 @@ def measure(
         "coarse": lambda x: whole_tail(coarse) if tail is None else tail(coarse, x),
         "body": lambda _: body(state),
         "tail": lambda _: whole_tail(deep),
-        **{keep: at(keep) for keep in keeps},
+        **{keep: at_keep(fast, keep, guided) for keep in keeps},
     }
     seconds = {key: np.array(found) for key, found in alternate(runs, [x], way.rounds).items()}
     refine = seconds["body"] + (seconds["tail"] if fast.merge == "image" else 0)

@@ -143,7 +143,8 @@ def ready(
                     f"--{name.replace('_', '-')} {given[name]}: the network that ships with maskguided has parts "
                     "trained for its own; give --weights, or --split-at to wrap it anew"
                 )
-        load_network(None, None, scale)  # it has a scale of its own
+        if scale is not None:
+            load_network(scale=scale)  # it has a scale of its own
         fast = checkpoint.starter(**given)
         return Loaded(fast.unwrap(), "pan", "adapter", fast.scale, fast.split.supports_half), fast
     loaded = load_network(weights, model, scale)

@@ -29,12 +29,13 @@ def read_image(path: str | Path) -> Image:
     cv2, path = _cv2(), Path(path)
     if not path.is_file():
         raise ImageError(f"{path}: no such file")
-    content = np.fromfile(path, np.uint8)
+    stored = path.read_bytes()
+    content = np.frombuffer(stored, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
-    is_jpeg = content[:2].tobytes() == b"\xff\xd8"
+    is_jpeg = stored[:2] == b"\xff\xd8"
     image: Image | None = cv2.imdecode(content, upright if is_jpeg else as_it_is) if content.size else None
-    if image is not None and image.shape[2:] != (4,) and any(mark in content.tobytes() for mark in (b"eXIf", b"EXIF")):
+    if image is not None and image.shape[2:] != (4,) and (b"eXIf" in stored or b"EXIF" in stored):
         image = cv2.imdecode(content, upright)
     if image is None:
         raise ImageError(f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)}")

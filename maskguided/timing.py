@@ -50,13 +50,15 @@ def alternate(
     return found
 
 
-def at_keep(fast: MaskGuided, keep: float) -> Callable[[Tensor], Tensor]:
-    """`fast` at that keep, whatever it is set to before."""
+def at_keep(
+    fast: MaskGuided, keep: float, forward: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """`fast` at that keep, whatever it is set to before; run by `forward` where that is another way (compiled)."""
+    forward = forward or fast
 
     def run(x: Tensor) -> Tensor:
         fast.keep = keep
-        image: Tensor = fast(x)
-        return image
+        return forward(x)
 
     return run
 

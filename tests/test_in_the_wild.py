@@ -89,14 +89,11 @@ def test_views_across_the_cut_are_refused(make):
 
 
 class TwoBodies(Base):
-    """Four blocks that decide by pixels, which nobody can follow, and two that do not."""
-
-    class Deciding(Block):
-        pass
+    """Four blocks that run by what pixels say, which nobody can follow, and two that do not."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(self.Deciding() for _ in range(4))
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
         self.others = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)])
 
     def forward(self, x):
@@ -199,9 +196,6 @@ def test_hooks_that_change_the_input_run_once():
 class EnlargedFirst(Base):
     """VDSR: all blocks work on the image that was enlarged before."""
 
-    def finish(self, x):
-        return self.last(x)
-
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block() for _ in range(4))
@@ -212,7 +206,7 @@ class EnlargedFirst(Base):
         y = self.first(x)
         for block in self.blocks:
             y = block(y)
-        return x + self.finish(y)
+        return x + self.last(y)
 
 
 def test_blocks_on_the_enlarged_image():
