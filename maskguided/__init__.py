@@ -11,8 +11,9 @@ torch.Size([1, 3, 132, 188])
 from . import finetune
 from .adapter import Adapter, register, split
 from .base import Explanation
-from .calibrate import Calibration, calibrate
+from .calibrate import calibrate
 from .checkpoint import load, save, starter
+from .curve import Calibration
 from .errors import (
     ArgumentError,
     CannotSplit,
@@ -23,10 +24,11 @@ from .errors import (
     MissingDependency,
 )
 from .export import export
-from .guided import MaskGuided, wrap
+from .guided import MaskGuided
 from .inspection import inspect
 from .networks import from_file
 from .split import Facts, Split
+from .wrapping import wrap
 
 __version__ = "0.1.0"
 

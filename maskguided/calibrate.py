@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adapter import split
-from .closed_form import Known, fit_context, fit_score, fit_tail
+from .closed_form import Known, fit_context, fit_gain, fit_score, fit_tail
 from .coarse import LightTail
 from .context import make_context
+from .curve import Budget, Calibration, Point
 from .errors import ArgumentError
 from .guided import MaskGuided
+from .patches import select
 from .prices import Clock, Macs, Prices
 from .settings import check_one_of
 from .split import Merge, Split
@@ -32,38 +34,9 @@ from .stages import dense_image, luma
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]
 Fit = Literal["all", "score", "context", "nothing"]
+_Least = Callable[[float], float]
+"""From a keep on average to the dB that another patch must bring."""
 _Windows = tuple[int, int, bool]  # patch size, halo, exchange
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What may be lost or spent; one of them, or none."""
-
-    drop_db: float | None = None
-    cost: float | None = None
-    time: float | None = None
-
-    def __post_init__(self) -> None:
-        if len(self._given) > 1:
-            raise ArgumentError(f"{self}: give one budget; the other is what is found")
-        if self.drop_db is not None and self.drop_db <= 0:
-            raise ArgumentError(f"{self}: use dB above 0, as 0.05")
-        if self.share is not None and self.share <= 0:
-            what = "MACs" if self.time is None else "time"
-            raise ArgumentError(f"{self}: a share of the dense network's {what}, as 0.5")
-
-    @property
-    def share(self) -> float | None:
-        """Of the dense network's MACs or time."""
-        return self.cost if self.time is None else self.time
-
-    @property
-    def _given(self) -> dict[str, float]:
-        every = {"max_drop_db": self.drop_db, "max_cost": self.cost, "max_time": self.time}
-        return {name: value for name, value in every.items() if value is not None}
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self._given.items())
 
 
 @dataclass(frozen=True)
@@ -79,52 +52,6 @@ class _Priced:
         return self.clock or self.macs
 
 
-@dataclass(frozen=True)
-class Point:
-    """A keep, what it costs and what it loses."""
-
-    keep: float
-    macs: float
-    """Ratio to the dense network, 0..: over all images."""
-    time: float | None
-    """The same of the time on this machine; None where nobody asked for it (`max_time`)."""
-    drop: float
-    """dB on Y below the dense network, mean over the images; without HR images an estimate, see `calibrate`."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What `calibrate` measured and chose; print it for reading."""
-
-    split_at: int
-    merge: Merge
-    patch_size: int
-    halo: int
-    exchange: bool
-    """Whether refined windows see their neighbours."""
-    chosen: Point
-    curve: tuple[Point, ...]
-    estimated: bool
-    """Whether the drops are estimates, for want of HR images."""
-
-    def __str__(self) -> str:
-        how = "estimated, no HR images" if self.estimated else "to HR"
-        lines = [
-            f"split_at={self.split_at}, merge={self.merge}, patch_size={self.patch_size}, halo={self.halo}"
-            + ("" if self.exchange else " (windows alone)")
-            + f", keep={self.chosen.keep:.3f}: {self.chosen.macs:.1%} of the dense MACs, "
-            + ("" if self.chosen.time is None else f"{self.chosen.time:.1%} of the time, ")
-            + f"{self.chosen.drop:.3f} dB below dense (PSNR-Y, {how})",
-            "  keep   MACs   time  drop/dB",
-            *(f"  {p.keep:4.2f}  {p.macs:5.1%}  {_percent(p.time):>5}  {p.drop:7.3f}" for p in self.curve),
-        ]
-        return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
 @torch.inference_mode(False)
 @torch.no_grad()
 def calibrate(
@@ -136,6 +63,7 @@ def calibrate(
     max_time: float | None = None,
     split_at: Literal["auto"] | None = None,
     fit: Fit = "all",
+    per_image: bool = False,
     progress: Progress = lambda what: None,
 ) -> Calibration:
     """Fit coarse tail and score of `fast` on a handful of images and set its keep, in place.
@@ -156,13 +84,17 @@ def calibrate(
             exchange borders.
         fit: "all": coarse tail, score and context; "score" or "context": that alone, the others stay as they were
             trained; "nothing": only keep is chosen.
+        per_image: let each image decide how many patches it needs (`MaskGuided.min_gain_db`) instead of refining the
+            same share of all; the budget, or else the present keep, then holds for the mean over these images. What a
+            patch brings is estimated in closed form, whatever `fit` says.
         progress: told in words what is being done.
 
     Without HR images the drop needs a guess of how far the dense network is from the truth: it is measured on the
     images reduced by the scale, whose truth the images are.
 
     Raises:
-        ArgumentError: several budgets or an impossible one, no images, or images too small for the network.
+        ArgumentError: several budgets or an impossible one, no images, or images too small for the network or, without
+            HR, to be reduced.
 
     >>> from maskguided import wrap
     >>> from maskguided.adapters.pan_net import PAN
@@ -186,13 +118,16 @@ def calibrate(
     if split_at == "auto":
         _search(fast, known, budget, progress)
     prices = _fit_for(fast, known, fit, budget, progress)
-    curve = tuple(_measure(fast, known, prices, keep, progress) for keep in KEEPS)
+    least = _per_image(fast, known, progress) if per_image else None
+    curve = tuple(_measure(fast, known, prices, keep, progress, least) for keep in KEEPS)
     keep = _keep_for(fast, curve, prices, budget)
-    chosen = _measure(fast, known, prices, keep, progress)
-    fast.keep = keep
+    chosen = _measure(fast, known, prices, keep, progress, least)
+    _set(fast, keep, least)
     estimated = any(image.hr is None for image in known)
     sizes = fast.patch_size, fast.halo
-    return Calibration(fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated)
+    return Calibration(
+        fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated, fast.min_gain_db
+    )
 
 
 def _fit_for(fast: MaskGuided, images: Sequence[Known], fit: Fit, budget: Budget, progress: Progress) -> _Priced:
@@ -228,6 +163,43 @@ def _guesses(fast: MaskGuided) -> bool:
     return fast.exchange and len(fast.split.cuts) == 1
 
 
+def _per_image(fast: MaskGuided, images: Sequence[Known], progress: Progress) -> _Least:
+    """Fit the gain estimate; from then on a mean keep over `images` is what another patch must bring."""
+    progress("fitting the gain estimate")
+    fit_gain(fast, [known if known.hr is not None else _within(fast, known.lr) for known in images])
+    slopes = []
+    for known in images:
+        base = fast.run_base(known.lr)
+        index = select(fast.score(base), base.grid.count)
+        slopes.append(fast.worth(base, index).flatten())
+    every = torch.cat(slopes).sort(descending=True).values.cpu()
+
+    def least(keep: float) -> float:
+        k = int(keep * len(every) + 0.5)
+        return 0.0 if k == len(every) else float(every[k])
+
+    return least
+
+
+def _set(fast: MaskGuided, keep: float, least: _Least | None) -> None:
+    """The same keep for all images, or on average over those that `least` is of."""
+    fast.keep = keep
+    if least is not None:
+        fast.min_gain_db = least(keep)
+
+
+def _within(fast: MaskGuided, lr: Tensor) -> Known:
+    """An LR image as the HR image of its own reduction."""
+    pair = _reduced(fast, lr)
+    if pair is None:
+        raise ArgumentError(
+            f"calibrate: per_image without HR images needs larger ones than {lr.shape[2]}x{lr.shape[3]} LR pixels, of "
+            "which the reduction is looked at; give HR images"
+        )
+    small, truth = pair
+    return Known(small, truth, dense_image(fast, small), 0.0)
+
+
 def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:
     lr, hr = _checked(fast, image)
     dense = dense_image(fast, lr)
@@ -237,12 +209,17 @@ def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:
 
 def _guessed_floor(fast: MaskGuided, lr: Tensor) -> float:
     """How far the dense network is from the truth on this image: on its own reduction, whose truth it is."""
+    pair = _reduced(fast, lr)
+    return 1e-3 if pair is None else _mse(dense_image(fast, pair[0]), pair[1], fast.scale)  # 30 dB
+
+
+def _reduced(fast: MaskGuided, lr: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The image reduced by the scale, and what of the image that is of; None where nothing can be reduced."""
     height, width = (side // fast.scale for side in lr.shape[2:])
     truth = lr[:, :, : height * fast.scale, : width * fast.scale]
     if fast.scale == 1 or lr.shape[1] != fast.split.probe.out_channels or min(height, width) < 3:
-        return 1e-3  # 30 dB
-    small = F.interpolate(truth, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
-    return _mse(dense_image(fast, small), truth, fast.scale)
+        return None
+    return F.interpolate(truth, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1), truth
 
 
 def _mse(a: Tensor, b: Tensor, border: int) -> float:
@@ -251,10 +228,18 @@ def _mse(a: Tensor, b: Tensor, border: int) -> float:
     return max(float(error.square().mean()), 1e-10)
 
 
-def _measure(fast: MaskGuided, images: Sequence[Known], prices: _Priced, keep: float, progress: Progress) -> Point:
-    """Cost and drop at a keep, by running it."""
+def _measure(
+    fast: MaskGuided,
+    images: Sequence[Known],
+    prices: _Priced,
+    keep: float,
+    progress: Progress,
+    least: _Least | None = None,
+) -> Point:
+    """Cost and drop at a keep, the same for all or on average, by running it."""
     progress(f"measuring keep={keep:.2f}")
-    before, fast.keep = fast.keep, keep
+    before = fast.keep
+    _set(fast, keep, least)
     drops = []
     for known in images:
         error = _mse(fast(known.lr), known.truth, fast.scale)

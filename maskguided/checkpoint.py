@@ -15,15 +15,18 @@ from torch import Tensor, nn
 
 from .adapter import AUTOMATIC, Adapter
 from .errors import ArgumentError, CheckpointError
-from .guided import MaskGuided, wrap
+from .gain import GainEstimate
+from .guided import MaskGuided
 from .networks import load_network
 from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
+from .wrapping import wrap
 
 __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 
-_ADDED = ("head", "linear", "coarse_tail", "context")
+_ADDED = ("head", "linear", "coarse_tail", "context", "estimate")
 _MODEL = "model."
-_CHANGEABLE = ("keep", "patch_size", "halo", "scorer", "global_ops", "exchange", "coarse_on", "onward")
+_ESTIMATE = "estimate.weight"
+_CHANGEABLE = ("keep", "min_gain_db", "patch_size", "halo", "scorer", "global_ops", "exchange", "coarse_on", "onward")
 _BEFORE_EXCHANGE = {"exchange": False}
 """What a file means that does not say it: those of version 0.1."""
 
@@ -50,8 +53,9 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     Args:
         path: what `save` wrote.
         model: the network it was made for.
-        changes: settings to use instead of the file's: keep, patch_size, halo, scorer, global_ops, exchange,
-            coarse_on, onward. The others decide what the weights in the file are for.
+        changes: settings to use instead of the file's: keep, min_gain_db, patch_size, halo, scorer, global_ops,
+            exchange, coarse_on, onward. The others decide what the weights in the file are for. With keep alone, each
+            image gets that share, whatever the file says.
 
     Raises:
         CheckpointError: no maskguided file, or made for another kind of network. Another training of the
@@ -73,8 +77,13 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     content = _saved(path)
     settings, base = (json.loads(content.metadata[part]) for part in ("settings", "base"))
     _check_same(path, base, {"class": type(model).__qualname__})  # before an adapter says that it does not know it
-    fast = wrap(model, **{**_BEFORE_EXCHANGE, **settings, **changes})
-    _load_added(fast, content, path)
+    settings = {**_BEFORE_EXCHANGE, **settings, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
+    least = settings.pop("min_gain_db", None)
+    fast = wrap(model, **settings)
+    if _ESTIMATE in content.tensors:
+        fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1))
+    _load_added(fast, content.tensors, content, path)
+    fast.min_gain_db = least
     return fast
 
 
@@ -91,7 +100,7 @@ def starter(**changes: Any) -> MaskGuided:
 
 
 def load_onto(path: str | Path, fast: MaskGuided) -> None:
-    """Load what `save` wrote into a network that is wrapped already; what ranks and merges there stays so.
+    """Load what `save` wrote into a network that is wrapped already; what ranks, merges and sets keep there stays so.
 
     Raises:
         CheckpointError: as `load`, or it was made for another cut, merge, coarse tail or head.
@@ -101,7 +110,7 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
     for what in ("split_at", "merge", "head", *(["coarse_tail"] if fast.merge == "image" else [])):
         if settings[what] != own[what]:
             raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")
-    _load_added(fast, content, path)
+    _load_added(fast, {n: v for n, v in content.tensors.items() if not n.startswith("estimate.")}, content, path)
 
 
 def _saved(path: str | Path) -> Weights:
@@ -113,7 +122,7 @@ def _saved(path: str | Path) -> Weights:
     return content
 
 
-def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
+def _load_added(fast: MaskGuided, tensors: Mapping[str, Tensor], content: Weights, path: str | Path) -> None:
     own, base = _base(fast), json.loads(content.metadata["base"])
     _check_same(path, base, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     if own["fingerprint"] != base["fingerprint"]:
@@ -121,10 +130,10 @@ def _load_added(fast: MaskGuided, content: Weights, path: str | Path) -> None:
             f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
             stacklevel=3,
         )
-    trained = {name: value for name, value in content.tensors.items() if name.startswith(_MODEL)}
+    trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     added = nn.ModuleDict({name: part for name in _ADDED if (part := getattr(fast, name)) is not None})
     try:
-        parts = complete({name: v for name, v in content.tensors.items() if name not in trained})
+        parts = complete({name: v for name, v in tensors.items() if name not in trained})
         load_into(added, parts, f"wrapped {own['class']}")
         if trained:
             fast.own_network()
@@ -180,6 +189,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
         "coarse_on": fast.coarse_on,
         "context": "zeros" if fast.context is None else "linear",
         "head": fast.head.settings,
+        **({} if fast.min_gain_db is None else {"min_gain_db": fast.min_gain_db}),
     }
 
 

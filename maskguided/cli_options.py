@@ -13,8 +13,9 @@ from torch import nn
 
 from . import checkpoint
 from .errors import ArgumentError
-from .guided import MaskGuided, wrap
+from .guided import MaskGuided
 from .networks import Loaded, load_network
+from .wrapping import wrap
 
 ModelName = Annotated[
     str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are.")

@@ -1,4 +1,4 @@
-"""The closed forms of `calibrate`: the coarse tail, the score and the context, each by ridge regression."""
+"""The closed forms of `calibrate`: coarse tail, score, context and gain estimate, each by ridge regression."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from torch.nn import functional as F
 from .base import Base
 from .coarse import LightTail, continued
 from .context import make_context, watch
+from .gain import LEAST, GainEstimate, log_energies
 from .guided import MaskGuided
 from .head import ROOT
 from .patches import select
 from .stages import patch_error
 
 _RIDGE = 1e-4  # of the mean energy of a feature
+_LOG_RIDGE = 1e-2  # of the variance of an input
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,49 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
     largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
     fast.linear.weight.copy_(weights / largest)
     fast.linear.bias.copy_((average - weights @ middle[:, 0]) / largest)
+
+
+def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
+    """Fit the estimate of what refining a patch brings (see GainEstimate) to images whose HR is known.
+
+    The regression is of logarithms, whose mean is not the logarithm of the mean: what is left of that over an image, in
+    the median of the images, is corrected.
+    """
+    seen, gains, errors, images_of = [], [], [], []
+    for number, known in enumerate(images):
+        assert known.hr is not None
+        base = fast.run_base(known.lr)
+        gains.append(patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every)).flatten())
+        errors.append(patch_error(fast, base, known.dense, known.hr).flatten())
+        x = continued(base.x, base.grid.height, base.grid.width)
+        seen.append(log_energies(x, base.state[fast.split.features], fast.patch_size).flatten(2)[0].double())
+        images_of.append(torch.full_like(gains[-1], number, dtype=torch.long))
+    wanted = torch.stack([torch.cat(gains), torch.cat(errors)]).double()  # (2, patches)
+    weight, bias = _log_regression(torch.cat(seen, 1), wanted, torch.cat(images_of))
+    fast.estimate = GainEstimate(fast.split.feature_channels).to(images[0].lr)
+    fast.estimate.weight.copy_(weight)
+    fast.estimate.bias.copy_(bias)
+
+
+def _log_regression(seen: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (outputs, inputs) and biases (outputs) from (inputs, n) to the logarithm of (outputs, n).
+
+    Args:
+        seen: (inputs, n).
+        wanted: (outputs, n), 0 or more.
+        image: (n,), the number of the image that each is of.
+    """
+    logs = (wanted + LEAST).log()
+    middle, spread = seen.mean(1, keepdim=True), seen.std(1, keepdim=True).clamp_min(1e-9)
+    unit, average = (seen - middle) / spread, logs.mean(1, keepdim=True)
+    gram = unit @ unit.T / unit.shape[1] + _LOG_RIDGE * torch.eye(len(unit)).to(unit)
+    weight = torch.linalg.solve(gram, unit @ (logs - average).T / unit.shape[1]).T / spread.T
+    bias = average - weight @ middle
+    found = (weight @ seen + bias).exp()
+    sums = torch.zeros(2, int(image.max()) + 1, len(wanted)).to(wanted)
+    sums[0].index_add_(0, image, wanted.T)
+    sums[1].index_add_(0, image, found.T)
+    return weight, bias[:, 0] + ((sums[0] + LEAST) / sums[1]).log().median(0).values
 
 
 def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:

@@ -58,6 +58,11 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
         raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")
     if example.device.type != "cpu" or next(fast.parameters()).device.type != "cpu":
         raise ArgumentError("export: move the network and the example to the CPU first")
+    if fast.min_gain_db is not None:
+        raise ArgumentError(
+            f"export: a file refines as many patches of every image; set keep (it is {fast.keep:g} on average), which "
+            "ends min_gain_db"
+        )
     write, run = written
     fast = fast.eval()
     expected = fast(example)

@@ -1,4 +1,4 @@
-"""A network that restores globally and refines locally: wrap, and the forward."""
+"""A network that restores globally and refines locally: its parts, and the forward."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .adapter import split
 from .base import Base, Explanation
 from .coarse import CoarseTail, continued, make_coarse_tail
 from .context import make_context
 from .cost import Cost, macs
 from .errors import ArgumentError
+from .gain import GainEstimate, log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .patches import Grid, others, scatter, select
 from .settings import (
@@ -25,12 +25,13 @@ from .settings import (
     check_choices,
     check_coarse_on,
     check_cuts,
+    check_min_gain,
     check_onward,
     check_possible,
     check_windows,
     default_sizes,
 )
-from .split import Cuts, Kind, Merge, Split, State
+from .split import Kind, Merge, Split, State
 from .windows import on_windows
 
 Made = TypeVar("Made")
@@ -110,6 +111,7 @@ class MaskGuided(nn.Module):
         self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else tuple(onward)
         self.head = MaskHead(split.feature_channels, **(head or {}))
         self.linear = LinearScore(with_coarse=merge == "image")
+        self.estimate: GainEstimate | None = None
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
         self.coarse_tail_kind: CoarseTail = coarse_tail
         self.coarse_on: CoarseOn = coarse_on
@@ -123,7 +125,10 @@ class MaskGuided(nn.Module):
 
     @property
     def keep(self) -> float:
-        """Share of the patches that are refined: 0 = coarse, 1 = all. Settable at any time."""
+        """Share of the patches that are refined in every image: 0 = coarse, 1 = all. Settable at any time.
+
+        Under `min_gain_db` it is what is to be expected on average; setting it ends that.
+        """
         return self._keep
 
     @keep.setter
@@ -131,6 +136,22 @@ class MaskGuided(nn.Module):
         if not 0 <= share <= 1:
             raise ArgumentError(f"keep={share}: it is the share of patches to refine; use 0 to 1")
         self._keep = float(share)
+        self._least: float | None = None
+
+    @property
+    def min_gain_db(self) -> float | None:
+        """Where each image decides how many patches it needs: what another must bring. None: `keep` decides.
+
+        dB of PSNR-Y per image refined, the slope of PSNR against keep: at 0.3 an image stops where another tenth of its
+        patches would bring less than 0.03 dB, by an estimate that `calibrate(per_image=True)` fits. Settable at any
+        time after that. In a batch all images get as many patches as the one that needs most.
+        """
+        return self._least
+
+    @min_gain_db.setter
+    def min_gain_db(self, least: float | None) -> None:
+        check_min_gain(least, self.estimate)
+        self._least = least
 
     @property
     def onward(self) -> tuple[float, ...]:
@@ -185,15 +206,26 @@ class MaskGuided(nn.Module):
 
     def choose(self, base: Base, score: Tensor | None = None) -> Tensor:
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
-        k = base.grid.k(self.keep)
-        if k == 0 or (k == base.grid.count and min(self.onward, default=1) == 1):
+        k = base.grid.k(self.keep) if self.min_gain_db is None else base.grid.count
+        ordered = self.min_gain_db is not None or min(self.onward, default=1) < 1
+        if k == 0 or (k == base.grid.count and not ordered):
             return base.every[:, :k]
         if score is None:
             score = self.score(base)
         expected = (base.x.shape[0], base.grid.rows, base.grid.cols)
         if score.shape != expected:
             raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
-        return select(score, k)
+        index = select(score, k)
+        if self.min_gain_db is None:
+            return index
+        enough = self.worth(base, index) > self.min_gain_db
+        return index[:, : int(enough.sum(1).max())]
+
+    def worth(self, base: Base, index: Tensor) -> Tensor:
+        """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.worth`."""
+        assert self.estimate is not None  # see min_gain_db
+        x = continued(base.x, base.grid.height, base.grid.width)
+        return worth(index, *self.estimate(log_energies(x, base.state[self.split.features], self.patch_size)))
 
     def refine(self, base: Base, index: Tensor, *, last: bool = False) -> Tensor:
         """The image (B, C', s*H, s*W) with the patches of `index` (B, k), best first, refined.
@@ -310,16 +342,17 @@ class MaskGuided(nn.Module):
         return Explanation(self.refine(base, index), self.coarse_image(base), score, base.grid.mask(index), index)
 
     def cost(self, height: int, width: int) -> Cost:
-        """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`)."""
+        """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`), in every image."""
         like = self._like()
-        shape, keep = (1, self.split.probe.in_channels, height, width), self.keep
+        shape, keep, least = (1, self.split.probe.in_channels, height, width), self.keep, self.min_gain_db
         try:
+            self.keep = keep
             dense = macs(lambda x: self.model(self.accepted(x)), shape, like, self)
             guided = macs(self, shape, like, self)
             self.keep = 0
             coarse = macs(self, shape, like, self)
         finally:
-            self.keep = keep
+            self.keep, self.min_gain_db = keep, least
         grid = self.grid(height, width)
         own, every = (sum(p.numel() for p in module.parameters()) for module in (self.model, self))
         return Cost(height, width, keep, dense, coarse, guided, own, every - own, grid.k(keep), grid.count)
@@ -327,6 +360,7 @@ class MaskGuided(nn.Module):
     def print_trainable_parameters(self) -> None:
         """Print how many parameters would train, and of how many.
 
+        >>> from maskguided import wrap
         >>> from maskguided.adapters.pan_net import PAN
         >>> wrap(PAN(features=8, up_features=8, blocks=4).requires_grad_(False)).print_trainable_parameters()
         trainable params: 1,508 || all params: 7,339 || trainable%: 20.5478
@@ -363,38 +397,3 @@ class MaskGuided(nn.Module):
         """`x` (B, C, H, W), continued to a size that the network accepts; most accept any."""
         multiple = self.split.probe.multiple_of
         return continued(x, *(-(-side // multiple) * multiple for side in x.shape[2:]))
-
-
-@torch.inference_mode(False)  # what is added must stay trainable wherever it is made
-def wrap(
-    model: nn.Module,
-    split_at: Cuts = "auto",
-    *,
-    adapter: str | None = None,
-    body: str | Sequence[str] | None = None,
-    cut: str | None = None,
-    check: bool = True,
-    **settings: Any,
-) -> MaskGuided:
-    """Make `model` restore globally and refine locally. The model is held, not changed.
-
-    Args:
-        model: a super-resolution network: (B, C, H, W) in, (B, C', s*H, s*W) out.
-        split_at: how many of its blocks run on the whole image; "auto": half. Several numbers, as (4, 8, 12): after
-            each of them some of the refined patches leave (see `onward`).
-        adapter: name of the adapter to use, "automatic" for none; default: the first that knows the network.
-        body: names of the blocks, see `maskguided.split`.
-        cut: name of the last block that runs on the whole image, instead of `split_at`.
-        check: whether to compare the parts with the network.
-        settings: keep, patch_size, halo, merge, scorer, coarse_tail, head; see MaskGuided.
-
-    Raises:
-        CannotSplit: the network could not be split; the text says where and what to do.
-        ArgumentError: a setting is out of its range.
-
-    >>> from maskguided.adapters.pan_net import PAN
-    >>> fast = wrap(PAN(features=8, up_features=8, blocks=4), split_at=2, keep=0.25)
-    >>> fast(torch.rand(1, 3, 33, 47)).shape
-    torch.Size([1, 3, 132, 188])
-    """
-    return MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)

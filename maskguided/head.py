@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .errors import ArgumentError
 
-_BLURS = (3, 5, 9)  # LR pixels
+BLURS = (3, 5, 9)  # LR pixels
 ROOT = 1 / 3
 
 
@@ -78,7 +78,7 @@ class LinearScore(nn.Module):
 
     def __init__(self, with_coarse: bool) -> None:
         super().__init__()
-        terms = len(_BLURS) + 2 * with_coarse
+        terms = len(BLURS) + 2 * with_coarse
         self.weight = nn.Parameter(torch.eye(terms)[0], requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.register_buffer("root", torch.tensor(ROOT))
@@ -106,7 +106,7 @@ def energies(x: Tensor, coarse: Tensor | None, patch: int) -> Tensor:
         patch: side of a patch in LR pixels.
     """
     grey = x.float().mean(1, keepdim=True)
-    found = [pool(_detail(grey, size).square(), patch) for size in _BLURS]
+    found = [pool(_detail(grey, size).square(), patch) for size in BLURS]
     if coarse is not None:
         scale = coarse.shape[-1] // x.shape[-1]
         bilinear = F.interpolate(grey, scale_factor=float(scale), mode="bilinear", align_corners=False)

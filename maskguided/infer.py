@@ -223,7 +223,7 @@ def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: 
 
     Other scores need the base, which would run twice, and costs more than it brings (docs/benchmarks.md).
     """
-    if model.scorer != "input" or not 0 < model.keep < 1:
+    if model.scorer != "input" or not 0 < model.keep < 1 or model.min_gain_db is not None:
         return None
     side = grid.patch_size
     parts = [

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, adapters, named
 from .errors import ArgumentError, CheckpointError, MaskGuidedError, MissingDependency
-from .guided import MaskGuided, wrap
+from .guided import MaskGuided
 from .integrations.spandrel_bridge import describe, image_to_image
 from .split import Split
 from .weights import HEAD_FORMAT, read
+from .wrapping import wrap
 
 STARTER = "starter"
 """The small x4 network that ships with the package (see pretrained/README.md)."""

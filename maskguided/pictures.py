@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .base import Explanation
-from .calibrate import Calibration, Point
+from .curve import Calibration, Point
 from .errors import MissingDependency
 from .guided import MaskGuided
 from .images import Image

@@ -1,0 +1,72 @@
+"""How many patches an image needs: an estimate of what refining each of them brings, in dB of the whole image.
+
+One `keep` for all images wastes work on those whose detail the refine part cannot improve, and is short of it on those
+it could improve. PSNR is the logarithm of an image's error, so a patch brings the more the more of that error it takes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .head import BLURS, energies, pool
+
+LEAST = 1e-7
+"""Added to energies before their logarithm: 70 dB below the range of 0..1."""
+_DB = 10 / math.log(10)
+
+
+class GainEstimate(nn.Module):
+    """What refining a patch would take from its squared error, and what error would remain, in closed form.
+
+    The logarithms of both are linear in the logarithms of the patch's energies: what blurs take from the LR image, and
+    each channel of the features at the cut. `calibrate` fits the weights.
+
+    Args:
+        channels: of the features at the cut.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, len(BLURS) + channels), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(2), requires_grad=False)
+
+    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """What `log_energies` sees -> gain and remaining error, (B, rows, cols) each, mean squares on Y, float32."""
+        logs = torch.einsum("btij,ot->boij", seen, self.weight.float()) + self.bias.float().view(1, 2, 1, 1)
+        gain, error = logs.clamp(math.log(LEAST) - 10, 10).exp().unbind(1)
+        return gain, error
+
+
+def log_energies(x: Tensor, features: Tensor, patch: int) -> Tensor:
+    """Logarithms of mean squares over each patch: (B, terms, rows, cols), float32.
+
+    Args:
+        x: LR image (B, C, H, W) in 0..1.
+        features: (B, F, r*H, r*W).
+        patch: side of a patch in LR pixels.
+    """
+    own = pool(features.float().square(), patch * features.shape[-1] // x.shape[-1])
+    return (torch.cat([energies(x, None, patch), own], 1) + LEAST).log()
+
+
+def worth(index: Tensor, gain: Tensor, error: Tensor) -> Tensor:
+    """What each patch brings when patches are refined in this order: dB of PSNR per whole image refined at that rate.
+
+    Args:
+        index: (B, k), the order.
+        gain: (B, rows, cols), what refining takes from the mean squared error of each patch.
+        error: (B, rows, cols), what remains of it when all are refined.
+
+    Returns:
+        (B, k): the slope of the image's PSNR against keep, patch by patch.
+
+    >>> gain, error = torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[1.0, 1.0]]])
+    >>> worth(torch.tensor([[0, 1]]), gain, error)[0].tolist() == [2 * _DB * 3 / 6, 2 * _DB * 1 / 3]
+    True
+    """
+    ordered = gain.flatten(1).gather(1, index)
+    before = gain.sum((1, 2))[:, None] - (ordered.cumsum(1) - ordered)  # not taken yet
+    return _DB * gain[0].numel() * ordered / (error.sum((1, 2))[:, None] + before)
