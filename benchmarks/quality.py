@@ -5,15 +5,18 @@
 
 Without --lr, LR is basicsr's bicubic of HR. Everything runs through the real window path, halo counted. Beside each
 scorer stand the choice by the error map (refined against coarse, what no fast network can know) and a random one.
+With --min-gain 0.3,0.2 each image decides how many patches it needs, if calibrate --per-image has made the file.
 With --rounds 3 the scorer's way is timed beside the dense network, A B A B: leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import operator
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +25,10 @@ from torch import Tensor
 import maskguided
 from maskguided import MaskGuided, bench, metrics
 from maskguided.images import list_images, read_image
+from maskguided.patches import select
 from maskguided.samples import reduce, to_tensor
 from maskguided.stages import patch_error
-from maskguided.timing import Ratio, alternate, at_keep, ratio
+from maskguided.timing import Ratio, alternate, at, ratio
 
 from .small_networks import NETWORKS, network
 
@@ -47,28 +51,52 @@ def psnr(fast: MaskGuided, image: Tensor, pair: bench.Pair) -> float:
     return metrics.psnr(pixels, np.ascontiguousarray(pair.hr[: pixels.shape[0], : pixels.shape[1]]), fast.scale)
 
 
+Setting = tuple[str, float]
+"""keep or min_gain_db, and its value."""
+
+
+class Found(NamedTuple):
+    """What a setting does to an image."""
+
+    share: float
+    """Of its patches that are refined."""
+    drops: dict[str, float]
+    """dB to the dense network, by what ranks the patches."""
+
+
 @torch.inference_mode()
-def losses(fast: MaskGuided, pair: bench.Pair, keeps: list[float]) -> dict[tuple[float, str], float]:
-    """dB to the dense network for each keep and way of choosing."""
+def losses(fast: MaskGuided, pair: bench.Pair, settings: list[Setting]) -> list[Found]:
+    """For each setting, the drop by the scorer's ranking and by others, of as many patches."""
     dense = psnr(fast, fast.unwrap()(pair.lr), pair)
     base = fast.run_base(pair.lr)
     error = patch_error(fast, base, fast.refine(base, base.every), fast.coarse_image(base))
     random = torch.rand(error.shape, generator=torch.Generator().manual_seed(0))
-    found = {}
-    for keep in keeps:
-        fast.keep = keep
-        for name, score in ((fast.scorer, fast.score(base)), ("error map", error), ("random", random)):
-            image = fast.refine(base, fast.choose(base, score))
-            found[keep, name] = psnr(fast, image, pair) - dense
+    found = []
+    for setting in settings:
+        setattr(fast, *setting)
+        index = fast.choose(base)
+        k = index.shape[1]
+        ways = {fast.scorer: index, "error map": select(error, k), "random": select(random, k)}
+        drops = {name: psnr(fast, fast.refine(base, index), pair) - dense for name, index in ways.items()}
+        found.append(Found(k / base.grid.count, drops))
     return found
 
 
-def times(fast: MaskGuided, pairs: list[bench.Pair], keeps: list[float], rounds: int) -> dict[float, Ratio]:
-    """By keep: the time for all images as a share of the dense network's, median over the rounds and spread."""
-    runs: dict[float | None, Callable[[Tensor], object]] = {None: fast.unwrap()}
-    runs.update({keep: at_keep(fast, keep) for keep in keeps})
+def times(fast: MaskGuided, pairs: list[bench.Pair], settings: list[Setting], rounds: int) -> list[Ratio]:
+    """Of each setting the time for all images as a share of the dense network's, median over the rounds and spread."""
+    runs: dict[Setting | None, Callable[[Tensor], object]] = {None: fast.unwrap()}
+    runs.update({setting: at(fast, *setting) for setting in settings})
     seconds = alternate(runs, [pair.lr for pair in pairs], rounds)
-    return {keep: ratio(seconds[keep], seconds[None]) for keep in keeps}
+    return [ratio(seconds[setting], seconds[None]) for setting in settings]
+
+
+def share_of_macs(fast: MaskGuided, pairs: list[bench.Pair], shares: list[float]) -> float:
+    """MACs of all images, of each of which that share is refined, to the dense network's."""
+    costs = []
+    for pair, share in zip(pairs, shares, strict=True):
+        fast.keep = share
+        costs.append(fast.cost(*pair.lr.shape[2:]))
+    return sum(cost.guided for cost in costs) / sum(cost.dense for cost in costs)
 
 
 def main() -> None:
@@ -80,6 +108,7 @@ def main() -> None:
     parser.add_argument("--lr", type=Path)
     parser.add_argument("--last", type=int, help="only so many images, the last by name: those held out of training")
     parser.add_argument("--keep", default="0.25,0.5")
+    parser.add_argument("--min-gain", default="", help="dB, one or several as 0.3,0.2")
     parser.add_argument("--scorer")
     parser.add_argument("--coarse-on")
     parser.add_argument("--patch-size", type=int)
@@ -94,19 +123,24 @@ def main() -> None:
     fast = maskguided.load(args.head, network(args.weights, args.network), **changes)
     fast = fast.to(memory_format=torch.channels_last).eval()
     pairs = read(args.hr, args.lr, fast.scale, args.last)
-    keeps = [float(keep) for keep in args.keep.split(",")]
-    found = [losses(fast, pair, keeps) for pair in pairs]
+    settings = [("keep", float(keep)) for keep in args.keep.split(",") if keep]
+    settings += [("min_gain_db", float(least)) for least in args.min_gain.split(",") if least]
+    found = [losses(fast, pair, settings) for pair in pairs]
     print(f"{len(pairs)} images; split {fast.split.split_at}, {fast.merge}, patch {fast.patch_size}, halo {fast.halo}")
-    timed = times(fast, pairs, keeps, args.rounds) if args.rounds else {}
-    print("| keep | MACs | time (spread) | score | dB to dense (Y, uint8, border = scale) |\n|" + " --- |" * 5)
-    for keep in keeps:
-        fast.keep = keep
-        costs = [fast.cost(*pair.lr.shape[2:]) for pair in pairs]
-        share = sum(cost.guided for cost in costs) / sum(cost.dense for cost in costs)
-        for name in (fast.scorer, "error map", "random"):
-            time = "{:.3f} ({:.0%})".format(*timed[keep]) if name == fast.scorer and timed else ""
-            loss = statistics.mean(one[keep, name] for one in found)
-            print(f"| {keep:g} | {share:.3f} | {time} | {name} | {loss:+.3f} |")
+    timed = times(fast, pairs, settings, args.rounds) if args.rounds else []
+    print("| setting | patches | MACs | time (spread) | score | dB to dense (Y, uint8, border = scale) | worst |")
+    print("|" + " --- |" * 7)
+    for number, setting in enumerate(settings):
+        of_images = [one[number] for one in found]
+        shares = [one.share for one in of_images]
+        sizes = [pair.lr.shape[2] * pair.lr.shape[3] for pair in pairs]
+        share = sum(map(operator.mul, shares, sizes)) / sum(sizes)
+        macs = share_of_macs(fast, pairs, shares)
+        for name in of_images[0].drops:
+            time = "{:.3f} ({:.0%})".format(*timed[number]) if name == fast.scorer and timed else ""
+            drops = [one.drops[name] for one in of_images]
+            ends = f"{name} | {statistics.mean(drops):+.3f} | {min(drops):+.3f} |"
+            print(f"| {setting[0]} {setting[1]:g} | {share:.3f} | {macs:.3f} | {time} | {ends}")
 
 
 if __name__ == "__main__":

@@ -54,10 +54,17 @@ def at_keep(
     fast: MaskGuided, keep: float, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[Tensor], Tensor]:
     """`fast` at that keep, whatever it is set to before; run by `forward` where that is another way (compiled)."""
+    return at(fast, "keep", keep, forward)
+
+
+def at(
+    fast: MaskGuided, setting: str, value: float, forward: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The same with any setting that can be changed: keep or min_gain_db."""
     forward = forward or fast
 
     def run(x: Tensor) -> Tensor:
-        fast.keep = keep
+        setattr(fast, setting, value)
         return forward(x)
 
     return run
