@@ -129,10 +129,12 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
         seen.append(log_energies(x, base.state[fast.split.features], fast.patch_size).flatten(2)[0].double())
         images_of.append(torch.full_like(gains[-1], number, dtype=torch.long))
     wanted = torch.stack([torch.cat(gains), torch.cat(errors)]).double()  # (2, patches)
-    weight, bias = _log_regression(torch.cat(seen, 1), wanted, torch.cat(images_of))
+    every = torch.cat(seen, 1)
+    weight, bias = _log_regression(every, wanted, torch.cat(images_of))
     fast.estimate = GainEstimate(fast.split.feature_channels).to(images[0].lr)
     fast.estimate.weight.copy_(weight)
     fast.estimate.bias.copy_(bias)
+    fast.estimate.seen.copy_(torch.stack([every.amin(1), every.amax(1)]))
 
 
 def _log_regression(seen: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

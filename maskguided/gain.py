@@ -16,13 +16,16 @@ from .head import BLURS, energies, pool
 LEAST = 1e-7
 """Added to energies before their logarithm: 70 dB below the range of 0..1."""
 _DB = 10 / math.log(10)
+_ROUNDING = 1 / 12 / 255**2
+"""The squared error of rounding to 8 bits, which remains whatever is refined."""
 
 
 class GainEstimate(nn.Module):
     """What refining a patch would take from its squared error, and what error would remain, in closed form.
 
     The logarithms of both are linear in the logarithms of the patch's energies: what blurs take from the LR image, and
-    each channel of the features at the cut. `calibrate` fits the weights.
+    each channel of the features at the cut. `calibrate` fits the weights. Energies beyond what it has seen count as the
+    nearest that it has.
 
     Args:
         channels: of the features at the cut.
@@ -32,12 +35,14 @@ class GainEstimate(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2, len(BLURS) + channels), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(2), requires_grad=False)
+        self.seen = nn.Parameter(torch.zeros(2, self.weight.shape[1]), requires_grad=False)  # least and most
 
     def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """What `log_energies` sees -> gain and remaining error, (B, rows, cols) each, mean squares on Y, float32."""
-        logs = torch.einsum("btij,ot->boij", seen, self.weight.float()) + self.bias.float().view(1, 2, 1, 1)
-        gain, error = logs.clamp(math.log(LEAST) - 10, 10).exp().unbind(1)
-        return gain, error
+        least, most = self.seen.float()[:, None, :, None, None]
+        logs = torch.einsum("btij,ot->boij", seen.clamp(least, most), self.weight.float())
+        gain, error = (logs + self.bias.float().view(1, 2, 1, 1)).exp().unbind(1)
+        return gain, error + _ROUNDING
 
 
 def log_energies(x: Tensor, features: Tensor, patch: int) -> Tensor:
