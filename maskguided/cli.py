@@ -101,6 +101,14 @@ def upscale_command(
     split_at: SplitAt = "auto",
     body: Body = None,
     keep: Keep = None,
+    min_gain: Annotated[
+        float | None,
+        typer.Option(
+            help="Each image refines as many patches as it needs: dB (per whole image) that another must bring; for a "
+            "--head of calibrate --per-image.",
+            show_default="the head's",
+        ),
+    ] = None,
     tile: Annotated[
         int | None,
         typer.Option(
@@ -135,6 +143,10 @@ def upscale_command(
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
     masks = _mask_names(targets) if show_mask else [None] * len(targets)
     loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
+    if min_gain is not None:
+        if keep is not None:
+            raise ArgumentError(f"--keep {keep:g} with --min-gain {min_gain:g}: the one or the other decides; give one")
+        fast.min_gain_db = min_gain
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {_plain(_against_tiles(loaded))}")
     where = pick_device(device)
@@ -143,18 +155,20 @@ def upscale_command(
 
     failed = 0
     with _progress("image") as progress:
-        images = progress.add_task(f"x{fast.scale}, keep={fast.keep:g}", total=len(paths))
+        how = f"keep={fast.keep:g}" + ("" if fast.min_gain_db is None else " on average")
+        images = progress.add_task(f"x{fast.scale}, {how}", total=len(paths))
         for path, target, mask in zip(paths, targets, masks, strict=True):
             started = time.perf_counter()
             try:
                 _refuse_target(target, mask, overwrite)
-                size = _upscale_file(fast, path, target, tile, tile_pad, alpha.value, mask, progress)
+                size, share = _upscale_file(fast, path, target, tile, tile_pad, alpha.value, mask, progress)
             except (MaskGuidedError, OSError) as error:
                 failed += 1
                 err.print(f"[red]failed:[/red] {_plain(error)}")
             else:
                 seconds = time.perf_counter() - started
-                out.print(f"{path.name} -> {target} ({size[1]}x{size[0]}, {seconds:.2f} s)", markup=False)
+                what = f"{size[1]}x{size[0]}, {share:.0%} refined, {seconds:.2f} s"
+                out.print(f"{path.name} -> {target} ({what})", markup=False)
             progress.advance(images)
     if failed:
         err.print(f"{failed} of {len(paths)} failed")
@@ -280,7 +294,8 @@ def _upscale_file(
     alpha: Any,
     mask: Path | None,
     progress: Progress,
-) -> tuple[int, int]:
+) -> tuple[tuple[int, int], float]:
+    """Height and width of the result, and the share of the pixels that was refined."""
     image = read_image(path)
     tiles = progress.add_task(path.name, total=None, visible=tile != 0)
     try:
@@ -294,7 +309,7 @@ def _upscale_file(
     write_image(target, done.image)
     if mask is not None:
         write_image(mask, overlay(resize(image, height, width), done.mask))
-    return height, width
+    return (height, width), float(done.mask.mean())
 
 
 def _target(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path:

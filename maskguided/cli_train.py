@@ -57,6 +57,9 @@ def calibrate_command(
     max_time: Annotated[
         float | None, typer.Option(help="Share of the dense network's time that may be spent, measured here and now.")
     ] = None,
+    per_image: Annotated[
+        bool, typer.Option("--per-image", help="Each image decides how many patches it needs; budgets hold on average.")
+    ] = False,
     side: Annotated[int, typer.Option(help="Largest side of an image in LR pixels; more is cut off.", min=16)] = 128,
     threads: Threads = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (.png, .pdf, .svg).")] = None,
@@ -84,6 +87,7 @@ def calibrate_command(
             max_time=max_time,
             split_at=search,  # type: ignore[arg-type]
             fit=fit or ("all" if head is None else "nothing"),  # type: ignore[arg-type]
+            per_image=per_image,
             progress=lambda what: bar.update(task, description=what),
         )
     checkpoint.save(fast, output)
