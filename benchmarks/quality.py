@@ -90,13 +90,15 @@ def times(fast: MaskGuided, pairs: list[bench.Pair], settings: list[Setting], ro
     return [ratio(seconds[setting], seconds[None]) for setting in settings]
 
 
-def share_of_macs(fast: MaskGuided, pairs: list[bench.Pair], shares: list[float]) -> float:
-    """MACs of all images, of each of which that share is refined, to the dense network's."""
-    costs = []
+def share_of_macs(fast: MaskGuided, pairs: list[bench.Pair], shares: list[float], whole: bool) -> float:
+    """MACs of all images to the dense network's, by the share that is refined of each; `whole`: at 1, the network's."""
+    spent = dense = 0
     for pair, share in zip(pairs, shares, strict=True):
         fast.keep = share
-        costs.append(fast.cost(*pair.lr.shape[2:]))
-    return sum(cost.guided for cost in costs) / sum(cost.dense for cost in costs)
+        cost = fast.cost(*pair.lr.shape[2:])
+        spent += cost.dense if whole and share == 1 else cost.guided
+        dense += cost.dense
+    return spent / dense
 
 
 def main() -> None:
@@ -135,7 +137,7 @@ def main() -> None:
         shares = [one.share for one in of_images]
         sizes = [pair.lr.shape[2] * pair.lr.shape[3] for pair in pairs]
         share = sum(map(operator.mul, shares, sizes)) / sum(sizes)
-        macs = share_of_macs(fast, pairs, shares)
+        macs = share_of_macs(fast, pairs, shares, setting[0] == "min_gain_db")
         for name in of_images[0].drops:
             time = "{:.3f} ({:.0%})".format(*timed[number]) if name == fast.scorer and timed else ""
             drops = [one.drops[name] for one in of_images]

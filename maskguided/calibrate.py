@@ -113,12 +113,13 @@ def calibrate(
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
     progress("running the dense network")
     known = [_known(fast, image) for image in images]
+    fast.keep = fast.keep  # the same for all, whatever was
     if not known:
         raise ArgumentError("calibrate: no images; give a handful of LR images")
     if split_at == "auto":
         _search(fast, known, budget, progress)
     prices = _fit_for(fast, known, fit, budget, progress)
-    least = _per_image(fast, known, progress) if per_image else None
+    least = _per_image(fast, known, prices, progress) if per_image else None
     curve = tuple(_measure(fast, known, prices, keep, progress, least) for keep in KEEPS)
     keep = _keep_for(fast, curve, prices, budget)
     chosen = _measure(fast, known, prices, keep, progress, least)
@@ -163,10 +164,11 @@ def _guesses(fast: MaskGuided) -> bool:
     return fast.exchange and len(fast.split.cuts) == 1
 
 
-def _per_image(fast: MaskGuided, images: Sequence[Known], progress: Progress) -> _Least:
+def _per_image(fast: MaskGuided, images: Sequence[Known], prices: _Priced, progress: Progress) -> _Least:
     """Fit the gain estimate; from then on a mean keep over `images` is what another patch must bring."""
     progress("fitting the gain estimate")
-    fit_gain(fast, [known if known.hr is not None else _within(fast, known.lr) for known in images])
+    truths = [known if known.hr is not None else _within(fast, known.lr) for known in images]
+    fit_gain(fast, truths, prices.paid.keep(1.0))
     slopes = []
     for known in images:
         base = fast.run_base(known.lr)
@@ -240,15 +242,17 @@ def _measure(
     progress(f"measuring keep={keep:.2f}")
     before = fast.keep
     _set(fast, keep, least)
-    drops = []
+    drops, numbers = [], []
     for known in images:
-        error = _mse(fast(known.lr), known.truth, fast.scale)
+        image, index = fast.restore(known.lr)
+        numbers.append(index.shape[1])
+        error = _mse(image, known.truth, fast.scale)
         if known.hr is None:  # the truth is the dense image: the errors of both to the real one add up
             error += known.floor
         drops.append(10 * math.log10(error / known.floor))
     fast.keep = before
     time = None if prices.clock is None else prices.clock.at(keep)
-    return Point(keep, prices.macs.at(keep), time, sum(drops) / len(drops))
+    return Point(keep, prices.macs.of(numbers, whole=least is not None), time, sum(drops) / len(drops))
 
 
 def _keep_for(fast: MaskGuided, curve: Sequence[Point], prices: _Priced, budget: Budget) -> float:

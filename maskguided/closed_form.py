@@ -113,8 +113,10 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
     fast.linear.bias.copy_((average - weights @ middle[:, 0]) / largest)
 
 
-def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
+def fit_gain(fast: MaskGuided, images: Sequence[Known], whole: float) -> None:
     """Fit the estimate of what refining a patch brings (see GainEstimate) to images whose HR is known.
+
+    Above the share `whole` of the patches an image will run through the whole network.
 
     The regression is of logarithms, whose mean is not the logarithm of the mean: what is left of that over an image, in
     the median of the images, is corrected.
@@ -125,8 +127,7 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
         base = fast.run_base(known.lr)
         gains.append(patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every)).flatten())
         errors.append(patch_error(fast, base, known.dense, known.hr).flatten())
-        x = continued(base.x, base.grid.height, base.grid.width)
-        seen.append(log_energies(x, base.state[fast.split.features], fast.patch_size).flatten(2)[0].double())
+        seen.append(log_energies(base, fast.split.features, fast.patch_size).flatten(2)[0].double())
         images_of.append(torch.full_like(gains[-1], number, dtype=torch.long))
     wanted = torch.stack([torch.cat(gains), torch.cat(errors)]).double()  # (2, patches)
     every = torch.cat(seen, 1)
@@ -134,6 +135,7 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
     fast.estimate = GainEstimate(fast.split.feature_channels).to(images[0].lr)
     fast.estimate.weight.copy_(weight)
     fast.estimate.bias.copy_(bias)
+    fast.estimate.whole.fill_(whole)
     fast.estimate.seen.copy_(torch.stack([every.amin(1), every.amax(1)]))
 
 

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .base import Base
+from .coarse import continued
 from .head import BLURS, energies, pool
 
 LEAST = 1e-7
@@ -36,6 +38,8 @@ class GainEstimate(nn.Module):
         self.weight = nn.Parameter(torch.zeros(2, len(BLURS) + channels), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(2), requires_grad=False)
         self.seen = nn.Parameter(torch.zeros(2, self.weight.shape[1]), requires_grad=False)  # least and most
+        self.whole = nn.Parameter(torch.ones(()), requires_grad=False)
+        """Share of the patches above which the whole network costs less than their windows."""
 
     def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """What `log_energies` sees -> gain and remaining error, (B, rows, cols) each, mean squares on Y, float32."""
@@ -45,16 +49,18 @@ class GainEstimate(nn.Module):
         return gain, error + _ROUNDING
 
 
-def log_energies(x: Tensor, features: Tensor, patch: int) -> Tensor:
+def log_energies(base: Base, features: str, patch: int) -> Tensor:
     """Logarithms of mean squares over each patch: (B, terms, rows, cols), float32.
 
     Args:
-        x: LR image (B, C, H, W) in 0..1.
-        features: (B, F, r*H, r*W).
+        base: of an LR image in 0..1.
+        features: name of the live value (B, F, r*H, r*W) that is looked at.
         patch: side of a patch in LR pixels.
     """
-    own = pool(features.float().square(), patch * features.shape[-1] // x.shape[-1])
-    return (torch.cat([energies(x, None, patch), own], 1) + LEAST).log()
+    height, width = base.grid.height, base.grid.width
+    own = base.state[features].float().square()
+    means = energies(continued(base.x, height, width), None, patch), pool(own, patch * own.shape[-1] // width)
+    return (torch.cat(means, 1) + LEAST).log()
 
 
 def worth(index: Tensor, gain: Tensor, error: Tensor) -> Tensor:

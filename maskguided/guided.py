@@ -216,22 +216,25 @@ class MaskGuided(nn.Module):
         if score.shape != expected:
             raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
         index = select(score, k)
-        if self.min_gain_db is None:
+        if self.min_gain_db is None or self.estimate is None:
             return index
         enough = self.worth(base, index) > self.min_gain_db
-        return index[:, : int(enough.sum(1).max())]
+        k = int(enough.sum(1).max())
+        return index[:, :k] if k <= self.estimate.whole * base.grid.count else index
 
     def worth(self, base: Base, index: Tensor) -> Tensor:
         """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.worth`."""
         assert self.estimate is not None  # see min_gain_db
-        x = continued(base.x, base.grid.height, base.grid.width)
-        return worth(index, *self.estimate(log_energies(x, base.state[self.split.features], self.patch_size)))
+        return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
     def refine(self, base: Base, index: Tensor, *, last: bool = False) -> Tensor:
         """The image (B, C', s*H, s*W) with the patches of `index` (B, k), best first, refined.
 
-        `last`: `base` is of no more use after this, so what it holds may be freed on the way.
+        `last`: `base` is of no more use after this, so what it holds may be freed on the way. An image that is free
+        to choose (min_gain_db) and chooses all patches goes through the network as a whole.
         """
+        if self.min_gain_db is not None and index.shape[1] == base.grid.count:
+            return self._cropped(self.split.rest(base.state), base)
         if self.coarse_tail is None:
             return self._cropped(self.split.tail(self._refine_features(base, index, last)), base)
         if index.shape[1] == 0:
@@ -343,7 +346,7 @@ class MaskGuided(nn.Module):
 
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`), in every image."""
-        like = self._like()
+        like = next(p for p in self.model.parameters() if p.is_floating_point())
         shape, keep, least = (1, self.split.probe.in_channels, height, width), self.keep, self.min_gain_db
         try:
             self.keep = keep
@@ -389,9 +392,6 @@ class MaskGuided(nn.Module):
             f"split_at={', '.join(map(str, self.split.cuts))} of {len(self.split.blocks)}, keep={self.keep:g}, "
             f"patch_size={self.patch_size}, halo={self.halo}, merge={self.merge}, scorer={self.scorer}"
         )
-
-    def _like(self) -> Tensor:
-        return next(p for p in self.model.parameters() if p.is_floating_point())
 
     def accepted(self, x: Tensor) -> Tensor:
         """`x` (B, C, H, W), continued to a size that the network accepts; most accept any."""

@@ -49,10 +49,14 @@ class Macs:
 
     def at(self, keep: float) -> float:
         """Share of the dense MACs, over all images."""
+        return self.of([grid.k(keep) for grid, _ in self._sizes])
+
+    def of(self, numbers: Sequence[int], whole: bool = False) -> float:
+        """Share of the dense MACs for so many patches of each image; `whole`: where that is all, the network's own."""
         spent = 0
-        for grid, size in self._sizes:
-            k, (_, coarse, first, each) = grid.k(keep), self._counted[size]
-            spent += coarse if k == 0 else first + (k - 1) * each
+        for (grid, size), k in zip(self._sizes, numbers, strict=True):
+            dense, coarse, first, each = self._counted[size]
+            spent += dense if whole and k == grid.count else coarse if k == 0 else first + (k - 1) * each
         return spent / sum(self._counted[size][0] for _, size in self._sizes)
 
     def keep(self, budget: float) -> float:
