@@ -11,7 +11,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ from .curve import Budget, Calibration, Point
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .patches import select
-from .prices import Clock, Macs, Prices
+from .prices import Clock, Macs, Prices, Spread
 from .settings import check_one_of
 from .split import Merge, Split
 from .stages import dense_image, luma
@@ -34,8 +34,6 @@ from .stages import dense_image, luma
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]
 Fit = Literal["all", "score", "context", "nothing"]
-_Least = Callable[[float], float]
-"""From a keep on average to the dB that another patch must bring."""
 _Windows = tuple[int, int, bool]  # patch size, halo, exchange
 
 
@@ -45,11 +43,13 @@ class _Priced:
 
     macs: Macs
     clock: Clock | None
+    spread: Spread | None = None
+    """Where each image decides how many patches it needs."""
 
     @property
     def paid(self) -> Prices:
         """What the budget is in."""
-        return self.clock or self.macs
+        return self.clock or self.spread or self.macs
 
 
 @torch.inference_mode(False)
@@ -119,11 +119,12 @@ def calibrate(
     if split_at == "auto":
         _search(fast, known, budget, progress)
     prices = _fit_for(fast, known, fit, budget, progress)
-    least = _per_image(fast, known, prices, progress) if per_image else None
-    curve = tuple(_measure(fast, known, prices, keep, progress, least) for keep in KEEPS)
+    if per_image:
+        prices = _per_image(fast, known, prices, progress)
+    curve = tuple(_measure(fast, known, prices, keep, progress) for keep in KEEPS)
     keep = _keep_for(fast, curve, prices, budget)
-    chosen = _measure(fast, known, prices, keep, progress, least)
-    _set(fast, keep, least)
+    chosen = _measure(fast, known, prices, keep, progress)
+    _set(fast, keep, prices)
     estimated = any(image.hr is None for image in known)
     sizes = fast.patch_size, fast.halo
     return Calibration(
@@ -164,30 +165,24 @@ def _guesses(fast: MaskGuided) -> bool:
     return fast.exchange and len(fast.split.cuts) == 1
 
 
-def _per_image(fast: MaskGuided, images: Sequence[Known], prices: _Priced, progress: Progress) -> _Least:
-    """Fit the gain estimate; from then on a mean keep over `images` is what another patch must bring."""
+def _per_image(fast: MaskGuided, images: Sequence[Known], prices: _Priced, progress: Progress) -> _Priced:
+    """Fit the gain estimate; what the network costs when each of the images decides."""
     progress("fitting the gain estimate")
-    truths = [known if known.hr is not None else _within(fast, known.lr) for known in images]
-    fit_gain(fast, truths, prices.paid.keep(1.0))
+    whole = prices.paid.keep(1.0)
+    fit_gain(fast, [known if known.hr is not None else _within(fast, known.lr) for known in images], whole)
     slopes = []
     for known in images:
         base = fast.run_base(known.lr)
         index = select(fast.score(base), base.grid.count)
-        slopes.append(fast.worth(base, index).flatten())
-    every = torch.cat(slopes).sort(descending=True).values.cpu()
-
-    def least(keep: float) -> float:
-        k = int(keep * len(every) + 0.5)
-        return 0.0 if k == len(every) else float(every[k])
-
-    return least
+        slopes.append(fast.worth(base, index)[0].cpu())
+    return replace(prices, spread=Spread(slopes, whole, prices.macs))
 
 
-def _set(fast: MaskGuided, keep: float, least: _Least | None) -> None:
-    """The same keep for all images, or on average over those that `least` is of."""
+def _set(fast: MaskGuided, keep: float, prices: _Priced) -> None:
+    """The same keep for all images, or on average over those that the prices are of."""
     fast.keep = keep
-    if least is not None:
-        fast.min_gain_db = least(keep)
+    if prices.spread is not None:
+        fast.min_gain_db = prices.spread.least(keep)
 
 
 def _within(fast: MaskGuided, lr: Tensor) -> Known:
@@ -230,29 +225,20 @@ def _mse(a: Tensor, b: Tensor, border: int) -> float:
     return max(float(error.square().mean()), 1e-10)
 
 
-def _measure(
-    fast: MaskGuided,
-    images: Sequence[Known],
-    prices: _Priced,
-    keep: float,
-    progress: Progress,
-    least: _Least | None = None,
-) -> Point:
+def _measure(fast: MaskGuided, images: Sequence[Known], prices: _Priced, keep: float, progress: Progress) -> Point:
     """Cost and drop at a keep, the same for all or on average, by running it."""
     progress(f"measuring keep={keep:.2f}")
     before = fast.keep
-    _set(fast, keep, least)
-    drops, numbers = [], []
+    _set(fast, keep, prices)
+    drops = []
     for known in images:
-        image, index = fast.restore(known.lr)
-        numbers.append(index.shape[1])
-        error = _mse(image, known.truth, fast.scale)
+        error = _mse(fast(known.lr), known.truth, fast.scale)
         if known.hr is None:  # the truth is the dense image: the errors of both to the real one add up
             error += known.floor
         drops.append(10 * math.log10(error / known.floor))
     fast.keep = before
     time = None if prices.clock is None else prices.clock.at(keep)
-    return Point(keep, prices.macs.of(numbers, whole=least is not None), time, sum(drops) / len(drops))
+    return Point(keep, (prices.spread or prices.macs).at(keep), time, sum(drops) / len(drops))
 
 
 def _keep_for(fast: MaskGuided, curve: Sequence[Point], prices: _Priced, budget: Budget) -> float:

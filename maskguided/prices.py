@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .guided import MaskGuided
@@ -58,6 +59,37 @@ class Macs:
             dense, coarse, first, each = self._counted[size]
             spent += dense if whole and k == grid.count else coarse if k == 0 else first + (k - 1) * each
         return spent / sum(self._counted[size][0] for _, size in self._sizes)
+
+    def keep(self, budget: float) -> float:
+        """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
+        return _largest(self.at, budget)
+
+
+class Spread:
+    """So many patches of each image that an equal slope is reached on all: what a keep on average means to each.
+
+    Args:
+        slopes: of each image, what its patches bring, (patches,), best first (see `gain.worth`).
+        whole: share of the patches above which an image runs the whole network.
+        macs: prices of these images.
+    """
+
+    def __init__(self, slopes: Sequence[Tensor], whole: float, macs: Macs) -> None:
+        self._slopes, self._whole, self._macs = slopes, whole, macs
+        self._every = torch.cat(list(slopes)).sort(descending=True).values
+
+    def least(self, keep: float) -> float:
+        """The dB that another patch must bring, where so many are to be refined on average."""
+        k = int(keep * len(self._every) + 0.5)
+        return 0.0 if k == len(self._every) else float(self._every[k])
+
+    def at(self, keep: float) -> float:
+        """Share of the dense MACs, over all images."""
+        least, numbers = self.least(keep), []
+        for slopes in self._slopes:
+            k = int((slopes > least).sum())
+            numbers.append(k if k <= self._whole * len(slopes) else len(slopes))
+        return self._macs.of(numbers, whole=True)
 
     def keep(self, budget: float) -> float:
         """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
