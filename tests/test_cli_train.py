@@ -55,6 +55,24 @@ def test_from_photographs_to_a_head_that_upscale_takes(folder):
     assert read_image(folder / "sr" / "coffee_out.png").shape == (160, 160, 3)
 
 
+def test_images_decide_on_the_command_line(folder):
+    head, weights = folder / "decides.safetensors", ["-w", folder / "pan.pth"]
+    done = run(
+        "calibrate", "-i", folder / "lr", "--hr", folder / "hr", *weights, "-o", head, *WRAP, "--max-cost", 0.8,
+        "--per-image", "--plot", folder / "decides.png",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "on average" in done.output
+    common = ["upscale", "-i", folder / "lr" / "coffee.png", *weights, "--head", head, "--device", "cpu", "--overwrite"]
+    shown = {least: run(*common, "-o", folder / "decided.png", "--min-gain", least).output for least in (0, 1e9)}
+    assert "100% refined" in shown[0] and " 0% refined" in shown[1e9]
+    assert "20% refined" in run(*common, "-o", folder / "decided.png", "--keep", 0.2).output
+    both = run(*common, "-o", folder / "decided.png", "--keep", 0.2, "--min-gain", 1)
+    assert "give one" in str(both.exception)
+    fresh = run("upscale", "-i", folder / "lr", *weights, "-o", folder / "fresh", "--min-gain", 1, "--device", "cpu")
+    assert "per_image=True" in str(fresh.exception)
+
+
 def test_explain_draws_six_panels(folder):
     pytest.importorskip("matplotlib")
     done = run(
