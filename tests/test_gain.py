@@ -79,10 +79,12 @@ def test_more_gain_asked_for_means_fewer_patches():
     for least in (0.0, 0.01, 0.1, 1.0, 10.0, 1e9):
         fast.min_gain_db = least
         counts.append(shares(fast, [x])[0])
-    assert counts == sorted(counts, reverse=True) and len(set(counts)) > 2
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) > 2
     assert torch.equal(fast(x), coarse)
     fast.min_gain_db = 0
-    assert counts[0] == 1 and difference(fast(x), fast.unwrap()(x)) < 1e-6  # windows alone: only the whole is exact
+    assert counts[0] == 1
+    assert difference(fast(x), fast.unwrap()(x)) < 1e-6
 
 
 @torch.no_grad()
@@ -104,14 +106,16 @@ def test_images_differ_and_a_batch_takes_what_its_neediest_needs():
     images = photographs()
     fast.estimate.whole.fill_(1.0)
     own = shares(fast, images)
-    assert max(own) - min(own) > 0.1 and found.min_gain_db == fast.min_gain_db
+    assert max(own) - min(own) > 0.1
+    assert found.min_gain_db == fast.min_gain_db
     assert shares(fast, [torch.cat(images)]) == [max(own)]
 
 
 def test_setting_keep_ends_it_and_cost_does_not():
     fast, _ = decided()
     least = fast.min_gain_db
-    assert least is not None and fast.cost(40, 40).keep == fast.keep
+    assert least is not None
+    assert fast.cost(40, 40).keep == fast.keep
     assert fast.min_gain_db == least
     fast.keep = 0.25
     assert fast.min_gain_db is None
@@ -140,7 +144,8 @@ def test_a_budget_holds_on_average(budget):
     assert found.chosen.drop <= budget.get("max_drop_db", math.inf) * 1.1
     assert found.chosen.keep == pytest.approx(0.4) or budget
     assert max(point.macs for point in found.curve) <= 1.0  # never dearer than the whole network
-    assert "on average" in str(found) and f"{found.min_gain_db:.3f} dB" in str(found)
+    assert "on average" in str(found)
+    assert f"{found.min_gain_db:.3f} dB" in str(found)
 
 
 def test_calibrating_again_without_it_ends_it():
@@ -152,7 +157,8 @@ def test_calibrating_again_without_it_ends_it():
 def test_without_hr_images_their_reductions_do():
     fast = wrapped(keep=0.2)
     found = maskguided.calibrate(fast, photographs(side=80), per_image=True)
-    assert found.estimated and fast.min_gain_db is not None
+    assert found.estimated
+    assert fast.min_gain_db is not None
     fast.estimate.whole.fill_(1.0)
     assert sum(shares(fast, photographs(side=80))) / 4 == pytest.approx(0.2, abs=0.01)
     with pytest.raises(ArgumentError, match="give HR images"):
@@ -188,7 +194,8 @@ def test_each_tile_decides_for_itself():
     fast.min_gain_db = 3.0
     whole, tiled = upscale(fast, pixels, tile=0), upscale(fast, pixels, tile=32, tile_pad=8)
     assert whole.image.shape == tiled.image.shape == (128, 128, 3)
-    assert 0 < whole.mask.mean() < 1 and 0 < tiled.mask.mean() < 1
+    assert 0 < whole.mask.mean() < 1
+    assert 0 < tiled.mask.mean() < 1
     fast.min_gain_db = 0
     assert upscale(fast, pixels, tile=32, tile_pad=8).mask.all()
 
