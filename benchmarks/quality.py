@@ -24,6 +24,7 @@ from torch import Tensor
 
 import maskguided
 from maskguided import MaskGuided, bench, metrics
+from maskguided.cost import macs
 from maskguided.images import list_images, read_image
 from maskguided.patches import select
 from maskguided.samples import reduce, to_tensor
@@ -96,8 +97,12 @@ def share_of_macs(fast: MaskGuided, pairs: list[bench.Pair], shares: list[float]
     for pair, share in zip(pairs, shares, strict=True):
         fast.keep = share
         cost = fast.cost(*pair.lr.shape[2:])
-        spent += cost.dense if whole and share == 1 else cost.guided
         dense += cost.dense
+        if whole and share == 1:
+            fast.min_gain_db = 0
+            spent += macs(fast, tuple(pair.lr.shape), pair.lr, fast)
+        else:
+            spent += cost.guided
     return spent / dense
 
 
@@ -137,12 +142,12 @@ def main() -> None:
         shares = [one.share for one in of_images]
         sizes = [pair.lr.shape[2] * pair.lr.shape[3] for pair in pairs]
         share = sum(map(operator.mul, shares, sizes)) / sum(sizes)
-        macs = share_of_macs(fast, pairs, shares, setting[0] == "min_gain_db")
+        spent = share_of_macs(fast, pairs, shares, setting[0] == "min_gain_db")
         for name in of_images[0].drops:
             time = "{:.3f} ({:.0%})".format(*timed[number]) if name == fast.scorer and timed else ""
             drops = [one.drops[name] for one in of_images]
             ends = f"{name} | {statistics.mean(drops):+.3f} | {min(drops):+.3f} |"
-            print(f"| {setting[0]} {setting[1]:g} | {share:.3f} | {macs:.3f} | {time} | {ends}")
+            print(f"| {setting[0]} {setting[1]:g} | {share:.3f} | {spent:.3f} | {time} | {ends}")
 
 
 if __name__ == "__main__":

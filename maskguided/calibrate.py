@@ -113,18 +113,21 @@ def calibrate(
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
     progress("running the dense network")
     known = [_known(fast, image) for image in images]
-    fast.keep = fast.keep  # the same for all, whatever was
     if not known:
         raise ArgumentError("calibrate: no images; give a handful of LR images")
+    fast.keep = fast.keep  # the same for all, whatever was
     if split_at == "auto":
         _search(fast, known, budget, progress)
     prices = _fit_for(fast, known, fit, budget, progress)
     if per_image:
         prices = _per_image(fast, known, prices, progress)
     curve = tuple(_measure(fast, known, prices, keep, progress) for keep in KEEPS)
-    keep = _keep_for(fast, curve, prices, budget)
-    chosen = _measure(fast, known, prices, keep, progress)
-    _set(fast, keep, prices)
+    chosen = _measure(fast, known, prices, _keep_for(fast, curve, prices, budget), progress)
+    if budget.drop_db is not None and chosen.drop > budget.drop_db:  # the curve bends between its points
+        safe = next(p for p in curve if p.keep > chosen.keep and p.drop <= budget.drop_db)
+        halfway = _measure(fast, known, prices, (chosen.keep + safe.keep) / 2, progress)
+        chosen = halfway if halfway.drop <= budget.drop_db else safe
+    _set(fast, chosen.keep, prices)
     estimated = any(image.hr is None for image in known)
     sizes = fast.patch_size, fast.halo
     return Calibration(
@@ -168,14 +171,17 @@ def _guesses(fast: MaskGuided) -> bool:
 def _per_image(fast: MaskGuided, images: Sequence[Known], prices: _Priced, progress: Progress) -> _Priced:
     """Fit the gain estimate; what the network costs when each of the images decides."""
     progress("fitting the gain estimate")
-    whole = prices.paid.keep(1.0)
-    fit_gain(fast, [known if known.hr is not None else _within(fast, known.lr) for known in images], whole)
+    fit_gain(fast, [known if known.hr is not None else _within(fast, known.lr) for known in images])
+    assert fast.estimate is not None
+    ends = prices.macs.ends(fast)
+    whole = prices.macs.whole(ends)
+    fast.estimate.whole.fill_(whole)
     slopes = []
     for known in images:
         base = fast.run_base(known.lr)
         index = select(fast.score(base), base.grid.count)
         slopes.append(fast.worth(base, index)[0].cpu())
-    return replace(prices, spread=Spread(slopes, whole, prices.macs))
+    return replace(prices, spread=Spread(slopes, whole, prices.macs, ends))
 
 
 def _set(fast: MaskGuided, keep: float, prices: _Priced) -> None:
@@ -190,8 +196,8 @@ def _within(fast: MaskGuided, lr: Tensor) -> Known:
     pair = _reduced(fast, lr)
     if pair is None:
         raise ArgumentError(
-            f"calibrate: per_image without HR images needs larger ones than {lr.shape[2]}x{lr.shape[3]} LR pixels, of "
-            "which the reduction is looked at; give HR images"
+            f"calibrate: per_image without HR images looks at reductions; {lr.shape[2]}x{lr.shape[3]} LR pixels "
+            f"reduced by the network's scale of {fast.scale} say nothing; give HR images"
         )
     small, truth = pair
     return Known(small, truth, dense_image(fast, small), 0.0)
@@ -350,6 +356,8 @@ def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[T
         raise ArgumentError(
             f"calibrate: an image of shape {shapes}; it takes (C, H, W) or (1, C, H, W), HR images x{fast.scale}"
         )
+    if not all(bool(x.isfinite().all()) for x in (lr, *rest)):
+        raise ArgumentError("calibrate: an image with values that are no numbers (NaN or infinite)")
     if min(lr.shape[2:]) < 3:
         raise ArgumentError(
             f"calibrate: an image of {lr.shape[2]}x{lr.shape[3]} LR pixels; PSNR leaves its border out, so use "

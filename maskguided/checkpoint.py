@@ -26,6 +26,8 @@ __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 _ADDED = ("head", "linear", "coarse_tail", "context", "estimate")
 _MODEL = "model."
 _ESTIMATE = "estimate.weight"
+_FITTED_FOR = ("patch_size", "halo", "exchange", "onward")
+"""What patches cost and bring follows from these."""
 _CHANGEABLE = ("keep", "min_gain_db", "patch_size", "halo", "scorer", "global_ops", "exchange", "coarse_on", "onward")
 _BEFORE_EXCHANGE = {"exchange": False}
 """What a file means that does not say it: those of version 0.1."""
@@ -77,12 +79,20 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     content = _saved(path)
     settings, base = (json.loads(content.metadata[part]) for part in ("settings", "base"))
     _check_same(path, base, {"class": type(model).__qualname__})  # before an adapter says that it does not know it
-    settings = {**_BEFORE_EXCHANGE, **settings, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
+    saved = {**_BEFORE_EXCHANGE, **settings}
+    settings = {**saved, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
     least = settings.pop("min_gain_db", None)
     fast = wrap(model, **settings)
-    if _ESTIMATE in content.tensors:
+    other = [name for name in _FITTED_FOR if name in changes and changes[name] != saved.get(name, changes[name])]
+    tensors = content.tensors
+    if other and _ESTIMATE in tensors:
+        warnings.warn(
+            f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}", stacklevel=2
+        )
+        tensors, least = _without_estimate(tensors), changes.get("min_gain_db")
+    if _ESTIMATE in tensors:
         fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1))
-    _load_added(fast, content.tensors, content, path)
+    _load_added(fast, tensors, content, path)
     fast.min_gain_db = least
     return fast
 
@@ -110,7 +120,11 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
     for what in ("split_at", "merge", "head", *(["coarse_tail"] if fast.merge == "image" else [])):
         if settings[what] != own[what]:
             raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")
-    _load_added(fast, {n: v for n, v in content.tensors.items() if not n.startswith("estimate.")}, content, path)
+    _load_added(fast, _without_estimate(content.tensors), content, path)
+
+
+def _without_estimate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if not name.startswith("estimate.")}
 
 
 def _saved(path: str | Path) -> Weights:
@@ -131,7 +145,8 @@ def _load_added(fast: MaskGuided, tensors: Mapping[str, Tensor], content: Weight
             stacklevel=3,
         )
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
-    added = nn.ModuleDict({name: part for name in _ADDED if (part := getattr(fast, name)) is not None})
+    parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
+    added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:
         parts = complete({name: v for name, v in tensors.items() if name not in trained})
         load_into(added, parts, f"wrapped {own['class']}")

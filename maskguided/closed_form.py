@@ -113,10 +113,8 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
     fast.linear.bias.copy_((average - weights @ middle[:, 0]) / largest)
 
 
-def fit_gain(fast: MaskGuided, images: Sequence[Known], whole: float) -> None:
+def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
     """Fit the estimate of what refining a patch brings (see GainEstimate) to images whose HR is known.
-
-    Above the share `whole` of the patches an image will run through the whole network.
 
     The regression is of logarithms, whose mean is not the logarithm of the mean: what is left of that over an image, in
     the median of the images, is corrected.
@@ -135,7 +133,6 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known], whole: float) -> None:
     fast.estimate = GainEstimate(fast.split.feature_channels).to(images[0].lr)
     fast.estimate.weight.copy_(weight)
     fast.estimate.bias.copy_(bias)
-    fast.estimate.whole.fill_(whole)
     fast.estimate.seen.copy_(torch.stack([every.amin(1), every.amax(1)]))
 
 
@@ -148,7 +145,7 @@ def _log_regression(seen: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor
         image: (n,), the number of the image that each is of.
     """
     logs = (wanted + LEAST).log()
-    middle, spread = seen.mean(1, keepdim=True), seen.std(1, keepdim=True).clamp_min(1e-9)
+    middle, spread = seen.mean(1, keepdim=True), seen.std(1, correction=0, keepdim=True).clamp_min(1e-9)
     unit, average = (seen - middle) / spread, logs.mean(1, keepdim=True)
     gram = unit @ unit.T / unit.shape[1] + _LOG_RIDGE * torch.eye(len(unit)).to(unit)
     weight = torch.linalg.solve(gram, unit @ (logs - average).T / unit.shape[1]).T / spread.T

@@ -142,16 +142,14 @@ class MaskGuided(nn.Module):
     def min_gain_db(self) -> float | None:
         """Where each image decides how many patches it needs: what another must bring. None: `keep` decides.
 
-        dB of PSNR-Y per image refined, the slope of PSNR against keep: at 0.3 an image stops where another tenth of its
-        patches would bring less than 0.03 dB, by an estimate that `calibrate(per_image=True)` fits. Settable at any
-        time after that. In a batch all images get as many patches as the one that needs most.
+        dB of PSNR-Y per image refined: at 0.3 an image stops where another tenth of its patches would bring less than
+        0.03 dB, as `calibrate(per_image=True)` estimates. A batch takes as many patches as its neediest image.
         """
         return self._least
 
     @min_gain_db.setter
     def min_gain_db(self, least: float | None) -> None:
-        check_min_gain(least, self.estimate)
-        self._least = least
+        self._least = check_min_gain(least, self.estimate)
 
     @property
     def onward(self) -> tuple[float, ...]:
@@ -162,6 +160,10 @@ class MaskGuided(nn.Module):
     def onward(self, shares: Sequence[float]) -> None:
         check_onward(shares, len(self.split.cuts) - 1)
         self._onward = tuple(float(share) for share in shares)
+
+    @property
+    def _all_go_on(self) -> bool:
+        return min(self.onward, default=1) == 1
 
     @property
     def scorer(self) -> Scorer:
@@ -207,7 +209,7 @@ class MaskGuided(nn.Module):
     def choose(self, base: Base, score: Tensor | None = None) -> Tensor:
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
         k = base.grid.k(self.keep) if self.min_gain_db is None else base.grid.count
-        ordered = self.min_gain_db is not None or min(self.onward, default=1) < 1
+        ordered = self.min_gain_db is not None or not self._all_go_on
         if k == 0 or (k == base.grid.count and not ordered):
             return base.every[:, :k]
         if score is None:
@@ -218,9 +220,8 @@ class MaskGuided(nn.Module):
         index = select(score, k)
         if self.min_gain_db is None or self.estimate is None:
             return index
-        enough = self.worth(base, index) > self.min_gain_db
-        k = int(enough.sum(1).max())
-        return index[:, :k] if k <= self.estimate.whole * base.grid.count else index
+        k = int((self.worth(base, index) > self.min_gain_db).sum(1).max())
+        return index if self._all_go_on and k > self.estimate.whole * base.grid.count else index[:, :k]
 
     def worth(self, base: Base, index: Tensor) -> Tensor:
         """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.worth`."""
@@ -233,7 +234,7 @@ class MaskGuided(nn.Module):
         `last`: `base` is of no more use after this, so what it holds may be freed on the way. An image that is free
         to choose (min_gain_db) and chooses all patches goes through the network as a whole.
         """
-        if self.min_gain_db is not None and index.shape[1] == base.grid.count:
+        if self.min_gain_db is not None and self._all_go_on and index.shape[1] == base.grid.count:
             return self._cropped(self.split.rest(base.state), base)
         if self.coarse_tail is None:
             return self._cropped(self.split.tail(self._refine_features(base, index, last)), base)

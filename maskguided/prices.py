@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from .cost import macs
 from .guided import MaskGuided
 from .timing import alternate, at_keep, ratio
 
@@ -27,6 +29,13 @@ class Prices(Protocol):
         """The largest keep that costs no more than this; 0 where none does."""
 
 
+class Ends(NamedTuple):
+    """MACs of an image that decides for itself, where it chooses nothing and where it runs whole."""
+
+    none: int
+    whole: int
+
+
 class Macs:
     """Prices in multiply-adds. Each patch refined costs the same, so few are counted.
 
@@ -40,25 +49,44 @@ class Macs:
         keep, self._sizes = fast.keep, [(fast.grid(*size), size) for size in sizes]
         self._counted = {}
         for grid, size in set(self._sizes):
+            most = max(grid.count - 1, 1)  # all of them need no choice
             found = []
-            for k in (1, min(2, grid.count)):
+            for k in (1, most):
                 fast.keep = k / grid.count
                 found.append(fast.cost(*size))
-            first, second = found
-            self._counted[size] = (first.dense, first.coarse, first.guided, second.guided - first.guided)
+            first, last = found
+            each = (last.guided - first.guided) / max(most - 1, 1)
+            self._counted[size] = (first.dense, first.coarse, first.guided, each)
         fast.keep = keep
 
     def at(self, keep: float) -> float:
         """Share of the dense MACs, over all images."""
         return self.of([grid.k(keep) for grid, _ in self._sizes])
 
-    def of(self, numbers: Sequence[int], whole: bool = False) -> float:
-        """Share of the dense MACs for so many patches of each image; `whole`: where that is all, the network's own."""
-        spent = 0
+    def of(self, numbers: Sequence[int], ends: Mapping[tuple[int, int], Ends] | None = None) -> float:
+        """Share of the dense MACs for so many patches of each image; `ends`: what none and all cost there, by size."""
+        spent = 0.0
         for (grid, size), k in zip(self._sizes, numbers, strict=True):
-            dense, coarse, first, each = self._counted[size]
-            spent += dense if whole and k == grid.count else coarse if k == 0 else first + (k - 1) * each
+            _, coarse, first, each = self._counted[size]
+            none, whole = (coarse, None) if ends is None else ends[size]
+            if k == grid.count and whole is not None:
+                spent += whole
+            else:
+                spent += none if k == 0 else first + (k - 1) * each
         return spent / sum(self._counted[size][0] for _, size in self._sizes)
+
+    def ends(self, fast: MaskGuided) -> dict[tuple[int, int], Ends]:
+        """What an image costs that chooses no patch, or all, and so runs whole: choosing included, by size."""
+        return {size: Ends(_chosen(fast, math.inf, size), _chosen(fast, 0.0, size)) for _, size in set(self._sizes)}
+
+    def whole(self, ends: Mapping[tuple[int, int], Ends]) -> float:
+        """Share of the patches above which their windows cost more than the whole network."""
+        budget, first, each = 0.0, 0.0, 0.0
+        for grid, size in self._sizes:
+            budget += ends[size].whole
+            first += self._counted[size][2] - self._counted[size][3]
+            each += self._counted[size][3] * grid.count
+        return min(max((budget - first) / max(each, 1.0), 0.0), 1.0)
 
     def keep(self, budget: float) -> float:
         """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
@@ -72,16 +100,22 @@ class Spread:
         slopes: of each image, what its patches bring, (patches,), best first (see `gain.worth`).
         whole: share of the patches above which an image runs the whole network.
         macs: prices of these images.
+        ends: see `Macs.ends`.
     """
 
-    def __init__(self, slopes: Sequence[Tensor], whole: float, macs: Macs) -> None:
-        self._slopes, self._whole, self._macs = slopes, whole, macs
+    def __init__(
+        self, slopes: Sequence[Tensor], whole: float, macs: Macs, ends: Mapping[tuple[int, int], Ends]
+    ) -> None:
+        self._slopes, self._whole, self._macs, self._ends = slopes, whole, macs, ends
         self._every = torch.cat(list(slopes)).sort(descending=True).values
 
     def least(self, keep: float) -> float:
         """The dB that another patch must bring, where so many are to be refined on average."""
         k = int(keep * len(self._every) + 0.5)
-        return 0.0 if k == len(self._every) else float(self._every[k])
+        if k == len(self._every):
+            return 0.0
+        # Between two patches, so that rounding decides nothing.
+        return float(self._every[k - 1] + self._every[k]) / 2 if k else 1.01 * float(self._every[0])
 
     def at(self, keep: float) -> float:
         """Share of the dense MACs, over all images."""
@@ -89,7 +123,7 @@ class Spread:
         for slopes in self._slopes:
             k = int((slopes > least).sum())
             numbers.append(k if k <= self._whole * len(slopes) else len(slopes))
-        return self._macs.of(numbers, whole=True)
+        return self._macs.of(numbers, self._ends)
 
     def keep(self, budget: float) -> float:
         """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
@@ -120,6 +154,17 @@ class Clock:
     def keep(self, budget: float) -> float:
         """The largest keep that takes no more than this share of the dense network's time; 0 where none does."""
         return _largest(self.at, budget)
+
+
+def _chosen(fast: MaskGuided, least: float, size: tuple[int, int]) -> int:
+    """MACs of an image of that size under that `min_gain_db`."""
+    keep, before = fast.keep, fast.min_gain_db
+    like = next(p for p in fast.model.parameters() if p.is_floating_point())
+    try:
+        fast.min_gain_db = least
+        return macs(fast, (1, fast.split.probe.in_channels, *size), like, fast)
+    finally:
+        fast.keep, fast.min_gain_db = keep, before
 
 
 def _largest(price: Callable[[float], float], budget: float) -> float:

@@ -124,14 +124,17 @@ def check_onward(shares: Sequence[float], further: int) -> None:
         raise ArgumentError(f"onward={tuple(shares)}: shares from 0 to 1 that do not rise, as (0.6, 0.3)")
 
 
-def check_min_gain(least: float | None, estimate: object) -> None:
-    """Refuse to let images decide where nothing estimates what a patch brings, or by a value that is none."""
-    if least is not None and estimate is None:
+def check_min_gain(least: float | None, estimate: object) -> float | None:
+    """`least`; refused where nothing estimates what a patch brings, or where it is no such value."""
+    if least is None:
+        return None
+    if estimate is None:
         raise ArgumentError(
             f"min_gain_db={least}: nothing estimates yet what a patch brings; calibrate(..., per_image=True) first"
         )
-    if least is not None and not least >= 0:
-        raise ArgumentError(f"min_gain_db={least}: use 0 dB (refine all patches) or more")
+    if isinstance(least, str) or not float(least) >= 0:
+        raise ArgumentError(f"min_gain_db={least!r}: use 0 dB (refine all patches) or more")
+    return float(least)
 
 
 def check_choices(**choices: object) -> None:

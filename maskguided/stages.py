@@ -66,8 +66,10 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     """Make the parameters of `stage` trainable and all others not, and return them.
 
     Stages that change the network itself make `fast` hold a copy of it first, so `fast.unwrap()` stays as it was.
+    Images decide no more for themselves (`min_gain_db`): what a patch brings is to be estimated anew after training.
     """
     check_stage(fast, stage)
+    fast.keep = fast.keep  # ends min_gain_db
     if stage in ("refine", "all", "end"):
         fast.own_network()
     fast.requires_grad_(False)
