@@ -130,7 +130,8 @@ def check_min_gain(least: float | None, estimate: object) -> float | None:
         return None
     if estimate is None:
         raise ArgumentError(
-            f"min_gain_db={least}: nothing estimates yet what a patch brings; calibrate(..., per_image=True) first"
+            f"min_gain_db={least}: nothing estimates yet what a patch brings; calibrate(..., per_image=True), or "
+            "`maskguided calibrate --per-image`, first"
         )
     if isinstance(least, str) or not float(least) >= 0:
         raise ArgumentError(f"min_gain_db={least!r}: use 0 dB (refine all patches) or more")

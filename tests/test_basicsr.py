@@ -15,12 +15,13 @@ import pytest
 import torch
 from basicsr_runs import EXAMPLES, SMALL, TRAINS, main, models, run, said, small, weights, write
 from skimage import data
-from support import difference, need_basicsr
+from support import difference, image, need_basicsr
 from torch import nn
 
 import maskguided
 from maskguided.images import read_image, write_image
 from maskguided.integrations import basicsr_command
+from maskguided.integrations.basicsr_network import MaskGuidedSR
 from maskguided.networks import load_network
 from maskguided.weights import read
 
@@ -248,3 +249,20 @@ def test_registering_twice_and_importing_leave_nothing_behind():
     assert {"MaskGuidedSR", "PAN"} <= set(registry.ARCH_REGISTRY.keys())
     assert "MaskGuidedModel" in registry.MODEL_REGISTRY
     assert "torchvision.transforms.functional_tensor" not in sys.modules
+
+
+def test_files_of_images_that_decide_load_where_keep_does(work, tmp_path):
+    """Of a wrap that `calibrate(per_image=True)` has made, basicsr's network takes everything but that."""
+    need_basicsr("basicsr")
+    settings = {"base": small("train_edsr")["network_g"]["base"], "split_at": 2, "context": "linear"}
+    decides, fixed = (MaskGuidedSR(**settings).eval() for _ in range(2))
+    pairs = [(image(1, 3, 32, 32, seed=n), image(1, 3, 128, 128, seed=n + 9)) for n in range(2)]
+    maskguided.calibrate(decides, pairs, per_image=True)
+    maskguided.save(decides, tmp_path / "head.safetensors")
+    torch.save({"params": decides.state_dict()}, tmp_path / "whole.pth")
+    with pytest.warns(UserWarning, match="other weights"):
+        assert "head and coarse tail loaded" in fixed.load(tmp_path / "head.safetensors")
+    assert "a whole MaskGuidedSR" in fixed.load(tmp_path / "whole.pth")
+    assert (fixed.min_gain_db, fixed.estimate) == (None, None)
+    assert torch.equal(fixed.linear.weight, decides.linear.weight)
+    assert "head and coarse tail loaded" in decides.load(tmp_path / "head.safetensors")
