@@ -115,7 +115,7 @@ def calibrate(
     known = [_known(fast, image) for image in images]
     if not known:
         raise ArgumentError("calibrate: no images; give a handful of LR images")
-    fast.keep = fast.keep  # the same for all, whatever was
+    fast.min_gain_db = None  # until the end, the same for all
     if split_at == "auto":
         _search(fast, known, budget, progress)
     prices = _fit_for(fast, known, fit, budget, progress)

@@ -89,7 +89,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
         warnings.warn(
             f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}", stacklevel=2
         )
-        tensors, least = _without_estimate(tensors), changes.get("min_gain_db")
+        tensors, least = without_estimate(tensors), changes.get("min_gain_db")
     if _ESTIMATE in tensors:
         fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1))
     _load_added(fast, tensors, content, path)
@@ -120,10 +120,11 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
     for what in ("split_at", "merge", "head", *(["coarse_tail"] if fast.merge == "image" else [])):
         if settings[what] != own[what]:
             raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")
-    _load_added(fast, _without_estimate(content.tensors), content, path)
+    _load_added(fast, without_estimate(content.tensors), content, path)
 
 
-def _without_estimate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_estimate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors` of a wrapped network, without what lets images decide for themselves."""
     return {name: value for name, value in tensors.items() if not name.startswith("estimate.")}
 
 

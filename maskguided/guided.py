@@ -350,7 +350,7 @@ class MaskGuided(nn.Module):
         like = next(p for p in self.model.parameters() if p.is_floating_point())
         shape, keep, least = (1, self.split.probe.in_channels, height, width), self.keep, self.min_gain_db
         try:
-            self.keep = keep
+            self.min_gain_db = None
             dense = macs(lambda x: self.model(self.accepted(x)), shape, like, self)
             guided = macs(self, shape, like, self)
             self.keep = 0

@@ -69,7 +69,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     Images decide no more for themselves (`min_gain_db`): what a patch brings is to be estimated anew after training.
     """
     check_stage(fast, stage)
-    fast.keep = fast.keep  # ends min_gain_db
+    fast.min_gain_db = None
     if stage in ("refine", "all", "end"):
         fast.own_network()
     fast.requires_grad_(False)

@@ -90,9 +90,8 @@ class MaskGuidedSR(MaskGuided):
             checkpoint.load_onto(path, self)
             return "what maskguided.save wrote: head and coarse tail loaded, the base stays as it is"
         names, entry = content.tensors.keys(), content.key or "a bare state dict"
-        self.keep, self.estimate = self.keep, None  # in these files `keep` decides
-        own = self.state_dict()
-        tensors = {n: v for n, v in checkpoint.complete(content.tensors).items() if not n.startswith("estimate.")}
+        self.min_gain_db, self.estimate = None, None  # in these files `keep` decides
+        own, tensors = self.state_dict(), checkpoint.without_estimate(checkpoint.complete(content.tensors))
         plain, whole = (len(names & known.keys()) for known in (self.model.state_dict(), own))
         if not plain and not whole:
             raise CheckpointError(
