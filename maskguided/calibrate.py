@@ -68,7 +68,7 @@ def calibrate(
 ) -> Calibration:
     """Fit coarse tail and score of `fast` on a handful of images and set its keep, in place.
 
-    With merge="image" and a "light" or "deep" coarse tail, the tail's convolution becomes the ridge regression that
+    With merge="image" and any coarse tail but a copy, the tail's convolution becomes the ridge regression that
     comes closest to the dense network's image on the patches that are not refined. The score becomes the linear
     predictor of a patch's distance from the refined one, and `scorer` "linear". Where windows exchange borders, what
     they see of patches that are not refined becomes a linear guess from the features at the cut.

@@ -19,7 +19,7 @@ from .gain import GainEstimate
 from .guided import MaskGuided
 from .networks import load_network
 from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
-from .wrapping import wrap
+from .wrapping import refuse_wrapped, wrap
 
 __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 
@@ -76,6 +76,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     for name in changes:
         if name not in _CHANGEABLE:
             raise ArgumentError(f"{name}={changes[name]!r}: {path} decides that; change {', '.join(_CHANGEABLE)}")
+    refuse_wrapped(model)
     content = _saved(path)
     settings, base = (json.loads(content.metadata[part]) for part in ("settings", "base"))
     _check_same(path, base, {"class": type(model).__qualname__})  # before an adapter says that it does not know it

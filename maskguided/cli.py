@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from . import __version__, bench, cli_basicsr, cli_export, cli_train, inspection
+from . import __version__, bench, cli_basicsr, cli_export, cli_train, inspection, results
 from .cli_options import (
     Body,
     Device,
@@ -42,9 +42,9 @@ from .cli_options import (
     ready,
     with_settings,
 )
-from .errors import ArgumentError, ImageError, MaskGuidedError
+from .errors import ArgumentError, MaskGuidedError
 from .guided import MaskGuided
-from .images import SUFFIXES, list_images, read_image, resize, write_image
+from .images import list_images, read_image, resize, write_image
 from .infer import overlay, pick_device, pick_dtype, upscale
 from .networks import Loaded, load_network
 
@@ -109,6 +109,15 @@ def upscale_command(
             show_default="the head's",
         ),
     ] = None,
+    outscale: Annotated[
+        float | None,
+        typer.Option(
+            "--outscale",
+            "-s",
+            help="Size of the results, as a multiple of the input's; the network's are resized to it (Lanczos).",
+            show_default="the network's",
+        ),
+    ] = None,
     tile: Annotated[
         int | None,
         typer.Option(
@@ -135,13 +144,15 @@ def upscale_command(
     """Upscale an image or a folder of images; without --weights, x4 with the network that ships with maskguided."""
     if threads:
         torch.set_num_threads(threads)
+    if outscale is not None and not 0 < outscale < float("inf"):
+        raise ArgumentError(f"--outscale {outscale:g}: a multiple of the input's size; use 3.5, say")
     paths = list_images(input)
     output = output or (input.with_name(f"{input.resolve().name}_out") if input.is_dir() else input.parent)
-    targets = [_target(path, input, output, suffix, ext) for path in paths]
+    targets = [results.place(path, input, output, suffix, ext) for path in paths]
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
-    masks = _mask_names(targets) if show_mask else [None] * len(targets)
+    masks = results.mask_names(targets) if show_mask else [None] * len(targets)
     loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
     if min_gain is not None:
         if keep is not None:
@@ -160,8 +171,8 @@ def upscale_command(
         for path, target, mask in zip(paths, targets, masks, strict=True):
             started = time.perf_counter()
             try:
-                _refuse_target(target, mask, overwrite)
-                size, share = _upscale_file(fast, path, target, tile, tile_pad, alpha.value, mask, progress)
+                results.refuse(path, target, mask, overwrite)
+                size, share = _upscale_file(fast, path, target, outscale, tile, tile_pad, alpha.value, mask, progress)
             except (MaskGuidedError, OSError) as error:
                 failed += 1
                 err.print(f"[red]failed:[/red] {_plain(error)}")
@@ -260,8 +271,6 @@ def bench_command(
         markdown.write_text(f"{header}\n\n{_markdown(rows)}\n")
 
 
-_UNWRITTEN = (".gif", ".jp2", ".jxl", ".avif", ".heic", ".ppm", ".exr", ".svg", ".pdf")
-"""Suffixes that name an image, not a folder."""
 _COLUMNS = ("merge", "split", "patch", "halo", "keep", "MACs", "time", "spread", "PSNR-Y", "to dense")
 
 
@@ -289,6 +298,7 @@ def _upscale_file(
     fast: MaskGuided,
     path: Path,
     target: Path,
+    outscale: float | None,
     tile: int | None,
     tile_pad: int,
     alpha: Any,
@@ -305,50 +315,15 @@ def _upscale_file(
         )  # fmt: skip
     finally:
         progress.remove_task(tiles)
-    height, width = done.image.shape[:2]
-    write_image(target, done.image)
+    made = done.image
+    if outscale is not None:
+        height, width = (max(int(side * outscale), 1) for side in image.shape[:2])
+        made = resize(made, height, width, lanczos=True)
+    height, width = made.shape[:2]
+    write_image(target, made)
     if mask is not None:
         write_image(mask, overlay(resize(image, height, width), done.mask))
     return (height, width), float(done.mask.mean())
-
-
-def _target(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path:
-    """Where the result of `path` goes: `output` itself if it names an image and there is one, else a file in it."""
-    if output.suffix.lower() in SUFFIXES and not output.is_dir():
-        if input.is_dir():
-            raise ArgumentError(f"--output {output} is a file name, but --input {input} is a folder; name a folder")
-        return _not_itself(path, output)
-    if output.suffix.lower() in _UNWRITTEN and not output.exists() and not input.is_dir():
-        raise ArgumentError(f"--output {output}: results are written as {', '.join(s[1:] for s in SUFFIXES)}")
-    ending = path.suffix if ext == "auto" else f".{ext.removeprefix('.')}"
-    if ending.lower() not in SUFFIXES and ext != "auto":
-        raise ArgumentError(f"--ext {ext}: use auto, {', '.join(s[1:] for s in SUFFIXES)}")
-    name = f"{path.stem}{'_' + suffix if suffix else ''}{ending}"
-    if Path(name).name != name:
-        raise ArgumentError(f"--suffix {suffix}: it is a part of a file's name")
-    return _not_itself(path, output / name)
-
-
-def _not_itself(path: Path, target: Path) -> Path:
-    if target.resolve() == path.resolve():
-        raise ArgumentError(f"{path} would be replaced by its own result; give --output FOLDER or a --suffix")
-    return target
-
-
-def _mask_names(targets: list[Path]) -> list[Path | None]:
-    """Where the picture of each result's mask goes; results that differ by their suffix alone keep it there."""
-    stems = Counter(target.with_suffix("") for target in targets)
-    own = [f"_{t.suffix[1:]}" if stems[t.with_suffix("")] > 1 else "" for t in targets]
-    return [target.with_name(f"{target.stem}{ending}_mask.png") for target, ending in zip(targets, own, strict=True)]
-
-
-def _refuse_target(target: Path, mask: Path | None, overwrite: bool) -> None:
-    """What would fail after the work is said before it."""
-    if target.suffix.lower() not in SUFFIXES:
-        raise ImageError(f"{target}: {target.suffix} is not written; choose the format of the results, as --ext png")
-    for path in [target] if mask is None else [target, mask]:
-        if path.exists() and not overwrite:
-            raise ImageError(f"{path} exists already; add --overwrite to replace it")
 
 
 def _size(text: str) -> int | None:

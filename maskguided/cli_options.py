@@ -50,7 +50,7 @@ _SETTINGS: dict[str, Any] = {
     ],
     "merge": Annotated[str | None, typer.Option(help="features or image.", show_default="features")],
     "coarse_tail": Annotated[
-        str | None, typer.Option(help="copy, light or deep, with --merge image.", show_default="copy")
+        str | None, typer.Option(help="copy, light, deep or residual, with --merge image.", show_default="copy")
     ],
     "coarse_on": Annotated[
         str | None, typer.Option(help="Where the coarse tail runs: all or unrefined patches.", show_default="all")

@@ -14,20 +14,20 @@ from .coarse import CoarseTail, continued, make_coarse_tail
 from .context import make_context
 from .cost import Cost, macs
 from .errors import ArgumentError
-from .gain import GainEstimate, log_energies, worth
+from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
-from .patches import Grid, others, scatter, select
+from .knobs import Knobs
+from .patches import Grid, is_channels_last, others, scatter, select
 from .settings import (
     CoarseOn,
     Context,
     GlobalOps,
     Scorer,
     check_choices,
-    check_coarse_on,
     check_cuts,
-    check_min_gain,
-    check_onward,
+    check_keys,
     check_possible,
+    check_size,
     check_windows,
     default_sizes,
 )
@@ -38,7 +38,7 @@ Made = TypeVar("Made")
 _LR = "LR image"  # among the live values that the coarse tail reads
 
 
-class MaskGuided(nn.Module):
+class MaskGuided(Knobs):
     """A split network whose deep blocks run only on the patches that need them. Made by `wrap`.
 
     Input (B, C, H, W) of any size, output (B, C', s*H, s*W).
@@ -59,8 +59,8 @@ class MaskGuided(nn.Module):
         onward: where the network is cut several times: the share, 0..1, of the refined patches that goes on past each
             further cut, best first; the others leave there. Default: all go on.
         coarse_tail: for merge="image": "copy" of the network's tail, or "light" (one convolution and
-            PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained, or "deep"
-            ("light" and a branch of three narrow convolutions, for training).
+            PixelShuffle, added to the bilinear input), which is bilinear until it is fitted or trained, or "deep" or
+            "residual" ("light" and a branch of three or of eighteen narrow convolutions, for training).
             Default: "copy"; "light", with merge="image", where blocks cannot be left out.
         coarse_on: for merge="image": where the coarse tail runs. "all": everywhere; "unrefined": on the patches that
             are not refined, which saves its work on the others and loses a little at their borders, where its
@@ -84,7 +84,7 @@ class MaskGuided(nn.Module):
         patch_size: int | None = None,
         halo: int | None = None,
         merge: Merge | None = None,
-        onward: Sequence[float] | None = None,
+        onward: float | Sequence[float] | None = None,
         scorer: Scorer = "input",
         coarse_tail: CoarseTail | None = None,
         coarse_on: CoarseOn = "all",
@@ -100,80 +100,24 @@ class MaskGuided(nn.Module):
         check_possible(split, merge, coarse_tail, global_ops)
         check_cuts(split, merge, context)
         self.exchange = split.exchanges(merge) if exchange is None else exchange
-        check_coarse_on(coarse_on, self.exchange)
         default = default_sizes(split.multiple_of, self.exchange)
         patch_size = default[0] if patch_size is None else patch_size
         halo = default[1] if halo is None else halo
         check_windows(split, merge, patch_size, halo, self.exchange)
         self.model, self.split = split.model, split
         self.patch_size, self.halo = patch_size, halo
-        self.merge, self.keep, self.scorer = merge, keep, scorer
-        self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else tuple(onward)
+        self.merge, self.keep, self.scorer, self.coarse_on, self.global_ops = merge, keep, scorer, coarse_on, global_ops
+        self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else onward
+        check_keys("head", head or {}, ("hidden", "channels", "dynamic"))
         self.head = MaskHead(split.feature_channels, **(head or {}))
         self.linear = LinearScore(with_coarse=merge == "image")
-        self.estimate: GainEstimate | None = None
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
         self.coarse_tail_kind: CoarseTail = coarse_tail
-        self.coarse_on: CoarseOn = coarse_on
-        self.global_ops: GlobalOps = global_ops
-        self._shares_statistics = global_ops == "image" and bool(split.global_ops)
         self.constants = split.constants
         self._given = (split.model,)  # in a tuple, so that its parameters are not counted twice
         self.context = make_context(split, merge) if context == "linear" else None
         for added in (self.head, self.linear):
             added.to(split.example(1, 1))
-
-    @property
-    def keep(self) -> float:
-        """Share of the patches that are refined in every image: 0 = coarse, 1 = all. Settable at any time.
-
-        Under `min_gain_db` it is what is to be expected on average; setting it ends that.
-        """
-        return self._keep
-
-    @keep.setter
-    def keep(self, share: float) -> None:
-        if not 0 <= share <= 1:
-            raise ArgumentError(f"keep={share}: it is the share of patches to refine; use 0 to 1")
-        self._keep = float(share)
-        self._least: float | None = None
-
-    @property
-    def min_gain_db(self) -> float | None:
-        """Where each image decides how many patches it needs: what another must bring. None: `keep` decides.
-
-        dB of PSNR-Y per image refined: at 0.3 an image stops where another tenth of its patches would bring less than
-        0.03 dB, as `calibrate(per_image=True)` estimates. A batch takes as many patches as its neediest image.
-        """
-        return self._least
-
-    @min_gain_db.setter
-    def min_gain_db(self, least: float | None) -> None:
-        self._least = check_min_gain(least, self.estimate)
-
-    @property
-    def onward(self) -> tuple[float, ...]:
-        """Share of the refined patches that goes on past the second cut, the third ...; settable at any time."""
-        return self._onward
-
-    @onward.setter
-    def onward(self, shares: Sequence[float]) -> None:
-        check_onward(shares, len(self.split.cuts) - 1)
-        self._onward = tuple(float(share) for share in shares)
-
-    @property
-    def _all_go_on(self) -> bool:
-        return min(self.onward, default=1) == 1
-
-    @property
-    def scorer(self) -> Scorer:
-        """What ranks the patches: "input", "coarse", "linear" or "head"."""
-        return self._scorer
-
-    @scorer.setter
-    def scorer(self, scorer: Scorer) -> None:
-        check_choices(scorer=scorer)
-        self._scorer = scorer
 
     @property
     def scale(self) -> int:
@@ -198,9 +142,12 @@ class MaskGuided(nn.Module):
     def run_base(self, x: Tensor) -> Base:
         """The first blocks on the whole image."""
         channels = self.split.probe.in_channels
-        if x.dim() != 4 or x.shape[1] != channels:
+        if not isinstance(x, Tensor):
+            raise ArgumentError(f"input of type {type(x).__name__}; a network takes a tensor (B, {channels}, H, W)")
+        if x.dim() != 4 or x.shape[1] != channels or not len(x):
             raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
         height, width = x.shape[2:]
+        check_size(height, width)
         x = self.accepted(x)
         state = self.split.prefix(x)
         skipped = self.split.skip(state) if self.split.can_skip else state  # a light coarse tail takes either
@@ -215,6 +162,8 @@ class MaskGuided(nn.Module):
         if score is None:
             score = self.score(base)
         expected = (base.x.shape[0], base.grid.rows, base.grid.cols)
+        if not isinstance(score, Tensor):
+            raise ArgumentError(f"score of type {type(score).__name__}; expected a tensor {expected}")
         if score.shape != expected:
             raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
         index = select(score, k)
@@ -307,7 +256,8 @@ class MaskGuided(nn.Module):
     def _around(self, base: Base, index: Tensor, patches: Tensor) -> Tensor:
         """The image (B, C', s*H', s*W') that refined patches are put into."""
         size = base.grid.height * self.scale, base.grid.width * self.scale
-        canvas = patches.new_empty(len(index), patches.shape[1], *size)
+        layout = torch.channels_last if is_channels_last(base.x) else torch.contiguous_format
+        canvas = patches.new_empty(len(index), patches.shape[1], *size).contiguous(memory_format=layout)
         if index.shape[1] == base.grid.count:
             return canvas
         if self.coarse_on == "all" or self.scorer in ("coarse", "linear"):
@@ -347,19 +297,26 @@ class MaskGuided(nn.Module):
 
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`), in every image."""
-        like = next(p for p in self.model.parameters() if p.is_floating_point())
-        shape, keep, least = (1, self.split.probe.in_channels, height, width), self.keep, self.min_gain_db
-        try:
-            self.min_gain_db = None
-            dense = macs(lambda x: self.model(self.accepted(x)), shape, like, self)
-            guided = macs(self, shape, like, self)
-            self.keep = 0
-            coarse = macs(self, shape, like, self)
-        finally:
-            self.keep, self.min_gain_db = keep, least
-        grid = self.grid(height, width)
+        check_size(height, width)
+        keep, grid = self.keep, self.grid(height, width)
+        guided, coarse = (self.macs_at(height, width, keep=share) for share in (keep, 0))
+        dense = self._macs(lambda x: self.model(self.accepted(x)), height, width)
         own, every = (sum(p.numel() for p in module.parameters()) for module in (self.model, self))
         return Cost(height, width, keep, dense, coarse, guided, own, every - own, grid.k(keep), grid.count)
+
+    def macs_at(self, height: int, width: int, **setting: float) -> int:
+        """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""
+        before = self.keep, self.min_gain_db
+        try:
+            for name, value in setting.items():
+                setattr(self, name, value)
+            return self._macs(self, height, width)
+        finally:
+            self.keep, self.min_gain_db = before
+
+    def _macs(self, forward: Callable[[Tensor], Tensor], height: int, width: int) -> int:
+        like = next(p for p in self.model.parameters() if p.is_floating_point())
+        return macs(forward, (1, self.split.probe.in_channels, height, width), like, self)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters would train, and of how many.

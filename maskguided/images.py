@@ -89,10 +89,11 @@ def list_images(path: Path) -> list[Path]:
     return found
 
 
-def resize(image: Image, height: int, width: int) -> Image:
-    """Bicubic, for showing and for alpha channels."""
+def resize(image: Image, height: int, width: int, *, lanczos: bool = False) -> Image:
+    """Bicubic, for showing and for alpha channels; or Lanczos (8x8)."""
     cv2 = _cv2()
-    resized: Image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    how = cv2.INTER_LANCZOS4 if lanczos else cv2.INTER_CUBIC
+    resized: Image = cv2.resize(image, (width, height), interpolation=how)
     return resized
 
 

@@ -151,7 +151,7 @@ def gather(x: Tensor, index: Tensor, grid: Grid) -> Tensor:
     pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
     windows = pixels.index_select(0, pixel.flatten())
     windows = windows.view(-1, len(rows), len(cols), channels).permute(0, 3, 1, 2)
-    return windows if _channels_last(x) else windows.contiguous()
+    return windows if is_channels_last(x) else windows.contiguous()
 
 
 def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
     cells[image, flat // grid.cols, flat % grid.cols] = patches.permute(0, 2, 3, 1).to(onto.dtype)
     if not (below or right):
         return canvas
-    layout = torch.channels_last if _channels_last(onto) else torch.contiguous_format
+    layout = torch.channels_last if is_channels_last(onto) else torch.contiguous_format
     return canvas[:, :, :height, :width].contiguous(memory_format=layout)
 
 
@@ -246,7 +246,8 @@ def _at_ratio_of(position: Tensor, x: Tensor, grid: Grid) -> Tensor:
     return position * x.shape[-2] // grid.height
 
 
-def _channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
+    """Whether that is its memory format; where its shape leaves that open, it is not."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 

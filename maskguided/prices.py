@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .cost import macs
 from .guided import MaskGuided
 from .timing import alternate, at_keep, ratio
 
@@ -77,7 +76,8 @@ class Macs:
 
     def ends(self, fast: MaskGuided) -> dict[tuple[int, int], Ends]:
         """What an image costs that chooses no patch, or all, and so runs whole: choosing included, by size."""
-        return {size: Ends(_chosen(fast, math.inf, size), _chosen(fast, 0.0, size)) for _, size in set(self._sizes)}
+        sizes = {size for _, size in self._sizes}
+        return {size: Ends(*(fast.macs_at(*size, min_gain_db=least) for least in (math.inf, 0.0))) for size in sizes}
 
     def whole(self, ends: Mapping[tuple[int, int], Ends]) -> float:
         """Share of the patches above which their windows cost more than the whole network."""
@@ -154,17 +154,6 @@ class Clock:
     def keep(self, budget: float) -> float:
         """The largest keep that takes no more than this share of the dense network's time; 0 where none does."""
         return _largest(self.at, budget)
-
-
-def _chosen(fast: MaskGuided, least: float, size: tuple[int, int]) -> int:
-    """MACs of an image of that size under that `min_gain_db`."""
-    keep, before = fast.keep, fast.min_gain_db
-    like = next(p for p in fast.model.parameters() if p.is_floating_point())
-    try:
-        fast.min_gain_db = least
-        return macs(fast, (1, fast.split.probe.in_channels, *size), like, fast)
-    finally:
-        fast.keep, fast.min_gain_db = keep, before
 
 
 def _largest(price: Callable[[float], float], budget: float) -> float:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import warnings
-from collections.abc import Sequence
-from typing import Literal, get_args
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -34,11 +35,7 @@ _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
     """Refuse what this network cannot do, and say where the coarse image is not what one would expect."""
     name, rest = type(split.model).__name__, f"blocks {split.split_at + 1} to {len(split.blocks)}"
-    if global_ops == "refuse" and split.facts.body_radius is None:
-        raise ArgumentError(
-            f"global_ops='refuse': {rest} of this {name} look at the whole map "
-            f"({', '.join(split.global_ops) or 'attention, or a radius of more than 512'}); use 'image' or 'window'"
-        )
+    check_global_ops(split, global_ops)
     if merge == "features" and not split.can_join:
         raise ArgumentError(
             f"merge='features': {rest} of this {name} also write what is no map (a vector of the whole image), and "
@@ -59,6 +56,16 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
     )
 
 
+def check_global_ops(split: Split, global_ops: GlobalOps) -> None:
+    """Refuse a network that looks at the whole map, where that is asked for."""
+    if global_ops == "refuse" and split.facts.body_radius is None:
+        raise ArgumentError(
+            f"global_ops='refuse': blocks {split.split_at + 1} to {len(split.blocks)} of this "
+            f"{type(split.model).__name__} look at the whole map "
+            f"({', '.join(split.global_ops) or 'attention, or a radius of more than 512'}); use 'image' or 'window'"
+        )
+
+
 def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
     """Patch size and halo: small patches without one where windows exchange borders; else larger ones, so that a halo
     is no more than 0.56 times its patch."""
@@ -73,8 +80,8 @@ def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
 def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:
     """Refuse windows that do not fit the network's grid, or that blocks n+1..N cannot run on: one is tried."""
     multiple = split.multiple_of
-    _check_aligned("patch_size", patch_size, 1, multiple)
-    _check_aligned("halo", halo, 0, multiple)
+    check_aligned("patch_size", patch_size, 1, multiple)
+    check_aligned("halo", halo, 0, multiple)
     window = patch_size + 2 * halo
     side = -(-max(window, split.probe.least) // multiple) * multiple
     grid = Grid(side, side, patch_size, halo)
@@ -114,14 +121,35 @@ def check_cuts(split: Split, merge: Merge, context: Context) -> None:
         raise ArgumentError(f"split_at={split.cuts} with context='linear': it guesses from one cut; use 'zeros'")
 
 
-def check_onward(shares: Sequence[float], further: int) -> None:
-    """Refuse shares that do not fit the cuts."""
-    if len(shares) != further:
+def check_onward(shares: float | Sequence[float], further: int) -> tuple[float, ...]:
+    """`shares`, one of which may stand alone; refused where they do not fit the cuts."""
+    given = tuple(shares) if isinstance(shares, Sequence) and not isinstance(shares, str) else (shares,)
+    if len(given) != further:
         raise ArgumentError(
-            f"onward={tuple(shares)}: one share for each cut after the first; this network has {further} of them"
+            f"onward={given}: one share for each cut after the first; this network has {further} of them"
         )
-    if any(not 0 <= share <= 1 for share in shares) or any(a < b for a, b in itertools.pairwise(shares)):
-        raise ArgumentError(f"onward={tuple(shares)}: shares from 0 to 1 that do not rise, as (0.6, 0.3)")
+    right = "shares from 0 to 1 that do not rise, as (0.6, 0.3)"
+    found = tuple(as_share("onward", share, right) for share in given)
+    if any(a < b for a, b in itertools.pairwise(found)):
+        raise ArgumentError(f"onward={given}: {right}")
+    return found
+
+
+def as_share(name: str, value: object, right: str) -> float:
+    """`value` as a number from 0 to 1; `right` is what an error says to use."""
+    try:
+        share = float("nan") if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        share = float("nan")
+    if not 0 <= share <= 1:
+        raise ArgumentError(f"{name}={value!r}: {right}")
+    return share
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse an image without pixels."""
+    if height < 1 or width < 1:
+        raise ArgumentError(f"an image of {height}x{width} pixels; use 1x1 or larger")
 
 
 def check_min_gain(least: float | None, estimate: object) -> float | None:
@@ -144,13 +172,27 @@ def check_choices(**choices: object) -> None:
         check_one_of(name, value, _CHOICES[name])
 
 
+def check_keys(where: str, given: Iterable[Any], known: Collection[str]) -> None:
+    """An ArgumentError for the first of `given` that is not known; it gives the nearest name.
+
+    >>> check_keys("network_g", ["split_at", "kep"], ["split_at", "keep", "halo"])
+    Traceback (most recent call last):
+    maskguided.errors.ArgumentError: network_g: 'kep' is not known; did you mean 'keep'? Known: split_at, keep, halo
+    """
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise ArgumentError(f"{where}: {name!r} is not known; {hint}Known: {', '.join(known)}")
+
+
 def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not among those allowed."""
     if value not in allowed:
         raise ArgumentError(f"{name}={value!r}; use one of {', '.join(map(repr, allowed))}")
 
 
-def _check_aligned(name: str, value: int, least: int, multiple: int) -> None:
+def check_aligned(name: str, value: int, least: int, multiple: int) -> None:
     """Refuse a size in LR pixels that is too small, or no multiple of what the network works on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")

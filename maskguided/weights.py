@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, MissingDependency
+from .errors import ArgumentError, CheckpointError, MissingDependency
 
 # Where the files of this field keep the weights, the averaged ones (EMA) before the others.
 _KEYS = (
@@ -126,6 +126,8 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file beside `path`, then rename it: `path` is the old file or the whole new one."""
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 from .adapter import split
+from .errors import ArgumentError
 from .guided import MaskGuided
+from .settings import check_keys
 from .split import Cuts
 
 
@@ -34,7 +37,7 @@ def wrap(
         body: names of the blocks, see `maskguided.split`.
         cut: name of the last block that runs on the whole image, instead of `split_at`.
         check: whether to compare the parts with the network.
-        settings: keep, patch_size, halo, merge, scorer, coarse_tail, head; see MaskGuided.
+        settings: keep, patch_size, halo, merge, scorer, coarse_tail, head ...; see MaskGuided.
 
     Raises:
         CannotSplit: the network could not be split; the text says where and what to do.
@@ -45,4 +48,13 @@ def wrap(
     >>> fast(torch.rand(1, 3, 33, 47)).shape
     torch.Size([1, 3, 132, 188])
     """
+    refuse_wrapped(model)
+    known = [name for name in inspect.signature(MaskGuided).parameters if name != "split"]
+    check_keys("wrap", settings, known)
     return MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse a network that is wrapped already."""
+    if isinstance(model, MaskGuided):
+        raise ArgumentError("this network is wrapped already: set its keep, or give fast.unwrap() for another wrap")

@@ -54,6 +54,21 @@ def test_the_result_is_of_the_kind_of_the_input(fast, dtype, kind, alpha):
     assert 0.4 < done.mask.mean() < 0.6
 
 
+@pytest.mark.parametrize("outscale", ["3.5", "0.4"])
+def test_another_size_is_the_result_resized(tmp_path, weights, outscale):
+    write_image(tmp_path / "a.png", PHOTO)
+    command = ["upscale", "-i", str(tmp_path / "a.png"), "-w", weights, "--suffix"]
+    assert CliRunner().invoke(app, [*command, "whole"]).exit_code == 0
+    said = CliRunner().invoke(app, [*command, "sized", "-s", outscale, "--show-mask"])
+    height, width = int(48 * float(outscale)), int(60 * float(outscale))
+    assert f"{width}x{height}" in said.output
+    found, whole = read_image(tmp_path / "a_sized.png"), read_image(tmp_path / "a_whole.png")
+    assert np.array_equal(found, resize(whole, height, width, lanczos=True))
+    assert read_image(tmp_path / "a_sized_mask.png").shape == found.shape
+    with pytest.raises(ArgumentError, match="--outscale 0: a multiple of the input's size"):
+        CliRunner().invoke(app, [*command, "none", "-s", "0"], catch_exceptions=False)
+
+
 def test_16_bits_agree_with_8_to_a_level(fast):
     eight, sixteen = upscale(fast, PHOTO).image, upscale(fast, PHOTO.astype(np.uint16) * 257).image
     assert np.abs(eight.astype(int) - sixteen / 257).max() <= 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import multiprocessing
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ArgumentError
+from ..settings import check_keys
 from .basicsr_plugin import import_basicsr
 
 Phase = Literal["train", "test"]
@@ -54,20 +54,6 @@ def check_arguments(where: str, given: Iterable[str], call: Callable[..., Any], 
     """`check_keys` with the arguments of `call` but the first `skip`; one with ** checks them itself."""
     if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in inspect.signature(call).parameters.values()}:
         check_keys(where, given, arguments_of(call)[skip:])
-
-
-def check_keys(where: str, given: Iterable[Any], known: Collection[str]) -> None:
-    """An ArgumentError for the first of `given` that is not known; it gives the nearest name.
-
-    >>> check_keys("network_g", ["split_at", "kep"], ["split_at", "keep", "halo"])
-    Traceback (most recent call last):
-    maskguided.errors.ArgumentError: network_g: 'kep' is not known; did you mean 'keep'? Known: split_at, keep, halo
-    """
-    for name in given:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-            raise ArgumentError(f"{where}: {name!r} is not known; {hint}Known: {', '.join(known)}")
 
 
 def read_yaml(path: str) -> Options:

@@ -1,0 +1,156 @@
+"""What may be set on a wrapped network at any time: each value is checked, and takes effect at the next forward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from .errors import ArgumentError
+from .gain import GainEstimate
+from .settings import (
+    CoarseOn,
+    GlobalOps,
+    Scorer,
+    as_share,
+    check_aligned,
+    check_choices,
+    check_coarse_on,
+    check_global_ops,
+    check_min_gain,
+    check_onward,
+)
+from .split import Merge, Split
+
+
+class Knobs(nn.Module):
+    """The settings of MaskGuided, which documents them."""
+
+    split: Split
+    estimate: GainEstimate | None
+
+    @property
+    def keep(self) -> float:
+        """Share of the patches that are refined in every image: 0 = coarse, 1 = all. Settable at any time.
+
+        Under `min_gain_db` it is what is to be expected on average; setting it ends that.
+        """
+        return self._keep
+
+    @keep.setter
+    def keep(self, share: float) -> None:
+        self._keep = as_share("keep", share, "it is the share of patches to refine; use 0 to 1")
+        self._least: float | None = None
+
+    @property
+    def min_gain_db(self) -> float | None:
+        """Where each image decides how many patches it needs: what another must bring. None: `keep` decides.
+
+        dB of PSNR-Y per image refined: at 0.3 an image stops where another tenth of its patches would bring less than
+        0.03 dB, as `calibrate(per_image=True)` estimates. A batch takes as many patches as its neediest image.
+        """
+        return self._least
+
+    @min_gain_db.setter
+    def min_gain_db(self, least: float | None) -> None:
+        self._least = check_min_gain(least, self.estimate)
+
+    @property
+    def onward(self) -> tuple[float, ...]:
+        """Share of the refined patches that goes on past the second cut, the third ...; settable at any time."""
+        return self._onward
+
+    @onward.setter
+    def onward(self, shares: float | Sequence[float]) -> None:
+        self._onward = check_onward(shares, len(self.split.cuts) - 1)
+
+    @property
+    def _all_go_on(self) -> bool:
+        return min(self.onward, default=1) == 1
+
+    @property
+    def scorer(self) -> Scorer:
+        """What ranks the patches: "input", "coarse", "linear" or "head"."""
+        return self._scorer
+
+    @scorer.setter
+    def scorer(self, scorer: Scorer) -> None:
+        check_choices(scorer=scorer)
+        self._scorer = scorer
+
+    @property
+    def coarse_on(self) -> CoarseOn:
+        """Where the coarse tail runs: "all" or "unrefined"."""
+        return self._coarse_on
+
+    @coarse_on.setter
+    def coarse_on(self, where: CoarseOn) -> None:
+        check_choices(coarse_on=where)
+        check_coarse_on(where, self.exchange)
+        self._coarse_on = where
+
+    @property
+    def global_ops(self) -> GlobalOps:
+        """What a mean over the whole map sees in the refined blocks: "image" or "window"."""
+        return self._global_ops
+
+    @global_ops.setter
+    def global_ops(self, seen: GlobalOps) -> None:
+        check_choices(global_ops=seen)
+        check_global_ops(self.split, seen)
+        self._global_ops = seen
+        self._shares_statistics = seen == "image" and bool(self.split.global_ops)
+
+    @property
+    def exchange(self) -> bool:
+        """Whether convolutions on a window see the refined windows around it."""
+        return self._exchange
+
+    @exchange.setter
+    def exchange(self, exchange: bool) -> None:
+        if not isinstance(exchange, bool):
+            raise ArgumentError(f"exchange={exchange!r}; use True or False")
+        self._exchange = exchange
+        self._forget_estimate()
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, in LR pixels."""
+        return self._patch_size
+
+    @patch_size.setter
+    def patch_size(self, side: int) -> None:
+        check_aligned("patch_size", side, 1, self.split.multiple_of)
+        self._patch_size = side
+        self._forget_estimate()
+
+    @property
+    def halo(self) -> int:
+        """Context around a patch that is computed and thrown away, in LR pixels."""
+        return self._halo
+
+    @halo.setter
+    def halo(self, width: int) -> None:
+        check_aligned("halo", width, 0, self.split.multiple_of)
+        self._halo = width
+        self._forget_estimate()
+
+    @property
+    def merge(self) -> Merge:
+        """Where refined patches go back: "features" or "image". Decided when the network is wrapped."""
+        return self._merge
+
+    @merge.setter
+    def merge(self, merge: Merge) -> None:
+        before: Merge = getattr(self, "_merge", merge)
+        if before != merge:
+            raise ArgumentError(
+                f"merge={merge!r}: this network was wrapped with merge={before!r}, which decides what parts it has; "
+                f"wrap(fast.unwrap(), merge={merge!r})"
+            )
+        self._merge: Merge = merge
+
+    def _forget_estimate(self) -> None:
+        """What patches bring is estimated for windows of one kind."""
+        self.estimate = None
+        self._least = None

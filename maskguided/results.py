@@ -1,0 +1,52 @@
+"""Where the results of `upscale` go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from .errors import ArgumentError, ImageError
+from .images import SUFFIXES, read_image
+
+_UNWRITTEN = (".gif", ".jp2", ".jxl", ".avif", ".heic", ".ppm", ".exr", ".svg", ".pdf")
+"""Suffixes that name an image, not a folder."""
+
+
+def place(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path:
+    """Where the result of `path` goes: `output` itself if it names an image and there is one, else a file in it."""
+    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+        if input.is_dir():
+            raise ArgumentError(f"--output {output} is a file name, but --input {input} is a folder; name a folder")
+        return _not_itself(path, output)
+    if output.suffix.lower() in _UNWRITTEN and not output.exists() and not input.is_dir():
+        raise ArgumentError(f"--output {output}: results are written as {', '.join(s[1:] for s in SUFFIXES)}")
+    ending = path.suffix if ext == "auto" else f".{ext.removeprefix('.')}"
+    if ending.lower() not in SUFFIXES and ext != "auto":
+        raise ArgumentError(f"--ext {ext}: use auto, {', '.join(s[1:] for s in SUFFIXES)}")
+    name = f"{path.stem}{'_' + suffix if suffix else ''}{ending}"
+    if Path(name).name != name:
+        raise ArgumentError(f"--suffix {suffix}: it is a part of a file's name")
+    return _not_itself(path, output / name)
+
+
+def _not_itself(path: Path, target: Path) -> Path:
+    if target.resolve() == path.resolve():
+        raise ArgumentError(f"{path} would be replaced by its own result; give --output FOLDER or a --suffix")
+    return target
+
+
+def mask_names(targets: list[Path]) -> list[Path | None]:
+    """Where the picture of each result's mask goes; results that differ by their suffix alone keep it there."""
+    stems = Counter(target.with_suffix("") for target in targets)
+    own = [f"_{t.suffix[1:]}" if stems[t.with_suffix("")] > 1 else "" for t in targets]
+    return [target.with_name(f"{target.stem}{ending}_mask.png") for target, ending in zip(targets, own, strict=True)]
+
+
+def refuse(path: Path, target: Path, mask: Path | None, overwrite: bool) -> None:
+    """What would fail after the work is said before it."""
+    if target.suffix.lower() not in SUFFIXES:
+        read_image(path)  # says so, if it is no image at all
+        raise ImageError(f"{target}: {target.suffix} is not written; choose the format of the results, as --ext png")
+    for file in [target] if mask is None else [target, mask]:
+        if file.exists() and not overwrite:
+            raise ImageError(f"{file} exists already; add --overwrite to replace it")

@@ -1,0 +1,129 @@
+"""What may be set on a wrapped network, what may not, and what is said of a wrong argument."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support import difference, image, scaled
+
+import maskguided
+from maskguided import ArgumentError
+from maskguided.adapters.pan_net import PAN
+from maskguided.gain import GainEstimate
+
+
+def pan(**settings):
+    return maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=6)), **{"patch_size": 8, **settings}).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "other"),
+    [("patch_size", 6, 8), ("halo", 2, 0), ("exchange", False, True), ("coarse_on", "unrefined", "all")],
+)
+def test_a_setting_that_is_changed_works_like_one_that_was_wrapped_with(name, value, other):
+    settings = {"merge": "image", "coarse_tail": "deep", "keep": 0.4, "halo": 0, name: other}
+    torch.manual_seed(1)
+    wanted = pan(**{**settings, name: value})
+    torch.manual_seed(1)
+    found = pan(**settings)
+    for fast in (wanted, found):  # a coarse tail that does something
+        torch.nn.init.normal_(fast.coarse_tail.branch[-1].weight, std=0.1, generator=torch.Generator().manual_seed(2))
+    x = image(1, 3, 26, 30)
+    assert difference(found(x), wanted(x)) > 1e-4
+    setattr(found, name, value)
+    assert torch.equal(found(x), wanted(x))
+
+
+def test_other_windows_end_what_was_estimated_for_these():
+    fast = pan()
+    fast.estimate = GainEstimate(fast.split.feature_channels)
+    fast.min_gain_db = 0.1
+    fast.patch_size = 6
+    assert fast.min_gain_db is None
+    with pytest.raises(ArgumentError, match="nothing estimates yet"):
+        fast.min_gain_db = 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("keep", "0.5", "keep='0.5': it is the share of patches to refine; use 0 to 1"),
+        ("keep", None, "keep=None: it is the share"),
+        ("keep", float("nan"), "keep=nan: it is the share"),
+        ("merge", "image", r"merge=.image.: this network was wrapped with merge=.features.*fast.unwrap"),
+        ("patch_size", 7.5, "patch_size=7.5: use a whole number of LR pixels"),
+        ("halo", -1, "halo=-1: use a whole number of LR pixels, 0 or more"),
+        ("exchange", "yes", "exchange='yes'; use True or False"),
+        ("global_ops", "none", "global_ops='none'; use one of"),
+        ("coarse_on", "some", "coarse_on='some'; use one of"),
+        ("onward", (0.5,), "this network has 0 of them"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_and_changes_nothing(name, value, text):
+    fast = pan()
+    before = getattr(fast, name)
+    with pytest.raises(ArgumentError, match=text):
+        setattr(fast, name, value)
+    assert getattr(fast, name) == before
+
+
+def test_a_single_further_cut_takes_a_bare_share():
+    fast = pan(split_at=(2, 4), onward=0.5)
+    assert fast.onward == (0.5,)
+    with pytest.raises(ArgumentError, match="onward='a': shares from 0 to 1"):
+        fast.onward = ("a",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"kep": 0.2}, "wrap: 'kep' is not known; did you mean 'keep'"),
+        ({"head": {"hiden": 4}}, "head: 'hiden' is not known; did you mean 'hidden'"),
+    ],
+)
+def test_a_setting_that_is_none_is_named_with_the_nearest(settings, text):
+    with pytest.raises(ArgumentError, match=text):
+        pan(**settings)
+
+
+def test_a_wrapped_network_is_not_wrapped_again(tmp_path):
+    fast = pan()
+    maskguided.save(fast, tmp_path / "pan.safetensors")
+    for again in (maskguided.wrap, lambda network: maskguided.load(tmp_path / "pan.safetensors", network)):
+        with pytest.raises(ArgumentError, match="wrapped already: set its keep"):
+            again(fast)
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(ArgumentError, match="is a folder; name a file"):
+        maskguided.save(fast, tmp_path / "folder.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("x", "score", "text"),
+    [
+        (np.zeros((1, 3, 16, 16)), None, "input of type ndarray; a network takes a tensor"),
+        (torch.zeros(0, 3, 16, 16), None, r"input of shape \(0, 3, 16, 16\)"),
+        (torch.zeros(1, 3, 0, 5), None, "an image of 0x5 pixels"),
+        (torch.zeros(1, 3, 16, 16), np.zeros((1, 2, 2)), "score of type ndarray; expected a tensor"),
+    ],
+)
+def test_what_is_no_image_or_no_score_is_refused(x, score, text):
+    with pytest.raises(ArgumentError, match=text):
+        pan()(x, score)
+
+
+def test_the_cost_of_an_image_without_pixels_is_refused():
+    with pytest.raises(ArgumentError, match="an image of 0x5 pixels"):
+        pan().cost(0, 5)
+
+
+@pytest.mark.parametrize("tail", ["copy", "light"])
+@pytest.mark.parametrize("coarse_on", ["all", "unrefined"])
+@pytest.mark.parametrize("keep", [0, 0.4, 1])
+def test_the_result_has_the_memory_format_of_the_input(tail, coarse_on, keep):
+    fast, x = pan(merge="image", coarse_tail=tail, coarse_on=coarse_on, keep=keep), image(1, 3, 24, 32)
+    plain = fast(x)
+    assert plain.is_contiguous()
+    found = fast.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert difference(found, plain) < 1e-5
