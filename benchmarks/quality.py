@@ -24,7 +24,6 @@ from torch import Tensor
 
 import maskguided
 from maskguided import MaskGuided, bench, metrics
-from maskguided.cost import macs
 from maskguided.images import list_images, read_image
 from maskguided.patches import select
 from maskguided.samples import reduce, to_tensor
@@ -69,7 +68,7 @@ class Found(NamedTuple):
 def losses(fast: MaskGuided, pair: bench.Pair, settings: list[Setting]) -> list[Found]:
     """For each setting, the drop by the scorer's ranking and by others, of as many patches."""
     dense = psnr(fast, fast.unwrap()(pair.lr), pair)
-    base = fast.run_base(pair.lr)
+    base, fast.keep = fast.run_base(pair.lr), 1  # or an image that decides for itself would run whole
     error = patch_error(fast, base, fast.refine(base, base.every), fast.coarse_image(base))
     random = torch.rand(error.shape, generator=torch.Generator().manual_seed(0))
     found = []
@@ -95,14 +94,10 @@ def share_of_macs(fast: MaskGuided, pairs: list[bench.Pair], shares: list[float]
     """MACs of all images to the dense network's, by the share that is refined of each; `whole`: at 1, the network's."""
     spent = dense = 0
     for pair, share in zip(pairs, shares, strict=True):
-        fast.keep = share
-        cost = fast.cost(*pair.lr.shape[2:])
+        fast.keep, size = share, pair.lr.shape[2:]
+        cost = fast.cost(*size)
         dense += cost.dense
-        if whole and share == 1:
-            fast.min_gain_db = 0
-            spent += macs(fast, tuple(pair.lr.shape), pair.lr, fast)
-        else:
-            spent += cost.guided
+        spent += fast.macs_at(*size, min_gain_db=0) if whole and share == 1 else cost.guided
     return spent / dense
 
 

@@ -216,6 +216,8 @@ def _centres(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor, patch: in
 
     Rows and columns of a narrow border cell that lie beyond the image repeat its last one.
     """
+    if not grid.overlaps:
+        return windows
     top, left = grid.corners(index)
     down = _at_ratio_of(index // grid.cols * grid.patch_size - top, onto, grid).flatten()
     across = _at_ratio_of(index % grid.cols * grid.patch_size - left, onto, grid).flatten()
