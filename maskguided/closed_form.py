@@ -53,8 +53,9 @@ def fit_tail(fast: MaskGuided, tail: LightTail, images: Sequence[Known]) -> None
 
 
 def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], easy: bool) -> None:
-    """Ridge regression of what the bilinear image lacks on 3x3 neighbourhoods of the features, in float64."""
-    inputs = tail.conv.in_channels * 9 + 1
+    """Ridge regression of what the bilinear image lacks on what the tail's convolution sees, in float64."""
+    kernel = tail.conv.kernel_size[0]
+    inputs = tail.conv.in_channels * kernel**2 + 1
     gram = torch.zeros(inputs, inputs, dtype=torch.float64)
     cross = torch.zeros(inputs, tail.conv.out_channels, dtype=torch.float64)
     for known in images:
@@ -65,7 +66,7 @@ def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], easy: b
         x = continued(base.x, height // fast.scale, width // fast.scale)
         lacking = target - F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
         wanted = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].double().cpu()
-        seen = F.unfold(features.float(), 3, padding=1)[0].double().cpu()
+        seen = F.unfold(features.float(), kernel, padding=kernel // 2)[0].double().cpu()
         seen = torch.cat([seen, seen.new_ones(1, seen.shape[1])])
         if easy:
             stays = ~_hardest(fast, base, known.dense, features).cpu()

@@ -1,6 +1,6 @@
 """Train what wrapping has added, or the refine part, in stages (see stages.py for what each trains and how).
 
-    fast = maskguided.wrap(model, split_at=4, merge="image", coarse_tail="deep")
+    fast = maskguided.wrap(model, split_at=4, merge="image", coarse_tail="residual")
     maskguided.finetune.fit(fast, "photos/", stage="coarse")
     maskguided.finetune.fit(fast, "photos/", stage="head")
 
@@ -116,7 +116,9 @@ def fit(
         watch: called after each step.
 
     Returns:
-        The loss of each step that was run now. Stages "head" and "end" set `fast.scorer` to "head".
+        The loss of each step that was run now. Stages "head" and "end" set `fast.scorer` to "head". What the stage does
+        not train stays frozen and in eval mode, as the network that was given does if it is part of that:
+        `fast.unwrap().requires_grad_(True).train()` makes it trainable again.
 
     Raises:
         ArgumentError: the stage has nothing to train in this network, or a setting is out of its range.

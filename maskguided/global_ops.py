@@ -16,7 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 _POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
 _MEANS = ("adaptive_avg_pool2d", "mean")
-_REDUCTIONS = ("mean", "sum", "amax", "amin", "std", "var", "std_mean", "var_mean")
+_DEVIATIONS = ("std", "var", "std_mean", "var_mean")
+_REDUCTIONS = ("mean", "sum", "amax", "amin", *_DEVIATIONS)
+_NORM = ("input", "running_mean", "running_var", "weight", "bias")
+_BATCH_NORM = (*_NORM, "training", "momentum", "eps")
+_INSTANCE_NORM = (*_NORM, "use_input_stats", "momentum", "eps")
 
 
 class GlobalOps(TorchFunctionMode):
@@ -63,6 +67,10 @@ class PerImage(GlobalOps):
             return func(x, *args, **kwargs)
         if func.__name__ in _MEANS:
             return self._mean(x, func, args, kwargs)
+        if func.__name__ in ("batch_norm", "instance_norm"):
+            return self._normalised(x, func.__name__ == "batch_norm", (x, *args), kwargs)
+        if self.owned is not None and func.__name__ in ("sum", *_DEVIATIONS):
+            x = self._counted(x, func.__name__, args, kwargs)
         together = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
         result = func(together, *args, **kwargs)
         return tuple(map(self._apart, result)) if isinstance(result, tuple) else self._apart(result)
@@ -77,6 +85,45 @@ class PerImage(GlobalOps):
         each = func(x, *args, **kwargs)
         mean: Tensor = each.reshape(-1, self.k, *each.shape[1:]).mean(1)
         return mean.repeat_interleave(self.k, dim=0)
+
+    def _moments(self, x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance (biased) and number of the pixels that count: (B*k, C, 1, 1) or (1, C, 1, 1), float32."""
+        x = x.float()  # half precision does not count so far
+        counts = x.new_ones(1) if self.owned is None else self.owned(*x.shape[2:]).to(x.dtype)
+
+        def total(value: Tensor) -> Tensor:
+            value = value.sum((2, 3), keepdim=True)
+            if over_batch:
+                return value.sum(0, keepdim=True)
+            return value.reshape(-1, self.k, *value.shape[1:]).sum(1).repeat_interleave(self.k, dim=0)
+
+        number = total(counts.expand(x.shape[0], 1, *x.shape[2:]))
+        mean = total(x * counts) / number
+        return mean, total((x - mean).square() * counts) / number, number
+
+    def _counted(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
+        """`x` changed so that its plain sum, or deviation, is that of the pixels that count."""
+        assert self.owned is not None
+        counts = self.owned(*x.shape[2:]).to(x.dtype)
+        if name == "sum":
+            return x * counts
+        unbiased = kwargs.get("unbiased", args[1] if len(args) > 1 and isinstance(args[1], bool) else True)
+        correction = kwargs.get("correction", int(unbiased))
+        mean, _, number = self._moments(x, over_batch=False)
+        every = self.k * x.shape[2] * x.shape[3]
+        wider = ((every - correction) / (number - correction)).sqrt()
+        changed: Tensor = mean + (x - mean) * counts * wider
+        return changed.to(x.dtype)
+
+    def _normalised(self, x: Tensor, over_batch: bool, args: Any, kwargs: Any) -> Tensor:
+        """Batch or instance norm by the statistics of `x` itself."""
+        given = _given(_BATCH_NORM if over_batch else _INSTANCE_NORM, args, kwargs)
+        mean, variance, _ = self._moments(x, over_batch)
+        result: Tensor = (x - mean) * (variance + given.get("eps", 1e-5)).rsqrt()
+        weight, bias = given.get("weight"), given.get("bias")
+        if weight is not None:
+            result = result * weight[:, None, None]
+        return (result if bias is None else result + bias[:, None, None]).to(x.dtype)
 
     def _apart(self, value: Tensor) -> Tensor:
         """(B, C, k*h, w) -> (B*k, C, h, w); what is one value for an image stands for each of its windows."""
@@ -95,6 +142,10 @@ class LocalOnly(GlobalOps):
         return result + 0 * x if keeps_size else result
 
 
+def _given(names: tuple[str, ...], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether `func` reduces a map (B, C, H, W) over all its pixels.
 
@@ -107,8 +158,10 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         return False
     if name in _POOLS:
         size = args[1] if len(args) > 1 else kwargs.get("output_size")
-        return size == 1 or tuple(size or ()) == (1, 1)
+        return size == 1 or (isinstance(size, (tuple, list)) and tuple(size) == (1, 1))
     if name in _REDUCTIONS:
         dims = args[1] if len(args) > 1 else kwargs.get("dim")
         return isinstance(dims, (tuple, list)) and {d % 4 for d in dims} == {2, 3}
-    return name == "instance_norm"
+    if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
+        return _given(_BATCH_NORM, args, kwargs).get("running_mean") is None
+    return name == "instance_norm" and _given(_INSTANCE_NORM, args, kwargs).get("use_input_stats", True)

@@ -102,18 +102,23 @@ def probe(model: nn.Module) -> Probe:
     )
 
 
+_TELLING = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")
+
+
 def image_of(result: Any) -> Tensor:
     """The image that a network's result holds: the largest; of equal ones the last of a list, else the first.
 
     A list is what a network collects (each one better than the one before); in a tuple or dict the image comes
-    first and what else it tells after it.
+    first and what else it tells after it, unless a dict calls one of them its output.
 
     Raises:
         CannotSplit: there is no (B, C, H, W) in it.
     """
     if isinstance(result, Tensor) and result.dim() == 4:
         return result
-    parts = list(result.values()) if isinstance(result, dict) else result
+    parts = result
+    if isinstance(result, dict):
+        parts = [result[key] for key in sorted(result, key=lambda key: key not in _TELLING)]
     images = [p for p in parts if isinstance(p, Tensor) and p.dim() == 4] if isinstance(parts, (tuple, list)) else []
     if not images:
         kind = f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 State = dict[str, Tensor]
 Part = Callable[[State], State]
@@ -81,10 +83,22 @@ def plain_convolutions() -> Iterator[None]:
     """Without Winograd and FFT algorithms, which mix neighbouring pixels and would spread the NaN."""
     mkldnn = torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
     try:
-        with torch.backends.cudnn.flags(enabled=False):
+        with torch.backends.cudnn.flags(enabled=False), _Deformable():
             yield
     finally:
         torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])  # type: ignore[no-untyped-call]
+
+
+class _Deformable(TorchFunctionMode):
+    """Within it, a deformable convolution (torchvision) that finds NaN gives nothing else: it looks wherever it is told
+    to, and told NaN it would read memory that is not its own."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if "deform_conv2d" not in str(func) or not any(isinstance(a, Tensor) and a.isnan().any() for a in args):
+            return func(*args, **kwargs)
+        clean = [torch.nan_to_num(a) if isinstance(a, Tensor) else a for a in args]
+        return func(*clean, **kwargs) * torch.nan
 
 
 def _extent(

@@ -287,6 +287,66 @@ def check_whole(split: Split) -> None:
             )
 
 
+def check_places(split: Split) -> None:
+    """That the image depends on the body, and that a pixel of the live values stands where it does in the image.
+
+    Raises:
+        CannotSplit: one of them is not so. Refining patches would change nothing, or other places.
+    """
+    name = type(split.model).__name__
+    with untouched(split.model):
+        if not _matters(split):
+            raise CannotSplit(
+                f"{name}, split after block {split.split_at}: the image does not depend on the blocks after that. If "
+                "the network returns several, wrap it in a module that returns the right one alone"
+            )
+        if _is_mirrored(split):
+            raise CannotSplit(
+                f"{name}, split after block {split.split_at}: what stands at the left (or top) of a live value stands "
+                "at the right (or bottom) of the image, as in an ensemble of mirrored passes, so patches do not stay "
+                "where they are. Wrap the network that runs within, and mirror around that"
+            )
+
+
+def _matters(split: Split) -> bool:
+    """Whether the tail's image has anything of what the body writes; a weight of zero has, too."""
+    after = split.body(split.window(split.probe.sizes_of(split.multiple_of)[0]))
+    image = split.tail(dict(after))
+    written = [name for name in split.writes if after[name].is_floating_point()]
+    if bool(split.tail({**after, **{name: after[name] * torch.nan for name in written}}).isnan().any()):
+        return True
+    noise = {name: torch.rand_like(after[name]) for name in written}
+    return not torch.equal(split.tail({**after, **noise}), image)
+
+
+def _is_mirrored(split: Split) -> bool:
+    """Whether what is changed a quarter of the way along shows at three quarters, more than between the two."""
+    step, scale = split.multiple_of, split.scale
+    if step > _LARGEST_STEP:
+        return False
+    length, breadth = (-(-max(side, split.probe.least) // step) * step for side in (_LENGTH, _LENGTH // 8))
+    maps = [name for name, kind in split.kinds.items() if kind == "map"]
+    for dim, size in ((-1, (breadth, length)), (-2, (length, breadth))):
+        state, at = split.window(size), length // 4 // step * step
+        changed = dict(state)
+        for name in maps:
+            value, ratio = state[name].clone(), state[name].shape[dim] / length
+            strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
+            strip.add_(torch.rand_like(strip) * value.std())
+            changed[name] = value
+        shown = (split.rest(changed) - split.rest(state)).abs().transpose(-1, dim)
+        along = shown.amax((0, 1, 2)).view(length // step, step * scale).amax(1)
+        here, there = along[at // step], along[(length - at) // step - 1]
+        between = along[length // step // 2 - 1 : length // step // 2 + 1].max()
+        if there > 0.3 * here and there > 3 * between:
+            return True
+    return False
+
+
+_LENGTH = 64  # LR pixels, of the strips on which places are looked at
+_LARGEST_STEP = 8
+
+
 Cuts = int | Literal["auto"] | Sequence[int]
 """After which block, or blocks, a network is cut."""
 

@@ -37,11 +37,11 @@ def wrapped(**settings):
     return maskguided.wrap(network(), 2, **settings).eval()
 
 
-@pytest.mark.parametrize("keep", [0, 0.3])
-def test_the_ridge_tail_finds_a_linear_network(keep):
-    """A network whose image is a 3x3 convolution of the features at the cut is met by the tail, from any patches."""
+@pytest.mark.parametrize(("tail", "keep"), [("light", 0), ("light", 0.3), ("residual", 0.3)])
+def test_the_ridge_tail_finds_a_linear_network(tail, keep):
+    """A network whose image is the tail's convolution of the features at the cut is met by it, from any patches."""
     torch.manual_seed(0)
-    fast = wrapped(keep=keep)
+    fast = wrapped(keep=keep, coarse_tail=tail)
     truth = copy.deepcopy(fast.coarse_tail)
     with torch.no_grad():
         truth.conv.weight.copy_(torch.randn(truth.conv.weight.shape) * 0.1)

@@ -66,7 +66,7 @@ def test_deeper_tails_differ_only_at_the_borders_of_refined_patches(way, tail):
     assert float(difference_at[near].max()) > 1e-3, "or the tail ran everywhere"
 
 
-@pytest.mark.parametrize("tail", ["light", "deep", "copy"])
+@pytest.mark.parametrize("tail", ["light", "deep", "residual", "copy"])
 @pytest.mark.parametrize("way", NETWORKS)
 def test_all_patches_refined_is_the_network_and_none_the_coarse_image(way, tail):
     alone, everywhere, x = wrapped(way, "unrefined", tail), wrapped(way, "all", tail), image(1, 3, 20, 27)

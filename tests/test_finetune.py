@@ -57,9 +57,9 @@ OWN = {
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
-@pytest.mark.parametrize("adapter", [None, "automatic"])
-def test_a_stage_changes_its_own_parameters_only(photos, stage, adapter):
-    fast = wrapped(adapter=adapter)
+@pytest.mark.parametrize(("adapter", "tail"), [(None, "deep"), (None, "residual"), ("automatic", "deep")])
+def test_a_stage_changes_its_own_parameters_only(photos, stage, adapter, tail):
+    fast = wrapped(adapter=adapter, coarse_tail=tail)
     given, original = copy.deepcopy(fast.unwrap().state_dict()), fast.unwrap()
     before = copy.deepcopy(fast.state_dict())
     finetune.fit(fast, photos, stage, QUICK)

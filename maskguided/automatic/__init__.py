@@ -20,7 +20,7 @@ from torch import nn
 from ..alignment import alignment
 from ..errors import ArgumentError, CannotSplit
 from ..probing import MULTIPLES, Probe
-from ..split import Split, check_whole, choose
+from ..split import Split, check_places, check_whole, choose
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
 from .sizes import Rounding
@@ -62,7 +62,9 @@ def automatic_split(
         except CannotSplit as error:
             failures.append(error)
         except ArgumentError:
-            if not held and not failures:  # else another run was better, and its fault is what the user should see
+            # Another run may have been better: then its fault is what the user should see. Where this one cannot be
+            # split anywhere, the number was for the next.
+            if not held and not failures and (cut is not None or _can_be_split(model, run, probe, check)):
                 raise
         else:
             if split.can_skip:
@@ -71,6 +73,14 @@ def automatic_split(
     if not held:
         raise failures[0]
     return held[0][1]
+
+
+def _can_be_split(model: nn.Module, run: Candidate, probe: Probe, check: bool) -> bool:
+    """Whether `run` holds at half of its depth, and its blocks can be left out."""
+    try:
+        return _split_run(model, run.names, (choose("auto", len(run.names)),), probe, check).can_skip
+    except CannotSplit:
+        return False
 
 
 def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], probe: Probe, check: bool) -> Split:
@@ -94,6 +104,8 @@ def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], 
             with suppress(CannotSplit):  # two blocks are faster to measure than half of them
                 late = AutomaticSplit(traced, (max(1, len(names) - 2),), names, probe)
             split.multiple_of = alignment(late, split.multiple_of)
+            if check:
+                check_places(split)
             return split
     raise failures[0]
 

@@ -220,7 +220,11 @@ def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, trac
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
             if node not in inside and node in traced.values and traced.values[node].from_input:
-                raise CannotSplit(f"cutting: {node.name} is used before it is made")
+                raise CannotSplit(
+                    f"cutting: {node.name} is used before it is made: the image is not made of the blocks alone. If "
+                    "the network returns several images, wrap it in a module that returns the right one; a block that "
+                    f"leaves a value for the next call is no block. {ADAPTER}"
+                )
             for used in node.all_input_nodes:
                 copied(used)
             copies[node] = graph.node_copy(node, copied)

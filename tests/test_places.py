@@ -1,0 +1,187 @@
+"""Networks in which a patch would not stay where it is, or would have no say in the image; and pixels counted twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import difference, image, scaled
+from torch import nn
+from torch.nn import functional as F
+
+import maskguided
+from maskguided import ArgumentError, CannotSplit
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.second(F.relu(self.first(x)))
+
+
+class Ends(nn.Module):
+    """Stem, four blocks and a tail of x2."""
+
+    def __init__(self, blocks=Block) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 12, 3, padding=1)
+        self.blocks = nn.ModuleList(blocks() for _ in range(4))
+        self.tail = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def once(self, x):
+        x = self.head(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.tail(x)
+
+    forward = once
+
+
+class Mirrored(Ends):
+    def __init__(self, dims) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x):
+        return (self.once(x) + self.once(x.flip(self.dims)).flip(self.dims)) / 2
+
+
+@pytest.mark.parametrize("dims", [-1, -2, (-1, -2)])
+@pytest.mark.parametrize("split_at", [2, 4, 6, "auto"])
+@pytest.mark.filterwarnings("ignore:.*cannot be left out")
+def test_a_patch_is_refined_where_it_is_or_the_network_is_refused(dims, split_at):
+    network, x = scaled(Mirrored(dims)), image(1, 3, 48, 64)
+    if split_at == "auto":  # half of the blocks, counted as often as they run, is one pass, and the other mirrored
+        with pytest.raises(CannotSplit, match="mirrored passes"):
+            maskguided.wrap(network, split_at)
+        return
+    fast = maskguided.wrap(network, split_at, patch_size=16, halo=16, keep=0.25).eval()
+    score = torch.zeros(1, 3, 4)
+    score[0, :, 0] = 1
+    coarse, refined = fast.coarse_image(fast.run_base(x)), fast(x, score=score)
+    dense, left = network(x), (..., slice(0, 32))
+    assert difference(refined[left], dense[left]) < 1e-3 < 1e-2 < difference(coarse[left], dense[left])
+
+
+class TwoImages(Ends):
+    def __init__(self, early: str, late: str) -> None:
+        super().__init__()
+        self.names, self.early = (early, late), nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        x = self.blocks[1](self.blocks[0](self.head(x)))
+        late = self.blocks[3](self.blocks[2](x))
+        return dict(zip(self.names, (self.early(x), self.tail(late)), strict=True))
+
+
+def test_what_a_dict_calls_its_output_is_the_image():
+    network, x = scaled(TwoImages("auxiliary", "output")), image(1, 3, 20, 24)
+    fast = maskguided.wrap(network, 2, keep=1).eval()
+    assert difference(fast(x), network(x)["output"]) < 1e-5
+    fast.keep = 0
+    assert difference(fast(x), network(x)["output"]) > 1e-2
+
+
+def test_an_image_that_the_refined_blocks_have_no_say_in_is_refused():
+    network, x = scaled(TwoImages("a", "b")), image(1, 3, 20, 24)
+    with pytest.raises(CannotSplit, match="after block 2: the image does not depend on the blocks after that"):
+        maskguided.wrap(network, 2)
+    assert difference(maskguided.wrap(network, 1, keep=1).eval()(x), network(x)["a"]) < 1e-5
+
+
+def test_a_tail_that_begins_at_zero_is_no_reason_to_refuse():
+    network = scaled(Ends())
+    nn.init.zeros_(network.tail[0].weight)
+    assert maskguided.wrap(network, 2).split.cuts == (2,)
+
+
+class Deviation(nn.Module):
+    def forward(self, x):
+        return x / (x.std((2, 3), keepdim=True) + 0.1) - x.var((2, 3), False, True)
+
+
+class Sum(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x.sum((2, 3), keepdim=True) / 1000)
+
+
+GLOBAL = {
+    "instance norm": lambda: nn.InstanceNorm2d(12, affine=True),
+    "batch norm without statistics": lambda: nn.BatchNorm2d(12, track_running_stats=False),
+    "std and var": Deviation,
+    "sum": Sum,
+}
+
+
+@pytest.mark.parametrize("norm", GLOBAL)
+@pytest.mark.parametrize("merge", ["features", "image"])
+@pytest.mark.parametrize(("size", "halo"), [((32, 48), 0), ((35, 47), 0), ((35, 47), 2)])
+def test_a_pixel_that_two_windows_hold_counts_once(norm, merge, size, halo):
+    def block():
+        inner = Block()
+        inner.second = nn.Sequential(GLOBAL[norm](), inner.second)
+        return inner
+
+    network = scaled(Ends(block))
+    x = image(2, 3, *size) * torch.linspace(0.1, 2, size[1])  # unlike at its ends: what is counted twice shows
+    fast = maskguided.wrap(network, 2, keep=1, merge=merge, halo=halo).eval()
+    assert fast.exchange
+    assert fast.split.global_ops
+    assert difference(fast(x), network(x)) < 1e-5
+    if "batch" not in norm:  # which sees all windows in any case
+        fast.global_ops = "window"
+        assert difference(fast(x), network(x)) > 1e-3
+
+
+def test_a_mean_of_four_quarters_is_no_single_value_and_wraps():
+    class Pyramid(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Linear(48, 12)
+
+        def forward(self, x):
+            return x * self.gate(F.adaptive_avg_pool2d(x, 2).flatten(1)).sigmoid()[..., None, None] + super().forward(x)
+
+    fast = maskguided.wrap(scaled(Ends(Pyramid)), 2)
+    assert fast.split.facts.body_radius is None
+
+
+def test_deformable_convolutions_are_measured_without_reading_beyond_memory():
+    ops = pytest.importorskip("torchvision.ops")
+
+    class Deformed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.offset, self.conv = nn.Conv2d(12, 18, 3, padding=1), ops.DeformConv2d(12, 12, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.conv(x, self.offset(x))
+
+    network, x = scaled(Ends(Deformed)), image(1, 3, 33, 41)
+    fast = maskguided.wrap(network, 2, patch_size=48).eval()
+    assert (fast.split.facts.body_radius, fast.exchange) == (None, False)
+    fast.keep = 1
+    assert difference(fast(x), network(x)) < 1e-5  # one window
+
+
+class Grouped(nn.Module):
+    """Three groups of two blocks: five would be a number of blocks, or of convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 12, 3, padding=1)
+        self.groups = nn.ModuleList(nn.Sequential(Block(), Block()) for _ in range(3))
+        self.tail = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        x = self.head(x)
+        for group in self.groups:
+            x = group(x)
+        return self.tail(x)
+
+
+def test_a_number_beyond_a_body_that_can_be_split_is_refused_with_its_range():
+    with pytest.raises(ArgumentError, match="has 3 blocks; use 1 to 2"):
+        maskguided.wrap(scaled(Grouped()), 5)
