@@ -166,22 +166,29 @@ def test_deformable_convolutions_are_measured_without_reading_beyond_memory():
     assert difference(fast(x), network(x)) < 1e-5  # one window
 
 
-class Grouped(nn.Module):
-    """Three groups of two blocks: five would be a number of blocks, or of convolutions."""
+def test_a_number_beyond_a_body_that_can_be_split_is_refused_with_its_range():
+    """Though the network has eight blocks of another kind, two in each of these."""
+    with pytest.raises(ArgumentError, match="has 4 blocks; use 1 to 3"):
+        maskguided.wrap(scaled(Ends(lambda: nn.Sequential(Block(), Block()))), 5)
+
+
+class Layered(Ends):
+    """Its tail uses a map that grows by each block, so blocks cannot be left out, but convolutions within them can."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.head = nn.Conv2d(3, 12, 3, padding=1)
-        self.groups = nn.ModuleList(nn.Sequential(Block(), Block()) for _ in range(3))
-        self.tail = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1), nn.PixelShuffle(2))
+        self.fuse = nn.Conv2d(48, 12, 1)
 
     def forward(self, x):
-        x = self.head(x)
-        for group in self.groups:
-            x = group(x)
-        return self.tail(x)
+        x, made = self.head(x), None
+        for block in self.blocks:
+            x = block(x)
+            made = x if made is None else torch.cat([made, x], 1)
+        return self.tail(x + self.fuse(made))
 
 
-def test_a_number_beyond_a_body_that_can_be_split_is_refused_with_its_range():
-    with pytest.raises(ArgumentError, match="has 3 blocks; use 1 to 2"):
-        maskguided.wrap(scaled(Grouped()), 5)
+@pytest.mark.filterwarnings("ignore:.*cannot be left out")
+def test_a_number_is_counted_on_the_body_that_auto_takes():
+    network = scaled(Layered())
+    found = maskguided.split(network)
+    assert maskguided.split(network, found.split_at).blocks == found.blocks
