@@ -82,20 +82,20 @@ def test_training_free_quality_on_set14():
 
 
 def test_trained_parts_do_on_set14_what_the_tables_say():
-    """docs/results.md: keep 0.45 costs 0.652 of the MACs and 0.118 dB."""
+    """docs/results.md: keep 0.4 costs 0.605 of the MACs and 0.113 dB."""
     need_shared()
     head = Path(__file__).parents[1] / "benchmarks" / "weights" / "pan_guided.safetensors"
     fast = maskguided.load(head, official_pan(4)).eval()
-    assert (fast.keep, fast.scorer, fast.merge) == (0.45, "head", "image")
-    assert fast.cost(128, 128).ratio < 0.66
-    assert 0.10 < lost(fast, "Set14") < 0.13
+    assert (fast.keep, fast.scorer, fast.merge) == (0.4, "head", "image")
+    assert fast.cost(128, 128).ratio < 0.61
+    assert 0.10 < lost(fast, "Set14") < 0.12
 
 
 def test_images_that_decide_lose_less_for_as_many_patches():
-    """docs/results.md: of 0.40 of the patches, 0.101 dB where images decide, 0.147 where all get as many."""
+    """docs/results.md: of 0.40 of the patches, 0.082 dB where images decide, 0.113 where all get as many."""
     need_shared()
     head = Path(__file__).parents[1] / "benchmarks" / "weights" / "pan_guided.safetensors"
-    fast = maskguided.load(head, official_pan(4), min_gain_db=0.325).eval()
+    fast = maskguided.load(head, official_pan(4), min_gain_db=0.25).eval()
     refined = patches = 0
     with torch.inference_mode():
         for x, _ in pairs("Set14", 4):
@@ -104,7 +104,7 @@ def test_images_that_decide_lose_less_for_as_many_patches():
     assert 0.38 < refined / patches < 0.41
     own = lost(fast, "Set14")
     fast.keep = refined / patches
-    assert 0.08 < own < 0.11 < 0.13 < lost(fast, "Set14")
+    assert 0.07 < own < 0.09 < 0.105 < lost(fast, "Set14")
 
 
 def test_real_esrgan_anime_video_splits():
