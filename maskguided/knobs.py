@@ -142,6 +142,7 @@ class Knobs(nn.Module):
 
     @merge.setter
     def merge(self, merge: Merge) -> None:
+        check_choices(merge=merge)
         before: Merge = getattr(self, "_merge", merge)
         if before != merge:
             raise ArgumentError(

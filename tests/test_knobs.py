@@ -52,6 +52,7 @@ def test_other_windows_end_what_was_estimated_for_these():
         ("keep", None, "keep=None: it is the share"),
         ("keep", float("nan"), "keep=nan: it is the share"),
         ("merge", "image", r"merge=.image.: this network was wrapped with merge=.features.*fast.unwrap"),
+        ("merge", "x", "merge='x'; use one of 'features', 'image'"),
         ("patch_size", 7.5, "patch_size=7.5: use a whole number of LR pixels"),
         ("halo", -1, "halo=-1: use a whole number of LR pixels, 0 or more"),
         ("exchange", "yes", "exchange='yes'; use True or False"),
