@@ -23,9 +23,9 @@ from .settings import (
     Context,
     GlobalOps,
     Scorer,
+    check_arguments,
     check_choices,
     check_cuts,
-    check_keys,
     check_possible,
     check_size,
     check_windows,
@@ -108,7 +108,7 @@ class MaskGuided(Knobs):
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer, self.coarse_on, self.global_ops = merge, keep, scorer, coarse_on, global_ops
         self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else onward
-        check_keys("head", head or {}, ("hidden", "channels", "dynamic"))
+        check_arguments("head", head or {}, MaskHead, skip=1)
         self.head = MaskHead(split.feature_channels, **(head or {}))
         self.linear = LinearScore(with_coarse=merge == "image")
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,6 +30,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "context": get_args(Context),
     "global_ops": get_args(GlobalOps),
 }
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 
 
@@ -184,6 +186,17 @@ def check_keys(where: str, given: Iterable[Any], known: Collection[str]) -> None
             nearest = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {nearest[0]!r}? " if nearest else ""
             raise ArgumentError(f"{where}: {name!r} is not known; {hint}Known: {', '.join(known)}")
+
+
+def arguments_of(call: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that `call` takes, without those behind * and **."""
+    return [name for name, argument in inspect.signature(call).parameters.items() if argument.kind not in _REST]
+
+
+def check_arguments(where: str, given: Iterable[str], call: Callable[..., Any], skip: int = 0) -> None:
+    """`check_keys` with the arguments of `call` but the first `skip`; one with ** checks them itself."""
+    if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in inspect.signature(call).parameters.values()}:
+        check_keys(where, given, arguments_of(call)[skip:])
 
 
 def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -315,8 +315,8 @@ def _matters(split: Split) -> bool:
     written = [name for name in split.writes if after[name].is_floating_point()]
     if bool(split.tail({**after, **{name: after[name] * torch.nan for name in written}}).isnan().any()):
         return True
-    noise = {name: torch.rand_like(after[name]) for name in written}
-    return not torch.equal(split.tail({**after, **noise}), image)
+    others = {name: 1 - after[name] for name in written}
+    return not torch.equal(split.tail({**after, **others}), image)
 
 
 def _is_mirrored(split: Split) -> bool:
@@ -332,7 +332,8 @@ def _is_mirrored(split: Split) -> bool:
         for name in maps:
             value, ratio = state[name].clone(), state[name].shape[dim] / length
             strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
-            strip.add_(torch.rand_like(strip) * value.std())
+            noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0)).to(strip)
+            strip.add_(noise * value.std())
             changed[name] = value
         shown = (split.rest(changed) - split.rest(state)).abs().transpose(-1, dim)
         along = shown.amax((0, 1, 2)).view(length // step, step * scale).amax(1)

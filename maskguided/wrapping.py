@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import nn
 from .adapter import split
 from .errors import ArgumentError
 from .guided import MaskGuided
-from .settings import check_keys
+from .settings import check_arguments
 from .split import Cuts
 
 
@@ -49,8 +48,7 @@ def wrap(
     torch.Size([1, 3, 132, 188])
     """
     refuse_wrapped(model)
-    known = [name for name in inspect.signature(MaskGuided).parameters if name != "split"]
-    check_keys("wrap", settings, known)
+    check_arguments("wrap", settings, MaskGuided, skip=1)
     return MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
 
 

@@ -15,9 +15,8 @@ from ..errors import ArgumentError, CheckpointError
 from ..guided import MaskGuided
 from ..head import MaskHead
 from ..networks import load_network
-from ..settings import check_keys
+from ..settings import arguments_of, check_arguments, check_keys
 from ..weights import HEAD_FORMAT, load_into, read
-from .basicsr_options import arguments_of, check_arguments
 from .basicsr_plugin import import_basicsr
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -41,19 +40,7 @@ _NEEDED = {
 _NUMBERS = ("scale", "train:total_iter", "train:optim_g:lr", "logger:save_checkpoint_freq", "val:val_freq")
 # basicsr makes a folder of every other entry under `path`.
 _FILES = ("strict_load", "pretrain_network", "resume", "param_key")
-_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _FOLDERS = ("experiments_root", "models", "training_states", "log", "visualization", "results_root")
-
-
-def arguments_of(call: Callable[..., Any]) -> list[str]:
-    """Names of the arguments that `call` takes, without those behind * and **."""
-    return [name for name, argument in inspect.signature(call).parameters.items() if argument.kind not in _REST]
-
-
-def check_arguments(where: str, given: Iterable[str], call: Callable[..., Any], skip: int = 0) -> None:
-    """`check_keys` with the arguments of `call` but the first `skip`; one with ** checks them itself."""
-    if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in inspect.signature(call).parameters.values()}:
-        check_keys(where, given, arguments_of(call)[skip:])
 
 
 def read_yaml(path: str) -> Options:
