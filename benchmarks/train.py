@@ -4,7 +4,8 @@
 
 LR images are basicsr's MATLAB-like bicubic. L1 loss, AdamW, one-cycle learning rate, an average of the
 weights (EMA). A checkpoint is written every 200 steps; the same command resumes from it and, at the end,
-writes DIR/NAME.safetensors (half precision). "starter" is the network that ships with the package.
+writes DIR/NAME.safetensors (half precision). --start FILE goes on from trained weights, with other crops for
+another --seed. "starter" is the network that ships with the package.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 
 from maskguided.images import read_image
 from maskguided.integrations.basicsr_plugin import import_basicsr
+from maskguided.weights import load_into, read
 
 from .small_networks import NETWORKS, SCALE
 
@@ -80,13 +82,17 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=48)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
     pairs = [pair for pair in read_pairs(args.hr, args.work / "pairs.pt") if min(pair[0].shape[1:]) >= args.size]
 
     model = NETWORKS[args.network]().to(memory_format=torch.channels_last)
+    if args.start:
+        load_into(model, read(args.start).tensors)
     ema = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.rate, total_steps=args.iterations, pct_start=0.05)
@@ -99,7 +105,7 @@ def main() -> None:
 
     running, since = 0.0, time.time()
     for step in range(start, args.iterations):
-        lr, hr = crops(pairs, args.batch, args.size, np.random.default_rng(step))
+        lr, hr = crops(pairs, args.batch, args.size, np.random.default_rng((args.seed, step)))
         loss = F.l1_loss(model(lr.contiguous(memory_format=torch.channels_last)), hr)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
