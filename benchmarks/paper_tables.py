@@ -32,7 +32,7 @@ from maskguided.errors import CheckpointError
 from maskguided.finetune import Recipe
 from maskguided.head import MaskHead, high_frequency
 from maskguided.networks import load_network
-from maskguided.stages import HeadLoss, Options, Stage, patch_error, train_only
+from maskguided.training.stages import HeadLoss, Options, Stage, patch_error, train_only
 
 OUTPUT = (720, 1280)  # height and width of the HR image for which MACs are counted
 KEEPS = (0.0, 0.25, 0.5, 1.0)

@@ -26,9 +26,9 @@ import maskguided
 from maskguided import MaskGuided, bench, metrics
 from maskguided.images import list_images, read_image
 from maskguided.patches import select
-from maskguided.samples import reduce, to_tensor
-from maskguided.stages import patch_error
 from maskguided.timing import Ratio, alternate, at, ratio
+from maskguided.training.samples import reduce, to_tensor
+from maskguided.training.stages import patch_error
 
 from .small_networks import NETWORKS, network
 

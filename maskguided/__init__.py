@@ -12,8 +12,8 @@ from . import finetune
 from .adapter import Adapter, register, split
 from .base import Explanation
 from .calibrate import calibrate
+from .calibration.curve import Calibration
 from .checkpoint import load, save, starter
-from .curve import Calibration
 from .errors import (
     ArgumentError,
     CannotSplit,

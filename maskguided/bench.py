@@ -27,9 +27,9 @@ from .guided import MaskGuided
 from .images import list_images, read_image
 from .metrics import psnr
 from .probing import image_of
-from .samples import to_tensor
 from .split import Merge, Split
 from .timing import alternate, at_keep, ratio
+from .training.samples import to_tensor
 
 Network = Callable[[Tensor], Tensor]
 

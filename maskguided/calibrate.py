@@ -19,17 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .adapter import split
-from .closed_form import Known, fit_context, fit_gain, fit_score, fit_tail
+from .calibration.closed_form import Known, fit_context, fit_gain, fit_score, fit_tail
+from .calibration.curve import Budget, Calibration, Point
+from .calibration.prices import Clock, Macs, Prices, Spread
 from .coarse import LightTail
 from .context import make_context
-from .curve import Budget, Calibration, Point
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .patches import select
-from .prices import Clock, Macs, Prices, Spread
 from .settings import check_one_of
 from .split import Merge, Split
-from .stages import dense_image, luma
+from .training.stages import dense_image, luma
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]

@@ -1,4 +1,4 @@
-"""Train what wrapping has added, or the refine part, in stages (see stages.py for what each trains and how).
+"""Train what wrapping has added, or the refine part, in stages (see training/stages.py for what each trains and how).
 
     fast = maskguided.wrap(model, split_at=4, merge="image", coarse_tail="residual")
     maskguided.finetune.fit(fast, "photos/", stage="coarse")
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from .errors import ArgumentError, CheckpointError
 from .guided import MaskGuided
 from .optional import optional
-from .pool import batches
-from .samples import Batches, Crops
-from .stages import REUSABLE, Given, Options, loss, prepare, train_only
+from .training.pool import batches
+from .training.samples import Batches, Crops
+from .training.stages import REUSABLE, Given, Options, loss, prepare, train_only
 from .weights import write_whole
 
 
@@ -106,7 +106,7 @@ def fit(
     Args:
         fast: a wrapped network for images in 0..1.
         hr: a folder of HR images, or several.
-        stage: coarse, refine, head, all or end; see stages.py.
+        stage: coarse, refine, head, all or end; see training/stages.py.
         recipe: steps, batch, rates and losses.
         lr: a folder of LR images of the same names; without it LR is made by basicsr's bicubic.
         checkpoint: a file written every `every` steps; if it is there already, the run goes on from it.

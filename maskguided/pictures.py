@@ -11,12 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from .base import Explanation
-from .curve import Calibration, Point
+from .calibration.curve import Calibration, Point
 from .errors import MissingDependency
 from .guided import MaskGuided
 from .images import Image
 from .infer import overlay
-from .stages import luma
+from .training.stages import luma
 from .weights import write_whole
 
 

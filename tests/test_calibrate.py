@@ -10,12 +10,14 @@ from support import difference, image, scaled
 from torch.nn import functional as F
 
 import maskguided
-from maskguided import ArgumentError, pictures, prices, stages
+from maskguided import ArgumentError, pictures
 from maskguided.adapters.pan_net import PAN
-from maskguided.closed_form import Known, common_directions, fit_tail
+from maskguided.calibration import prices
+from maskguided.calibration.closed_form import Known, common_directions, fit_tail
 from maskguided.networks import load_network
 from maskguided.patches import select
-from maskguided.stages import patch_error
+from maskguided.training import stages
+from maskguided.training.stages import patch_error
 
 
 def network():

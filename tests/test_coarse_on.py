@@ -13,7 +13,7 @@ import maskguided
 from maskguided import ArgumentError, MaskGuided
 from maskguided.adapters.pan_net import PAN
 from maskguided.patches import Grid, others
-from maskguided.stages import loss, prepare, train_only
+from maskguided.training.stages import loss, prepare, train_only
 
 NETWORKS = {"adapter": PAN(features=8, up_features=8, blocks=4, scale=2), "automatic": OriginalEDSR()}
 

@@ -15,14 +15,15 @@ from support import image, need_basicsr, scaled
 from torch import Tensor
 
 import maskguided
-from maskguided import ArgumentError, CheckpointError, ImageError, finetune, stages
+from maskguided import ArgumentError, CheckpointError, ImageError, finetune
 from maskguided.adapters.pan_net import PAN
 from maskguided.finetune import Recipe
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
-from maskguided.pool import batches
-from maskguided.samples import Batches, Crops, reduce
-from maskguided.stages import Given, Options, rank_loss
+from maskguided.training import stages
+from maskguided.training.pool import batches
+from maskguided.training.samples import Batches, Crops, reduce
+from maskguided.training.stages import Given, Options, rank_loss
 
 pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")

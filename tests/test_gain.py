@@ -13,11 +13,12 @@ from test_calibrate import network, photographs, wrapped
 from torch.utils.flop_counter import FlopCounterMode
 
 import maskguided
-from maskguided import ArgumentError, export, stages
-from maskguided.closed_form import Known, fit_gain
+from maskguided import ArgumentError, export
+from maskguided.calibration.closed_form import Known, fit_gain
 from maskguided.gain import worth
 from maskguided.infer import upscale
-from maskguided.stages import dense_image, patch_error
+from maskguided.training import stages
+from maskguided.training.stages import dense_image, patch_error
 
 
 def pairs(count: int = 4, side: int = 40) -> list[tuple[torch.Tensor, torch.Tensor]]:

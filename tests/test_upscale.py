@@ -279,7 +279,6 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(args, text, tmp_path, mon
     (tmp_path / "there" / "a.json").touch()
     args = [a.format(png=tmp_path / "a.png", tmp=tmp_path) for a in args]
     monkeypatch.setattr(sys, "argv", ["maskguided", *args])
-    monkeypatch.setattr(cli, "err", cli.Console(stderr=True, highlight=False, soft_wrap=True))
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2

@@ -17,10 +17,10 @@ from typing import Literal
 
 from torch import nn
 
-from ..alignment import alignment
 from ..errors import ArgumentError, CannotSplit
 from ..probing import MULTIPLES, Probe
 from ..split import Split, check_places, check_whole, choose
+from .alignment import alignment
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
 from .sizes import Rounding

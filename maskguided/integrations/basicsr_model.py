@@ -13,7 +13,7 @@ from torch import nn
 from .. import checkpoint
 from ..errors import ArgumentError
 from ..infer import run_tiled
-from ..stages import STAGES
+from ..training.stages import STAGES
 from ..weights import write_whole
 from .basicsr_network import MaskGuidedSR
 from .basicsr_options import GIVEN
@@ -25,7 +25,7 @@ _logger = import_basicsr("basicsr.utils").get_root_logger
 
 
 class MaskGuidedModel(_SRModel):  # type: ignore[misc]
-    """Trains one stage of a MaskGuidedSR and validates it; `train: stage` says which (see maskguided.stages)."""
+    """Trains one stage of a MaskGuidedSR and validates it; `train: stage` says which (see training/stages.py)."""
 
     def __init__(self, opt: dict[str, Any]) -> None:
         _check(opt)

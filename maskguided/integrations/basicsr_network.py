@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from .. import checkpoint, stages
+from .. import checkpoint
 from ..adapter import split
 from ..coarse import make_coarse_tail
 from ..errors import ArgumentError, CheckpointError
@@ -16,6 +16,7 @@ from ..guided import MaskGuided
 from ..head import MaskHead
 from ..networks import load_network
 from ..settings import arguments_of, check_arguments, check_keys
+from ..training import stages
 from ..weights import HEAD_FORMAT, load_into, read
 from .basicsr_plugin import import_basicsr
 

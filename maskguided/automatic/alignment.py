@@ -12,10 +12,10 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-from .global_ops import LocalOnly
-from .probing import MULTIPLES, untouched
-from .receptive import hits, plain_convolutions, poisoned
-from .split import Split, State
+from ..global_ops import LocalOnly
+from ..probing import MULTIPLES, untouched
+from ..receptive import hits, plain_convolutions, poisoned
+from ..split import Split, State
 
 _STEPS = 64  # on which a period is looked for
 _LARGEST = 4  # LR pixels: a network that rounds its input up to more does so for the sake of its windows

@@ -9,8 +9,10 @@ import torch
 import typer
 from torch import Tensor
 
-from . import bench
-from .cli_options import (
+from .. import bench
+from ..errors import ArgumentError
+from ..export import export
+from .options import (
     HeadFile,
     Keep,
     ModelName,
@@ -22,8 +24,6 @@ from .cli_options import (
     ready,
     with_settings,
 )
-from .errors import ArgumentError
-from .export import export
 
 
 @with_settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .integrations import basicsr_command
+from ..integrations import basicsr_command
 
 app = typer.Typer(no_args_is_help=True, help="BasicSR's train and test, with MaskGuidedSR, MaskGuidedModel and PAN.")
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Base
-from .coarse import LightTail, continued
-from .context import make_context, watch
-from .gain import LEAST, GainEstimate, log_energies
-from .guided import MaskGuided
-from .head import ROOT
-from .patches import select
-from .stages import patch_error
+from ..base import Base
+from ..coarse import LightTail, continued
+from ..context import make_context, watch
+from ..gain import LEAST, GainEstimate, log_energies
+from ..guided import MaskGuided
+from ..head import ROOT
+from ..patches import select
+from ..training.stages import patch_error
 
 _RIDGE = 1e-4  # of the mean energy of a feature
 _LOG_RIDGE = 1e-2  # of the variance of an input

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from .errors import ArgumentError, ImageError
-from .images import Image, list_images, read_image
-from .integrations.basicsr_plugin import import_basicsr
+from ..errors import ArgumentError, ImageError
+from ..images import Image, list_images, read_image
+from ..integrations.basicsr_plugin import import_basicsr
 
 _CONTEXT = 4  # LR pixels around a crop that its bicubic reduction looks at
 _CACHED = 400  # images kept in memory by each process

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Base
-from .coarse import continued
-from .errors import ArgumentError
-from .guided import MaskGuided
-from .head import pool
-from .patches import Grid, others, scatter, select
-from .probing import image_of, untouched
-from .split import State
+from ..base import Base
+from ..coarse import continued
+from ..errors import ArgumentError
+from ..guided import MaskGuided
+from ..head import pool
+from ..patches import Grid, others, scatter, select
+from ..probing import image_of, untouched
+from ..split import State
 
 Stage = Literal["coarse", "refine", "head", "all", "end"]
 STAGES: tuple[Stage, ...] = ("coarse", "refine", "head", "all", "end")

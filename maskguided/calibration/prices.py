@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .guided import MaskGuided
-from .timing import alternate, at_keep, ratio
+from ..guided import MaskGuided
+from ..timing import alternate, at_keep, ratio
 
 _TIMED = (0.0, 0.1, 0.3, 0.6, 1.0)
 _ROUNDS = 3

@@ -11,11 +11,11 @@ from typing import Annotated, Any, get_type_hints
 import typer
 from torch import nn
 
-from . import checkpoint
-from .errors import ArgumentError
-from .guided import MaskGuided
-from .networks import Loaded, load_network
-from .wrapping import wrap
+from .. import checkpoint
+from ..errors import ArgumentError
+from ..guided import MaskGuided
+from ..networks import Loaded, load_network
+from ..wrapping import wrap
 
 ModelName = Annotated[
     str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are.")
@@ -40,6 +40,9 @@ Keep = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.", min=1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
+PICTURES = (".png", ".pdf", ".svg")
 
 _SETTINGS: dict[str, Any] = {
     "onward": Annotated[

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import ArgumentError
-from .split import Merge
+from ..errors import ArgumentError
+from ..split import Merge
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from .errors import ArgumentError, ImageError
-from .images import SUFFIXES, read_image
+from ..errors import ArgumentError, ImageError
+from ..images import SUFFIXES, read_image
 
 _UNWRITTEN = (".gif", ".jp2", ".jxl", ".avif", ".heic", ".ppm", ".exr", ".svg", ".pdf")
 """Suffixes that name an image, not a folder."""

@@ -1,0 +1,1 @@
+"""The commands of `maskguided`, one in each file; cli.py puts them together."""

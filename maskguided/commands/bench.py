@@ -1,0 +1,131 @@
+"""The command that measures a wrapped network beside the dense one: maskguided bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from .. import bench
+from ..errors import ArgumentError
+from ..infer import pick_device, pick_dtype
+from ..networks import load_network
+from .console import out, progress_bar
+from .options import (
+    Device,
+    HeadFile,
+    ModelName,
+    NetScale,
+    Overwrite,
+    WeightFile,
+    blocks,
+    new_file,
+)
+
+
+def bench_command(
+    lr: Annotated[Path, typer.Option("--input", "-i", help="LR image or folder.")],
+    hr: Annotated[Path | None, typer.Option(help="HR image or folder, for PSNR; the same names.")] = None,
+    model: ModelName = None,
+    weights: WeightFile = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
+    split_at: Annotated[str, typer.Option(help="One or several, as 4,8,12; auto: half.")] = "auto",
+    keep: Annotated[str, typer.Option(help="One or several.")] = "0,0.25,0.5",
+    patch_size: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
+    halo: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
+    merge: Annotated[str, typer.Option(help="features, image, or both as features,image.")] = "features",
+    rounds: Annotated[int, typer.Option(help="How often everything is run in turn.", min=1)] = 3,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16, bf16.")] = "fp32",
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; more than one is unsteady on a shared machine.", min=1)
+    ] = 1,
+    channels_last: Annotated[bool, typer.Option(help="Memory format, for both sides.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
+    if head is not None and (split_at, merge) != ("auto", "features"):
+        raise ArgumentError(f"--head {head} has its own split and merge; give either it or them")
+    for path, suffix in ((json_file, ".json"), (markdown, ".md")):
+        if path is not None:
+            new_file(path, overwrite, suffix)
+    torch.set_num_threads(threads)
+    where = pick_device(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    loaded = load_network(weights, model, scale)
+    net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
+    like = next(net.parameters())
+    pairs = bench.read_pairs(lr, hr, like.device, like.dtype, channels_last)
+    settings = [
+        bench.Setting(
+            "image" if m == "image" else "features",
+            blocks(n),
+            _size(p),
+            _size(h),
+            tuple(map(float, _listed("keep", keep, float))),
+            head,
+        )
+        for m in _listed("merge", merge, ("features", "image").index)
+        for n in _listed("split_at", split_at, blocks)
+        for p in _listed("patch_size", patch_size, _size)
+        for h in _listed("halo", halo, _size)
+    ]
+    with progress_bar("setting") as progress:
+        task = progress.add_task("settings", total=len(settings))
+        rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
+    header = (
+        f"{len(pairs)} images of {lr.name}, {type(net).__name__}, {bench.machine(threads)}, {dtype}, "
+        f"{'channels_last' if channels_last else 'contiguous'}, {rounds} rounds; dense: {rows[0].dense_seconds:.2f} s"
+        + (f", PSNR {rows[0].dense_psnr:.2f} dB (Y, uint8, border = scale)" if rows[0].dense_psnr is not None else "")
+    )
+    out.print(header, markup=False)
+    out.print(_table(rows))
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": header, "rows": bench.as_json(rows)}, indent=1) + "\n")
+    if markdown is not None:
+        markdown.write_text(f"{header}\n\n{_markdown(rows)}\n")
+
+
+_COLUMNS = ("merge", "split", "patch", "halo", "keep", "MACs", "time", "spread", "PSNR-Y", "to dense")
+
+
+def _cells(row: bench.Row) -> tuple[str, ...]:
+    quality = ("", "") if row.psnr is None else (f"{row.psnr:.2f}", f"{row.psnr - (row.dense_psnr or 0):+.2f}")
+    return (
+        row.merge, str(row.split_at), str(row.patch_size), str(row.halo), f"{row.keep:g}",
+        f"{row.macs_ratio:.3f}", f"{row.time_ratio:.3f}", f"{row.spread:.0%}", *quality,
+    )  # fmt: skip
+
+
+def _table(rows: list[bench.Row]) -> Table:
+    table = Table(*_COLUMNS, caption="MACs and time: ratio to the dense network of the same run")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _markdown(rows: list[bench.Row]) -> str:
+    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _size(text: str) -> int | None:
+    return None if text == "auto" else int(text)
+
+
+def _listed(name: str, text: str, kind: Any) -> list[str]:
+    """The parts of "4,8,12", each of which `kind` must take."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        try:
+            kind(part)
+        except ValueError:
+            raise ArgumentError(f"--{name.replace('_', '-')} {text}: {part!r} is not valid there") from None
+    return parts

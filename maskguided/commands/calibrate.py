@@ -1,0 +1,99 @@
+"""The command that makes a wrapped network useful without training: maskguided calibrate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import Progress
+from torch import Tensor
+
+from .. import bench, checkpoint, pictures
+from ..calibrate import calibrate
+from ..networks import load_network
+from .options import (
+    PICTURES,
+    HeadFile,
+    ModelName,
+    NetScale,
+    Output,
+    Overwrite,
+    Threads,
+    WeightFile,
+    new_file,
+    with_settings,
+    wrapped,
+)
+
+
+@with_settings
+def calibrate_command(
+    images: Annotated[Path, typer.Option("--input", "-i", help="An LR image, or a folder of LR images.")],
+    output: Output,
+    hr: Annotated[Path | None, typer.Option(help="HR images of the same names, if there are any.")] = None,
+    weights: WeightFile = None,
+    model: ModelName = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
+    split_at: Annotated[str, typer.Option(help="A number of blocks; auto: try several.")] = "auto",
+    fit: Annotated[
+        str | None,
+        typer.Option(help="all; score or context alone; nothing: only keep.", show_default="all; nothing with --head"),
+    ] = None,
+    max_drop: Annotated[float | None, typer.Option(help="dB on Y that may be lost against the dense network.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Share of the dense MACs that may be spent.")] = None,
+    max_time: Annotated[
+        float | None, typer.Option(help="Share of the dense network's time that may be spent, measured here and now.")
+    ] = None,
+    per_image: Annotated[
+        bool, typer.Option("--per-image", help="Each image decides how many patches it needs; budgets hold on average.")
+    ] = False,
+    side: Annotated[int, typer.Option(help="Largest side of an image in LR pixels; more is cut off.", min=16)] = 128,
+    threads: Threads = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (.png, .pdf, .svg).")] = None,
+    overwrite: Overwrite = False,
+    **settings: Any,
+) -> None:
+    """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
+    new_file(output, overwrite, ".safetensors")
+    if plot is not None:
+        new_file(plot, overwrite, *PICTURES)
+    if threads:
+        torch.set_num_threads(threads)
+    network = load_network(weights, model, scale).model
+    fast = wrapped(network, head, split_at, **settings)
+    like = next(network.parameters())
+    pairs = bench.read_pairs(images, hr, like.device, like.dtype, True)
+    search = "auto" if split_at == "auto" and head is None and settings["merge"] is None else None
+    with Progress(transient=True) as bar:
+        task = bar.add_task("calibrating", total=None)
+        found = calibrate(
+            fast,
+            [_cut(pair, side, fast.scale) for pair in pairs],
+            max_drop_db=max_drop,
+            max_cost=max_cost,
+            max_time=max_time,
+            split_at=search,  # type: ignore[arg-type]
+            fit=fit or ("all" if head is None else "nothing"),  # type: ignore[arg-type]
+            per_image=per_image,
+            progress=lambda what: bar.update(task, description=what),
+        )
+    checkpoint.save(fast, output)
+    if plot is not None:
+        pictures.curve_picture(found, plot)
+    typer.echo(str(found))
+    typer.echo(f"saved to {output}; use it with --head {output}")
+
+
+def _cut(pair: bench.Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:
+    """The middle of an image, at most `side` LR pixels a side."""
+    height, width = pair.lr.shape[2:]
+    top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    lr = pair.lr[:, :, top : top + side, left : left + side]
+    if pair.hr is None:
+        return lr
+    hr = torch.from_numpy(pair.hr.copy()).permute(2, 0, 1)[None].to(lr.dtype) / 255
+    rows, cols = (slice(a * scale, (a + n) * scale) for a, n in ((top, lr.shape[2]), (left, lr.shape[3])))
+    return lr, hr[:, :, rows, cols]

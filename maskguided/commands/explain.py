@@ -1,0 +1,53 @@
+"""The command that draws what a network saw and chose: maskguided explain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from .. import bench, pictures
+from ..errors import ArgumentError
+from .options import (
+    PICTURES,
+    HeadFile,
+    Keep,
+    ModelName,
+    NetScale,
+    Overwrite,
+    SplitAt,
+    Threads,
+    WeightFile,
+    new_file,
+    ready,
+    with_settings,
+)
+
+
+@with_settings
+def explain_command(
+    image: Annotated[Path, typer.Option("--input", "-i", help="An LR image.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")],
+    weights: WeightFile = None,
+    model: ModelName = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
+    split_at: SplitAt = "auto",
+    keep: Keep = None,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    **settings: Any,
+) -> None:
+    """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
+    if threads:
+        torch.set_num_threads(threads)
+    new_file(output, overwrite, *PICTURES)
+    if image.is_dir():
+        raise ArgumentError(f"--input {image} is a folder; give one image")
+    fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()
+    like = next(fast.parameters())
+    pair = bench.read_pairs(image, None, like.device, like.dtype, True)[0]
+    found = pictures.explain_picture(fast, pair.lr, output)
+    typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")

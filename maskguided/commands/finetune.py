@@ -1,0 +1,104 @@
+"""The command that trains what wrapping has added: maskguided finetune."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import Progress
+
+from .. import checkpoint, finetune
+from ..infer import pick_device
+from ..networks import load_network
+from ..training.stages import PAPER, STAGES, Options, check_stage
+from .options import (
+    Device,
+    HeadFile,
+    ModelName,
+    NetScale,
+    Output,
+    Overwrite,
+    SplitAt,
+    Threads,
+    WeightFile,
+    new_file,
+    with_settings,
+    wrapped,
+)
+
+
+@with_settings
+def finetune_command(
+    hr: Annotated[list[Path], typer.Option("--hr", help="Folder of HR images; may be given several times.")],
+    output: Output,
+    stage: Annotated[
+        str, typer.Option(help=f"{', '.join(STAGES)}; several as coarse,head; paper: {', '.join(PAPER)}.")
+    ] = "head",
+    lr: Annotated[Path | None, typer.Option(help="Folder of LR images; default: basicsr's bicubic of HR.")] = None,
+    weights: WeightFile = None,
+    model: ModelName = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
+    split_at: SplitAt = "auto",
+    steps: Annotated[int, typer.Option(help="Steps of each stage.", min=1)] = 2000,
+    batch: Annotated[int, typer.Option(help="Crops of a step, over all processes.", min=1)] = 16,
+    crop: Annotated[int, typer.Option(help="Side of a crop, LR pixels.", min=1)] = 48,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    distill: Annotated[float, typer.Option(help="Share of the dense image in the target, 0 to 1.")] = 0.5,
+    pixel_loss: Annotated[str, typer.Option(help="Of coarse and refine: l1, or psnr, what is lost to dense.")] = "l1",
+    head_loss: Annotated[str, typer.Option(help="rank, l1 (the paper) or none (no supervision).")] = "rank",
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
+    every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
+    logs: Annotated[Path | None, typer.Option(help="Folder for TensorBoard.")] = None,
+    pool: Annotated[
+        int, typer.Option(help="Different crops; their frozen parts are run once and kept in memory. 0: no end.", min=0)
+    ] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that read images.", min=0)] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    **settings: Any,
+) -> None:
+    """Train mask head, coarse tail or refine part on photographs; started again after a kill, it goes on."""
+    new_file(output, overwrite, ".safetensors")
+    if threads:
+        torch.set_num_threads(threads)
+    stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
+    network = load_network(weights, model, scale).model
+    fast = wrapped(network, head, split_at, **settings)
+    for name in stages:  # all are asked for before any is trained
+        check_stage(fast, name)
+    fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    options = Options(distill, head_loss, pixel_loss)  # type: ignore[arg-type]
+    recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
+    saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
+    for name, resume in zip(stages, saved, strict=True):
+        with _telling_what_is_kept(resume, every), Progress(transient=True) as bar:
+            task = bar.add_task(name, total=steps)
+
+            def show(step: int, total: int, value: float, name: str = name, bar: Any = bar, task: Any = task) -> None:
+                bar.update(task, completed=step, description=f"{name}, loss {value:.5f}")
+
+            finetune.fit(
+                fast, hr, name, recipe, lr=lr, checkpoint=resume, every=every, logs=logs, workers=workers, watch=show
+            )
+        fast.print_trainable_parameters()
+    checkpoint.save(fast, output)
+    for resume in saved:
+        resume.unlink(missing_ok=True)
+    typer.echo(f"saved to {output}; use it with --head {output}")
+
+
+@contextmanager
+def _telling_what_is_kept(checkpoint: Path, every: int) -> Iterator[None]:
+    """Say after Ctrl-C whether the same command goes on from a checkpoint."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"the same command goes on from {checkpoint}" if checkpoint.exists() else "no step is kept yet"
+        typer.echo(f"interrupted; {kept} (written every {every} steps)", err=True)
+        raise typer.Exit(130) from None

@@ -1,0 +1,178 @@
+"""The command that upscales images: maskguided upscale."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import Progress
+
+from ..errors import ArgumentError, MaskGuidedError
+from ..guided import MaskGuided
+from ..images import list_images, read_image, resize, write_image
+from ..infer import overlay, pick_device, pick_dtype, upscale
+from ..networks import Loaded
+from . import results
+from .console import err, out, plain, progress_bar
+from .options import (
+    Body,
+    Device,
+    HeadFile,
+    Keep,
+    ModelName,
+    NetScale,
+    Overwrite,
+    SplitAt,
+    Threads,
+    WeightFile,
+    ready,
+    with_settings,
+)
+
+
+class Alpha(str, Enum):
+    """How an alpha channel grows."""
+
+    model = "model"
+    bicubic = "bicubic"
+
+
+@with_settings
+def upscale_command(
+    input: Annotated[Path, typer.Option("--input", "-i", help="An image, or a folder of images.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder, or a file name for a single image.", show_default="beside it"),
+    ] = None,
+    model: ModelName = None,
+    weights: WeightFile = None,
+    scale: NetScale = None,
+    head: HeadFile = None,
+    split_at: SplitAt = "auto",
+    body: Body = None,
+    keep: Keep = None,
+    min_gain: Annotated[
+        float | None,
+        typer.Option(
+            help="Each image refines as many patches as it needs: dB (per whole image) that another must bring; for a "
+            "--head of calibrate --per-image.",
+            show_default="the head's",
+        ),
+    ] = None,
+    outscale: Annotated[
+        float | None,
+        typer.Option(
+            "--outscale",
+            "-s",
+            help="Size of the results, as a multiple of the input's; the network's are resized to it (Lanczos).",
+            show_default="the network's",
+        ),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            "--tile",
+            "-t",
+            help="Tile side in LR pixels, to bound memory; 0: whole image.",
+            min=0,
+            show_default="384 for images of more than 512x512",
+        ),
+    ] = None,
+    tile_pad: Annotated[int, typer.Option(help="Context around a tile, LR pixels.", min=0)] = 16,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, fp16, bf16.")] = "auto",
+    threads: Threads = None,
+    alpha: Annotated[Alpha, typer.Option(help="How an alpha channel grows.")] = Alpha.model,
+    suffix: Annotated[str, typer.Option(help="Added to the name of each result in a folder.")] = "out",
+    ext: Annotated[str, typer.Option(help="Format of the results: auto (as the input), png, jpg, webp, tif.")] = "auto",
+    show_mask: Annotated[
+        bool, typer.Option("--show-mask", help="Also write a picture of the refined patches.")
+    ] = False,
+    overwrite: Overwrite = False,
+    **settings: Any,
+) -> None:
+    """Upscale an image or a folder of images; without --weights, x4 with the network that ships with maskguided."""
+    if threads:
+        torch.set_num_threads(threads)
+    if outscale is not None and not 0 < outscale < float("inf"):
+        raise ArgumentError(f"--outscale {outscale:g}: a multiple of the input's size; use 3.5, say")
+    paths = list_images(input)
+    output = output or (input.with_name(f"{input.resolve().name}_out") if input.is_dir() else input.parent)
+    targets = [results.place(path, input, output, suffix, ext) for path in paths]
+    target, count = Counter(targets).most_common(1)[0]
+    if count > 1:
+        raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
+    masks = results.mask_names(targets) if show_mask else [None] * len(targets)
+    loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
+    if min_gain is not None:
+        if keep is not None:
+            raise ArgumentError(f"--keep {keep:g} with --min-gain {min_gain:g}: the one or the other decides; give one")
+        fast.min_gain_db = min_gain
+    if tile and fast.split.tiling in ("discouraged", "internal"):
+        err.print(f"[yellow]warning:[/yellow] --tile {tile}: {plain(_against_tiles(loaded))}")
+    where = pick_device(device)
+    fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
+    fast = fast.to(memory_format=torch.channels_last)
+
+    failed = 0
+    with progress_bar("image") as progress:
+        how = f"keep={fast.keep:g}" + ("" if fast.min_gain_db is None else " on average")
+        images = progress.add_task(f"x{fast.scale}, {how}", total=len(paths))
+        for path, target, mask in zip(paths, targets, masks, strict=True):
+            started = time.perf_counter()
+            try:
+                results.refuse(path, target, mask, overwrite)
+                size, share = _upscale_file(fast, path, target, outscale, tile, tile_pad, alpha.value, mask, progress)
+            except (MaskGuidedError, OSError) as error:
+                failed += 1
+                err.print(f"[red]failed:[/red] {plain(error)}")
+            else:
+                seconds = time.perf_counter() - started
+                what = f"{size[1]}x{size[0]}, {share:.0%} refined, {seconds:.2f} s"
+                out.print(f"{path.name} -> {target} ({what})", markup=False)
+            progress.advance(images)
+    if failed:
+        err.print(f"{failed} of {len(paths)} failed")
+        raise typer.Exit(1)
+
+
+def _upscale_file(
+    fast: MaskGuided,
+    path: Path,
+    target: Path,
+    outscale: float | None,
+    tile: int | None,
+    tile_pad: int,
+    alpha: Any,
+    mask: Path | None,
+    progress: Progress,
+) -> tuple[tuple[int, int], float]:
+    """Height and width of the result, and the share of the pixels that was refined."""
+    image = read_image(path)
+    tiles = progress.add_task(path.name, total=None, visible=tile != 0)
+    try:
+        done = upscale(
+            fast, image, tile=tile, tile_pad=tile_pad, alpha=alpha,
+            on_tile=lambda number, total: progress.update(tiles, completed=number, total=total),
+        )  # fmt: skip
+    finally:
+        progress.remove_task(tiles)
+    made = done.image
+    if outscale is not None:
+        height, width = (max(int(side * outscale), 1) for side in image.shape[:2])
+        made = resize(made, height, width, lanczos=True)
+    height, width = made.shape[:2]
+    write_image(target, made)
+    if mask is not None:
+        write_image(mask, overlay(resize(image, height, width), done.mask))
+    return (height, width), float(done.mask.mean())
+
+
+def _against_tiles(loaded: Loaded) -> str:
+    why = "looks at the whole image" if loaded.tiling == "discouraged" else "cuts tiles itself"
+    return f"{loaded.architecture} {why}, so borders of tiles may show; leave --tile out if memory allows"
