@@ -18,7 +18,7 @@ import maskguided
 from maskguided import MaskGuided, bench
 from maskguided.split import Cuts
 
-from .quality import psnr, read
+from .quality import read
 from .small_networks import NETWORKS, network
 
 
@@ -36,7 +36,8 @@ def keep_for(fast: MaskGuided, share: float) -> float | None:
 
 @torch.inference_mode()
 def drop(fast: MaskGuided, pairs: list[bench.Pair], dense: list[float]) -> float:
-    return statistics.mean(psnr(fast, fast(pair.lr), pair) - one for pair, one in zip(pairs, dense, strict=True))
+    found = [bench.quality(fast(pair.lr), pair, fast.scale) for pair in pairs]
+    return statistics.mean(found) - statistics.mean(dense)
 
 
 def main() -> None:
@@ -66,7 +67,7 @@ def main() -> None:
             pairs = pairs or read(args.hr, args.lr, fast.scale, args.last)
             if not dense:
                 with torch.inference_mode():
-                    dense = [psnr(fast, net(pair.lr), pair) for pair in pairs]
+                    dense = [bench.quality(net(pair.lr), pair, fast.scale) for pair in pairs]
             keep = keep_for(fast, share)
             if keep is not None:
                 fast.keep = keep

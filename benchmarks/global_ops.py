@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import maskguided
-from maskguided.bench import Pair, read_pairs
+from maskguided.bench import Pair, quality, read_pairs
 from maskguided.global_ops import GlobalOps
 from maskguided.guided import MaskGuided
-from maskguided.metrics import psnr
 from maskguided.split import State
 
 from .small_networks import SCALE, network
@@ -71,13 +70,6 @@ def use_statistics(fast: MaskGuided, x: Tensor, shrink: int) -> None:
     fast.split.body = replayed  # type: ignore[method-assign, assignment]
 
 
-def quality(image: Tensor, pair: Pair) -> float:
-    assert pair.hr is not None
-    height, width = image.shape[2:]
-    pixels = (image.clamp(0, 1) * 255).round().byte()[0].permute(1, 2, 0).numpy()
-    return psnr(pixels, pair.hr[:height, :width], SCALE)
-
-
 def loss(net: nn.Module, pairs: list[Pair], way: str, dense: float, **settings: Any) -> float:
     """PSNR lost against dense, in dB."""
     total = 0.0
@@ -85,7 +77,7 @@ def loss(net: nn.Module, pairs: list[Pair], way: str, dense: float, **settings: 
         fast = maskguided.wrap(net, global_ops="image" if way == "image" else "window", **settings).eval()
         if way in ("dense", "shrunk"):
             use_statistics(fast, pair.lr, 1 if way == "dense" else 4)
-        total += quality(fast(pair.lr), pair)
+        total += quality(fast(pair.lr), pair, SCALE)
     return total / len(pairs) - dense
 
 
@@ -106,7 +98,7 @@ def main() -> None:
     pairs = read_pairs(args.lr, args.hr, torch.device("cpu"), torch.float32, channels_last=True)
     for name in ("rcan", "imdn"):
         net = network(WEIGHTS / f"{name}.safetensors", name)
-        dense = sum(quality(net(p.lr.clone()), p) for p in pairs) / len(pairs)
+        dense = sum(quality(net(p.lr.clone()), p, SCALE) for p in pairs) / len(pairs)
         print(f"\n{name}: dense {dense:.2f} dB\n\n| patch | halo | keep | window | image | dense | shrunk |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for patch, halo in ((16, 2), (16, 4), (8, 2)):

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 import maskguided
-from maskguided.bench import read_pairs
+from maskguided.bench import quality, read_pairs
 from maskguided.errors import ArgumentError
 
 from .cuts import drop
-from .quality import psnr, read
+from .quality import read
 from .small_networks import NETWORKS, network
 
 
@@ -54,7 +54,7 @@ def main() -> None:
     blocks, pairs = len(whole.split.blocks), read(args.hr, args.lr, whole.scale, args.last)
     splits = [int(n) for n in args.splits.split(",")] if args.splits else sorted({max(1, blocks // 4), blocks // 2})
     with torch.inference_mode():
-        dense = [psnr(whole, net(pair.lr), pair) for pair in pairs]
+        dense = [quality(net(pair.lr), pair, whole.scale) for pair in pairs]
     print("PSNR-Y below dense, uint8, border = scale, patches chosen by the linear score and by the input:\n")
     print("| merge | split | windows | MACs | keep | dB, linear | dB, input |\n|" + " --- |" * 7)
     ways = itertools.product(map(float, args.macs.split(",")), args.merges.split(","), splits, args.windows.split(","))

@@ -174,14 +174,14 @@ class Measurer:
         for one in self._restored[parts, name]:
             scores = {way: score_by(way, fast, one) for way in {choice.way for choice in choices}}
             images = [merged(fast, one, choice.keep, scores[choice.way]) for choice in choices]
-            found.append([quality(image, one.pair, fast.scale, metric) for image in images])
+            found.append([bench.quality(image, one.pair, fast.scale, metric) for image in images])
         return [float(value) for value in np.mean(found, axis=0)]
 
     @torch.inference_mode()
     def of_dense(self, fast: MaskGuided, name: str) -> list[float]:
         """PSNR and SSIM of the network as it was given."""
         images = [(fast.unwrap()(pair.lr), pair) for pair in self.sets[name]]
-        return [float(np.mean([quality(*one, fast.scale, metric) for one in images])) for metric in METRICS]
+        return [float(np.mean([bench.quality(*one, fast.scale, metric) for one in images])) for metric in METRICS]
 
     @staticmethod
     def _restore(fast: MaskGuided, pair: bench.Pair) -> Restored:
@@ -207,12 +207,6 @@ def merged(fast: MaskGuided, one: Restored, keep: float, score: Tensor) -> Tenso
     side, (height, width) = fast.patch_size * fast.scale, one.coarse.shape[2:]
     mask = one.base.grid.mask(fast.choose(one.base, score)).repeat_interleave(side, 1).repeat_interleave(side, 2)
     return torch.where(mask[:, None, :height, :width], one.refined, one.coarse)
-
-
-def quality(image: Tensor, pair: bench.Pair, scale: int, metric: Metric) -> float:
-    pixels = (image.clamp(0, 1) * 255).round().byte()[0].permute(1, 2, 0).numpy()
-    assert pair.hr is not None
-    return metric(pixels, np.ascontiguousarray(pair.hr[: pixels.shape[0], : pixels.shape[1]]), scale)
 
 
 def giga_macs(fast: MaskGuided, keep: float) -> tuple[float, float]:

@@ -12,18 +12,16 @@ With --rounds 3 the scorer's way is timed beside the dense network, A B A B: lea
 from __future__ import annotations
 
 import argparse
-import operator
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import maskguided
-from maskguided import MaskGuided, bench, metrics
+from maskguided import MaskGuided, bench
 from maskguided.images import list_images, read_image
 from maskguided.patches import select
 from maskguided.timing import Ratio, alternate, at, ratio
@@ -45,16 +43,6 @@ def read(hr: Path, lr: Path | None, scale: int, last: int | None) -> list[bench.
     return pairs
 
 
-def psnr(fast: MaskGuided, image: Tensor, pair: bench.Pair) -> float:
-    pixels = (image.clamp(0, 1) * 255).round().byte()[0].permute(1, 2, 0).numpy()
-    assert pair.hr is not None
-    return metrics.psnr(pixels, np.ascontiguousarray(pair.hr[: pixels.shape[0], : pixels.shape[1]]), fast.scale)
-
-
-Setting = tuple[str, float]
-"""keep or min_gain_db, and its value."""
-
-
 class Found(NamedTuple):
     """What a setting does to an image."""
 
@@ -65,9 +53,9 @@ class Found(NamedTuple):
 
 
 @torch.inference_mode()
-def losses(fast: MaskGuided, pair: bench.Pair, settings: list[Setting]) -> list[Found]:
+def losses(fast: MaskGuided, pair: bench.Pair, settings: list[bench.Point]) -> list[Found]:
     """For each setting, the drop by the scorer's ranking and by others, of as many patches."""
-    dense = psnr(fast, fast.unwrap()(pair.lr), pair)
+    dense = bench.quality(fast.unwrap()(pair.lr), pair, fast.scale)
     base, fast.keep = fast.run_base(pair.lr), 1  # or an image that decides for itself would run whole
     error = patch_error(fast, base, fast.refine(base, base.every), fast.coarse_image(base))
     random = torch.rand(error.shape, generator=torch.Generator().manual_seed(0))
@@ -77,28 +65,19 @@ def losses(fast: MaskGuided, pair: bench.Pair, settings: list[Setting]) -> list[
         index = fast.choose(base)
         k = index.shape[1]
         ways = {fast.scorer: index, "error map": select(error, k), "random": select(random, k)}
-        drops = {name: psnr(fast, fast.refine(base, index), pair) - dense for name, index in ways.items()}
+        drops = {
+            name: bench.quality(fast.refine(base, index), pair, fast.scale) - dense for name, index in ways.items()
+        }
         found.append(Found(k / base.grid.count, drops))
     return found
 
 
-def times(fast: MaskGuided, pairs: list[bench.Pair], settings: list[Setting], rounds: int) -> list[Ratio]:
+def times(fast: MaskGuided, pairs: list[bench.Pair], settings: list[bench.Point], rounds: int) -> list[Ratio]:
     """Of each setting the time for all images as a share of the dense network's, median over the rounds and spread."""
-    runs: dict[Setting | None, Callable[[Tensor], object]] = {None: fast.unwrap()}
+    runs: dict[bench.Point | None, Callable[[Tensor], object]] = {None: fast.unwrap()}
     runs.update({setting: at(fast, *setting) for setting in settings})
     seconds = alternate(runs, [pair.lr for pair in pairs], rounds)
     return [ratio(seconds[setting], seconds[None]) for setting in settings]
-
-
-def share_of_macs(fast: MaskGuided, pairs: list[bench.Pair], shares: list[float], whole: bool) -> float:
-    """MACs of all images to the dense network's, by the share that is refined of each; `whole`: at 1, the network's."""
-    spent = dense = 0
-    for pair, share in zip(pairs, shares, strict=True):
-        fast.keep, size = share, pair.lr.shape[2:]
-        cost = fast.cost(*size)
-        dense += cost.dense
-        spent += fast.macs_at(*size, min_gain_db=0) if whole and share == 1 else cost.guided
-    return spent / dense
 
 
 def main() -> None:
@@ -130,14 +109,14 @@ def main() -> None:
     found = [losses(fast, pair, settings) for pair in pairs]
     print(f"{len(pairs)} images; split {fast.split.split_at}, {fast.merge}, patch {fast.patch_size}, halo {fast.halo}")
     timed = times(fast, pairs, settings, args.rounds) if args.rounds else []
+    dense_macs = sum(fast.cost(*pair.lr.shape[2:]).dense for pair in pairs)
     print("| setting | patches | MACs | time (spread) | score | dB to dense (Y, uint8, border = scale) | worst |")
     print("|" + " --- |" * 7)
     for number, setting in enumerate(settings):
         of_images = [one[number] for one in found]
         shares = [one.share for one in of_images]
-        sizes = [pair.lr.shape[2] * pair.lr.shape[3] for pair in pairs]
-        share = sum(map(operator.mul, shares, sizes)) / sum(sizes)
-        spent = share_of_macs(fast, pairs, shares, setting[0] == "min_gain_db")
+        setattr(fast, *setting)
+        spent, share = bench.total_macs(fast, pairs, shares) / dense_macs, bench.mean_share(shares, pairs)
         for name in of_images[0].drops:
             time = "{:.3f} ({:.0%})".format(*timed[number]) if name == fast.scorer and timed else ""
             drops = [one.drops[name] for one in of_images]

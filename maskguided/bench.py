@@ -19,19 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, metrics
 from .adapter import split
 from .cost import macs
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .images import list_images, read_image
-from .metrics import psnr
 from .probing import image_of
 from .split import Merge, Split
-from .timing import alternate, at_keep, ratio
+from .timing import alternate, at, ratio
 from .training.samples import to_tensor
 
 Network = Callable[[Tensor], Tensor]
+Point = tuple[str, float]
+"""keep or min_gain_db, and its value."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class Row:
     patch_size: int
     halo: int
     keep: float
+    """Share of the patches that is refined; on average, where each image decides."""
+    min_gain_db: float | None
+    """Where each image decides."""
     macs_ratio: float
     time_ratio: float
     spread: float
@@ -72,9 +76,11 @@ class Setting:
     patch_size: int | None
     halo: int | None
     """None: what suits the network."""
-    keeps: tuple[float, ...]
+    keeps: tuple[float, ...] = ()
     head: Path | None = None
     """File of maskguided.save, which decides merge and split; its patch size and halo, unless they are given."""
+    min_gains: tuple[float, ...] = ()
+    """With neither keeps nor these: the coarse image, and what the file or wrap has chosen."""
 
     def wrap(self, model: nn.Module, parts: Callable[[int | Literal["auto"]], Split]) -> MaskGuided:
         """`model` wrapped so, in eval mode; `parts` splits it at a place."""
@@ -82,6 +88,14 @@ class Setting:
             sizes = {"patch_size": self.patch_size, "halo": self.halo}
             return checkpoint.load(self.head, model, **{k: v for k, v in sizes.items() if v is not None}).eval()
         return MaskGuided(parts(self.split_at), patch_size=self.patch_size, halo=self.halo, merge=self.merge).eval()
+
+    def points(self, fast: MaskGuided) -> list[Point]:
+        """What is measured of `fast`; what is out of range is said now, not after minutes."""
+        points = [*(("keep", keep) for keep in self.keeps), *(("min_gain_db", least) for least in self.min_gains)]
+        own = ("keep", fast.keep) if fast.min_gain_db is None else ("min_gain_db", fast.min_gain_db)
+        for name, value in points:
+            setattr(fast, name, value)
+        return points or [("keep", 0.0), own]
 
 
 def read_pairs(lr: Path, hr: Path | None, device: torch.device, dtype: torch.dtype, channels_last: bool) -> list[Pair]:
@@ -111,34 +125,34 @@ def measure(
     rows: list[Row] = []
     parts = functools.cache(lambda place: split(model, place))  # settings share their splits
     wraps = [setting.wrap(model, parts) for setting in settings]
-    for setting, fast in zip(settings, wraps, strict=True):
-        for keep in setting.keeps:
-            fast.keep = keep  # what is out of range is said now, not after minutes
-    dense_macs = _total_macs(model, pairs, model)
+    points_of = [setting.points(fast) for setting, fast in zip(settings, wraps, strict=True)]
+    dense_macs = _dense_macs(model, pairs)
 
     def dense_network(x: Tensor) -> Tensor:
         return image_of(model(x.clone()))  # a network may change its input
 
-    for setting, fast in zip(settings, wraps, strict=True):
+    for points, fast in zip(points_of, wraps, strict=True):
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
             fast.to(memory_format=torch.channels_last)
-        runs: dict[float | None, Network] = {None: dense_network}
-        runs.update({keep: at_keep(fast, keep) for keep in setting.keeps})
-        quality = {keep: _psnr(run, pairs, fast.scale) for keep, run in runs.items()}  # warms up, too
+        runs: dict[Point | None, Network] = {None: dense_network, **{point: at(fast, *point) for point in points}}
+        quality = {point: _mean_psnr(run, pairs, fast.scale) for point, run in runs.items()}  # warms up, too
         seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0)
-        for keep in setting.keeps:
-            time_ratio, spread = ratio(seconds[keep], seconds[None])
+        for point in points:
+            timed = ratio(seconds[point], seconds[None])
+            setattr(fast, *point)
+            shares = [refined_share(fast, pair) for pair in pairs]
             rows.append(
                 Row(
                     merge=fast.merge,
                     split_at=fast.split.split_at,
                     patch_size=fast.patch_size,
                     halo=fast.halo,
-                    keep=keep,
-                    macs_ratio=_total_macs(runs[keep], pairs, model) / dense_macs,
-                    time_ratio=time_ratio,
-                    spread=spread,
-                    psnr=quality[keep],
+                    keep=point[1] if point[0] == "keep" else mean_share(shares, pairs),
+                    min_gain_db=point[1] if point[0] == "min_gain_db" else None,
+                    macs_ratio=total_macs(fast, pairs, shares) / dense_macs,
+                    time_ratio=timed.middle,
+                    spread=timed.spread,
+                    psnr=quality[point],
                     dense_psnr=quality[None],
                     dense_seconds=statistics.median(seconds[None]),
                 )
@@ -159,22 +173,54 @@ def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def _psnr(network: Network, pairs: Sequence[Pair], scale: int) -> float | None:
-    """Mean over the images; None where there is no HR image. It runs on the first image at least."""
-    found = []
-    for pair in pairs if pairs[0].hr is not None else pairs[:1]:
-        image = (network(pair.lr)[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        if pair.hr is not None:
-            height, width = (min(a, b) for a, b in zip(image.shape[:2], pair.hr.shape[:2], strict=True))
-            found.append(psnr(image[:height, :width], pair.hr[:height, :width], crop=scale))
-    return float(np.mean(found)) if found else None
+def refined_share(fast: MaskGuided, pair: Pair) -> float:
+    """The share of an image's patches that `fast` refines as it is set."""
+    if fast.min_gain_db is None:
+        return fast.keep
+    base = fast.run_base(pair.lr)
+    return fast.choose(base).shape[1] / base.grid.count
 
 
-def _total_macs(network: Network, pairs: list[Pair], model: nn.Module) -> int:
+def total_macs(fast: MaskGuided, pairs: Sequence[Pair], shares: Sequence[float]) -> int:
+    """Multiply-adds of `fast` over all images, of each of which it refines that share."""
+
+    @functools.cache
+    def counted(height: int, width: int, share: float) -> int:
+        whole = fast.min_gain_db is not None and share == 1  # such an image runs through the network as it is
+        return fast.macs_at(height, width, **({"min_gain_db": 0.0} if whole else {"keep": share}))
+
+    return sum(counted(*pair.lr.shape[2:], share) for pair, share in zip(pairs, shares, strict=True))
+
+
+def mean_share(shares: Sequence[float], pairs: Sequence[Pair]) -> float:
+    """The share of all patches that is refined: large images count for more."""
+    sizes = [pair.lr.shape[2] * pair.lr.shape[3] for pair in pairs]
+    return sum(share * size for share, size in zip(shares, sizes, strict=True)) / sum(sizes)
+
+
+def quality(image: Tensor, pair: Pair, scale: int, metric: Callable[..., float] = metrics.psnr) -> float:
+    """PSNR-Y, or another metric, of a result (1, 3, H, W) in 0..1 against the HR image of a pair that has one."""
+    assert pair.hr is not None
+    pixels = (image[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    height, width = (min(a, b) for a, b in zip(pixels.shape[:2], pair.hr.shape[:2], strict=True))
+    value: float = metric(pixels[:height, :width], np.ascontiguousarray(pair.hr[:height, :width]), crop=scale)
+    return value
+
+
+def _dense_macs(model: nn.Module, pairs: Sequence[Pair]) -> int:
     """Over all images; each size is counted once."""
     sizes = [tuple(pair.lr.shape) for pair in pairs]
-    counted = {size: macs(network, size, pairs[0].lr, model) for size in set(sizes)}
+    counted = {size: macs(model, size, pairs[0].lr, model) for size in set(sizes)}
     return sum(counted[size] for size in sizes)
+
+
+@torch.inference_mode()
+def _mean_psnr(network: Network, pairs: Sequence[Pair], scale: int) -> float | None:
+    """Mean over the images; None where there is no HR image. It runs on the first image at least."""
+    if pairs[0].hr is None:
+        network(pairs[0].lr)
+        return None
+    return statistics.mean(quality(network(pair.lr), pair, scale) for pair in pairs)
 
 
 def _hr(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:

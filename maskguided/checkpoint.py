@@ -6,7 +6,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from .wrapping import refuse_wrapped, wrap
 
 __all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
 
+STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"
+"""What makes the network that ships with the package mask-guided."""
 _ADDED = ("head", "linear", "coarse_tail", "context", "estimate")
 _MODEL = "model."
 _ESTIMATE = "estimate.weight"
@@ -106,8 +107,7 @@ def starter(**changes: Any) -> MaskGuided:
     >>> starter().eval()(torch.rand(1, 3, 24, 40)).shape
     torch.Size([1, 3, 96, 160])
     """
-    with as_file(files(__package__) / "pretrained" / "starter_head.safetensors") as path:
-        return load(path, load_network().model, **changes)
+    return load(STARTER_HEAD, load_network().model, **changes)
 
 
 def load_onto(path: str | Path, fast: MaskGuided) -> None:

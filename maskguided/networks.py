@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,13 +116,10 @@ def load_network(path: str | Path | None = None, model: str | None = None, scale
     if path is None:
         if model not in (None, STARTER):
             raise ArgumentError(f"--model {model} needs --weights FILE; without both, the starter network is used")
-        with as_file(files(__package__) / "pretrained" / "starter.safetensors") as starter:
-            found = load_network(starter, "pan")
-            if scale not in (None, found.model.scale):
-                raise ArgumentError(
-                    f"--scale {scale} needs --weights FILE; the starter network is x{found.model.scale}"
-                )
-            return found
+        found = load_network(Path(__file__).parent / "pretrained" / "starter.safetensors", "pan")
+        if scale not in (None, found.model.scale):
+            raise ArgumentError(f"--scale {scale} needs --weights FILE; the starter network is x{found.model.scale}")
+        return found
     adapter = None if model is None else named(model)
     content = read(path)
     try:

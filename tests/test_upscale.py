@@ -235,6 +235,42 @@ def test_bench_takes_a_saved_head_with_its_settings(weights, tmp_path):
     assert "give either it or them" in str(refused.exception)
 
 
+def test_bench_without_options_measures_the_starter_as_it_is_used(tmp_path):
+    write_image(tmp_path / "a.png", PHOTO)
+    run("bench", "-i", tmp_path / "a.png", "--rounds", 1, "--json", tmp_path / "r.json")
+    coarse, own = json.loads((tmp_path / "r.json").read_text())["rows"]
+    starter = maskguided.starter()
+    assert (coarse["keep"], own["keep"], own["merge"]) == (0, starter.keep, starter.merge)
+    assert own["macs_ratio"] == pytest.approx(starter.cost(*PHOTO.shape[:2]).ratio)
+
+
+def test_bench_lets_each_image_decide(tmp_path):
+    """As the file says without options; MACs are those of what each image refines."""
+    lr, hr = tmp_path / "lr", tmp_path / "hr"
+    for name, picture in (("flat", np.full_like(data.astronaut(), 90)), ("rich", data.astronaut())):
+        large = picture[100:260, 200:440]
+        write_image(hr / f"{name}.png", large)
+        write_image(lr / f"{name}.png", large.reshape(40, 4, 60, 4, 3).mean((1, 3)).round().astype(np.uint8))
+    fast = maskguided.wrap(maskguided.starter().unwrap(), 4)
+    maskguided.calibrate(
+        fast,
+        [torch.from_numpy(data.astronaut()[:80, :80].copy()).permute(2, 0, 1)[None] / 255],
+        per_image=True,
+        max_cost=0.9,
+    )
+    maskguided.save(fast, tmp_path / "own.safetensors")
+    args = ("bench", "-i", lr, "--hr", hr, "--model", "starter", "--head", tmp_path / "own.safetensors", "--rounds", 1)
+    run(*args, "--json", tmp_path / "r.json")
+    coarse, own = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (coarse["keep"], own["min_gain_db"]) == (0, fast.min_gain_db)
+    assert "gain" in run(*args, "--min-gain", "1e9,0", "--json", tmp_path / "s.json").output
+    none, all_of_it = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert (none["keep"], none["psnr"]) == (0, coarse["psnr"])
+    assert none["macs_ratio"] == pytest.approx(coarse["macs_ratio"], rel=0.02)
+    assert (all_of_it["keep"], all_of_it["psnr"]) == (1, pytest.approx(all_of_it["dense_psnr"]))
+    assert coarse["psnr"] <= own["psnr"] <= all_of_it["psnr"]
+
+
 def test_bench_says_what_is_wrong_before_it_runs_anything(weights, tmp_path):
     write_image(tmp_path / "a.png", PHOTO)
     pairs = bench.read_pairs(tmp_path / "a.png", None, torch.device("cpu"), torch.float32, False)

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE
 from rich.table import Table
 
-from .. import bench
+from .. import bench, checkpoint
 from ..errors import ArgumentError
 from ..infer import pick_device, pick_dtype
-from ..networks import load_network
+from ..networks import STARTER, load_network
 from .console import out, progress_bar
 from .options import (
     Device,
@@ -35,7 +36,13 @@ def bench_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: Annotated[str, typer.Option(help="One or several, as 4,8,12; auto: half.")] = "auto",
-    keep: Annotated[str, typer.Option(help="One or several.")] = "0,0.25,0.5",
+    keep: Annotated[
+        str | None, typer.Option(help="One or several.", show_default="0,0.25,0.5; with a head 0 and the head's")
+    ] = None,
+    min_gain: Annotated[
+        str | None,
+        typer.Option(help="dB, one or several: each image decides; for a --head of calibrate --per-image."),
+    ] = None,
     patch_size: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
     halo: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
     merge: Annotated[str, typer.Option(help="features, image, or both as features,image.")] = "features",
@@ -51,7 +58,11 @@ def bench_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
-    if head is not None and (split_at, merge) != ("auto", "features"):
+    if model in (None, STARTER) and (weights, head, split_at, merge) == (None, None, "auto", "features"):
+        head = checkpoint.STARTER_HEAD
+    elif head is None and (keep, min_gain) == (None, None):
+        keep = "0,0.25,0.5"
+    elif head is not None and (split_at, merge) != ("auto", "features"):
         raise ArgumentError(f"--head {head} has its own split and merge; give either it or them")
     for path, suffix in ((json_file, ".json"), (markdown, ".md")):
         if path is not None:
@@ -69,8 +80,9 @@ def bench_command(
             blocks(n),
             _size(p),
             _size(h),
-            tuple(map(float, _listed("keep", keep, float))),
+            _numbers("keep", keep),
             head,
+            _numbers("min_gain", min_gain),
         )
         for m in _listed("merge", merge, ("features", "image").index)
         for n in _listed("split_at", split_at, blocks)
@@ -81,7 +93,8 @@ def bench_command(
         task = progress.add_task("settings", total=len(settings))
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
     header = (
-        f"{len(pairs)} images of {lr.name}, {type(net).__name__}, {bench.machine(threads)}, {dtype}, "
+        f"{len(pairs)} image{'s' * (len(pairs) > 1)} of {lr.name}, {type(net).__name__}, "
+        f"{bench.machine(threads)}, {dtype}, "
         f"{'channels_last' if channels_last else 'contiguous'}, {rounds} rounds; dense: {rows[0].dense_seconds:.2f} s"
         + (f", PSNR {rows[0].dense_psnr:.2f} dB (Y, uint8, border = scale)" if rows[0].dense_psnr is not None else "")
     )
@@ -93,31 +106,41 @@ def bench_command(
         markdown.write_text(f"{header}\n\n{_markdown(rows)}\n")
 
 
-_COLUMNS = ("merge", "split", "patch", "halo", "keep", "MACs", "time", "spread", "PSNR-Y", "to dense")
-
-
-def _cells(row: bench.Row) -> tuple[str, ...]:
-    quality = ("", "") if row.psnr is None else (f"{row.psnr:.2f}", f"{row.psnr - (row.dense_psnr or 0):+.2f}")
-    return (
-        row.merge, str(row.split_at), str(row.patch_size), str(row.halo), f"{row.keep:g}",
-        f"{row.macs_ratio:.3f}", f"{row.time_ratio:.3f}", f"{row.spread:.0%}", *quality,
-    )  # fmt: skip
+def _lines(rows: list[bench.Row]) -> list[tuple[str, ...]]:
+    """The heads of the columns, and the cells of each row; the column min gain is there where an image decides."""
+    free = any(row.min_gain_db is not None for row in rows)
+    heads = ("merge", "split", "patch", "halo", *(["min gain"] if free else []), "keep", "MACs", "time", "spread")
+    lines = [(*heads, "PSNR-Y", "to dense")]
+    for row in rows:
+        least = "" if row.min_gain_db is None else f"{row.min_gain_db:g}"
+        quality = ("", "") if row.psnr is None else (f"{row.psnr:.2f}", f"{row.psnr - (row.dense_psnr or 0):+.2f}")
+        lines.append((
+            row.merge, str(row.split_at), str(row.patch_size), str(row.halo), *([least] if free else []),
+            f"{row.keep:.3g}", f"{row.macs_ratio:.3f}", f"{row.time_ratio:.3f}", f"{row.spread:.0%}", *quality,
+        ))  # fmt: skip
+    return lines
 
 
 def _table(rows: list[bench.Row]) -> Table:
-    table = Table(*_COLUMNS, caption="MACs and time: ratio to the dense network of the same run")
-    for row in rows:
-        table.add_row(*_cells(row))
+    heads, *lines = _lines(rows)
+    caption = "MACs and time: ratio to the dense network of the same run"
+    table = Table(*heads, box=SIMPLE, collapse_padding=True, pad_edge=False, caption=caption, caption_justify="left")
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
 def _markdown(rows: list[bench.Row]) -> str:
-    lines = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    heads, *lines = _lines(rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ("---",) * len(heads), *lines))
 
 
 def _size(text: str) -> int | None:
     return None if text == "auto" else int(text)
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...]:
+    return () if text is None else tuple(map(float, _listed(name, text, float)))
 
 
 def _listed(name: str, text: str, kind: Any) -> list[str]:
