@@ -46,7 +46,7 @@ class EDSR(nn.Module):
         channels: input and output channels.
         features: width of the body.
         blocks: number of residual blocks.
-        scale: 3, or a power of 2.
+        scale: 1, 2, 3, 4 or 8.
         res_scale: factor of each block's change.
         value_range: 255 for weights that were trained on 0..255, as the published ones; else 1.
         light_tail: upsample by one convolution and PixelShuffle straight to the image.
@@ -87,5 +87,7 @@ def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 def _upsampler(features: int, scale: int) -> nn.Sequential:
+    if scale not in (1, 2, 3, 4, 8):
+        raise ValueError(f"EDSR: scale={scale}; use 1, 2, 3, 4 or 8")
     factors = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
     return nn.Sequential(*(part for f in factors for part in (_conv(features, features * f**2), nn.PixelShuffle(f))))

@@ -16,6 +16,7 @@ import torch
 
 import maskguided
 from maskguided import MaskGuided, bench
+from maskguided.pairs import Pair
 from maskguided.split import Cuts
 
 from .quality import read
@@ -35,7 +36,7 @@ def keep_for(fast: MaskGuided, share: float) -> float | None:
 
 
 @torch.inference_mode()
-def drop(fast: MaskGuided, pairs: list[bench.Pair], dense: list[float]) -> float:
+def drop(fast: MaskGuided, pairs: list[Pair], dense: list[float]) -> float:
     found = [bench.quality(fast(pair.lr), pair, fast.scale) for pair in pairs]
     return statistics.mean(found) - statistics.mean(dense)
 
@@ -58,7 +59,7 @@ def main() -> None:
     single: list[tuple[Cuts, tuple[float, ...]]] = [(int(cut), ()) for cut in args.single.split(",")]
     several = tuple(int(cut) for cut in args.several.split(","))
     rows = [*single, *((several, tuple(map(float, way.split("/")))) for way in args.onward.split(","))]
-    pairs: list[bench.Pair] = []
+    pairs: list[Pair] = []
     dense: list[float] = []
     print("| cuts | onward | MACs | keep | dB to dense (Y, uint8, border = scale) |\n| --- | --- | --- | --- | --- |")
     for share in map(float, args.macs.split(",")):

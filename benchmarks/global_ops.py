@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import maskguided
-from maskguided.bench import Pair, quality, read_pairs
+from maskguided.bench import quality
 from maskguided.global_ops import GlobalOps
 from maskguided.guided import MaskGuided
+from maskguided.pairs import Pair, read_pairs
 from maskguided.split import State
 
 from .small_networks import SCALE, network

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 import maskguided
-from maskguided.bench import quality, read_pairs
+from maskguided.bench import quality
 from maskguided.errors import ArgumentError
+from maskguided.pairs import read_pairs
 
 from .cuts import drop
 from .quality import read

@@ -28,17 +28,19 @@ import maskguided
 from maskguided import MaskGuided, bench, finetune, metrics
 from maskguided.base import Base
 from maskguided.checkpoint import load_onto
+from maskguided.error_map import patch_error
 from maskguided.errors import CheckpointError
 from maskguided.finetune import Recipe
 from maskguided.head import MaskHead, high_frequency
 from maskguided.networks import load_network
-from maskguided.training.stages import HeadLoss, Options, Stage, patch_error, train_only
+from maskguided.pairs import Pair, read_pairs
+from maskguided.training.stages import HeadLoss, Options, Stage, train_only
 
 OUTPUT = (720, 1280)  # height and width of the HR image for which MACs are counted
 KEEPS = (0.0, 0.25, 0.5, 1.0)
 STEPS: dict[Stage, int] = {"coarse": 100, "refine": 60, "head": 200, "end": 0}  # 0: as many as the others together
 RATES: dict[Stage, float] = {"coarse": 2e-4, "refine": 1e-4, "head": 1e-3, "end": 2e-4}
-Sets = dict[str, list[bench.Pair]]
+Sets = dict[str, list[Pair]]
 Row = dict[str, Any]
 Metric = Callable[[metrics.Image, metrics.Image, int], float]
 METRICS: tuple[Metric, ...] = (metrics.psnr, metrics.ssim)
@@ -149,7 +151,7 @@ class Trainer:
 class Restored(NamedTuple):
     """What is the same for every head and every k: the two images that patches are taken from."""
 
-    pair: bench.Pair
+    pair: Pair
     base: Base
     coarse: Tensor
     refined: Tensor
@@ -184,7 +186,7 @@ class Measurer:
         return [float(np.mean([bench.quality(*one, fast.scale, metric) for one in images])) for metric in METRICS]
 
     @staticmethod
-    def _restore(fast: MaskGuided, pair: bench.Pair) -> Restored:
+    def _restore(fast: MaskGuided, pair: Pair) -> Restored:
         base = fast.run_base(pair.lr)
         return Restored(pair, base, fast.coarse_image(base), fast.refine(base, base.every))
 
@@ -371,7 +373,7 @@ def main() -> None:
     trainer = Trainer(model, args)
     lr = f"LRx{maskguided.wrap(model, 12).scale}"
     sets = {
-        folder.name: bench.read_pairs(folder / lr, folder / "HR", torch.device("cpu"), torch.float32, True)
+        folder.name: read_pairs(folder / lr, folder / "HR", torch.device("cpu"), torch.float32, True)
         for folder in args.test
     }
     measurer = Measurer(sets)

@@ -22,24 +22,25 @@ from torch import Tensor
 
 import maskguided
 from maskguided import MaskGuided, bench
+from maskguided.error_map import patch_error
 from maskguided.images import list_images, read_image
+from maskguided.pairs import Pair, read_pairs, to_tensor
 from maskguided.patches import select
 from maskguided.timing import Ratio, alternate, at, ratio
-from maskguided.training.samples import reduce, to_tensor
-from maskguided.training.stages import patch_error
+from maskguided.training.samples import reduce
 
 from .small_networks import NETWORKS, network
 
 
-def read(hr: Path, lr: Path | None, scale: int, last: int | None) -> list[bench.Pair]:
+def read(hr: Path, lr: Path | None, scale: int, last: int | None) -> list[Pair]:
     if lr is not None:
-        return bench.read_pairs(lr, hr, torch.device("cpu"), torch.float32, True)
+        return read_pairs(lr, hr, torch.device("cpu"), torch.float32, True)
     pairs = []
     for path in list_images(hr)[-(last or 0) :]:
         image = read_image(path)[..., :3]
         height, width = (side - side % scale for side in image.shape[:2])
         image = image[:height, :width]
-        pairs.append(bench.Pair(path.stem, to_tensor(reduce(image, scale))[None], image))
+        pairs.append(Pair(path.stem, to_tensor(reduce(image, scale))[None], image))
     return pairs
 
 
@@ -53,7 +54,7 @@ class Found(NamedTuple):
 
 
 @torch.inference_mode()
-def losses(fast: MaskGuided, pair: bench.Pair, settings: list[bench.Point]) -> list[Found]:
+def losses(fast: MaskGuided, pair: Pair, settings: list[bench.Point]) -> list[Found]:
     """For each setting, the drop by the scorer's ranking and by others, of as many patches."""
     dense = bench.quality(fast.unwrap()(pair.lr), pair, fast.scale)
     base, fast.keep = fast.run_base(pair.lr), 1  # or an image that decides for itself would run whole
@@ -72,7 +73,7 @@ def losses(fast: MaskGuided, pair: bench.Pair, settings: list[bench.Point]) -> l
     return found
 
 
-def times(fast: MaskGuided, pairs: list[bench.Pair], settings: list[bench.Point], rounds: int) -> list[Ratio]:
+def times(fast: MaskGuided, pairs: list[Pair], settings: list[bench.Point], rounds: int) -> list[Ratio]:
     """Of each setting the time for all images as a share of the dense network's, median over the rounds and spread."""
     runs: dict[bench.Point | None, Callable[[Tensor], object]] = {None: fast.unwrap()}
     runs.update({setting: at(fast, *setting) for setting in settings})

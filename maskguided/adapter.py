@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -170,11 +171,14 @@ def adapters() -> dict[str, type[Adapter]]:
     """All known adapters by name: ours, then those of installed packages (entry-point group maskguided.adapters)."""
     global _loaded
     if not _loaded:
-        _loaded = True
         for name in _OURS:
             importlib.import_module(f"{__package__}.adapters.{name}")
         for entry in entry_points(group=_GROUP):
-            entry.load()
+            try:
+                entry.load()
+            except Exception as error:  # whatever a foreign module raises: the others are no worse for it
+                warnings.warn(f"adapter {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
+        _loaded = True
     return dict(_registry)
 
 

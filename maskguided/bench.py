@@ -22,26 +22,15 @@ from torch import Tensor, nn
 from . import checkpoint, metrics
 from .adapter import split
 from .cost import macs
-from .errors import ArgumentError
 from .guided import MaskGuided
-from .images import list_images, read_image
+from .pairs import Pair
 from .probing import image_of
 from .split import Merge, Split
 from .timing import alternate, at, ratio
-from .training.samples import to_tensor
 
 Network = Callable[[Tensor], Tensor]
 Point = tuple[str, float]
 """keep or min_gain_db, and its value."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An LR image as a tensor and, where given, its HR image."""
-
-    name: str
-    lr: Tensor
-    hr: np.ndarray[Any, np.dtype[np.uint8]] | None
 
 
 @dataclass(frozen=True)
@@ -96,22 +85,6 @@ class Setting:
         for name, value in points:
             setattr(fast, name, value)
         return points or [("keep", 0.0), own]
-
-
-def read_pairs(lr: Path, hr: Path | None, device: torch.device, dtype: torch.dtype, channels_last: bool) -> list[Pair]:
-    """The LR images of a file or folder, and HR images of the same name (whatever their suffix) or order."""
-    lrs = list_images(lr)
-    by_stem = {path.stem: path for path in list_images(hr)} if hr is not None else {}
-    if hr is not None and hr.is_file():
-        by_stem = {lrs[0].stem: hr}
-    pairs = []
-    for path in lrs:
-        if hr is not None and path.stem not in by_stem:
-            raise ArgumentError(f"--hr {hr}: no HR image is called {path.stem}, as {path} is")
-        x = to_tensor(_rgb(read_image(path)))[None].to(device, dtype)
-        x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        pairs.append(Pair(path.stem, x, _hr(by_stem[path.stem]) if by_stem else None))
-    return pairs
 
 
 def measure(
@@ -221,14 +194,3 @@ def _mean_psnr(network: Network, pairs: Sequence[Pair], scale: int) -> float | N
         network(pairs[0].lr)
         return None
     return statistics.mean(quality(network(pair.lr), pair, scale) for pair in pairs)
-
-
-def _hr(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    image = read_image(path)
-    if image.dtype != np.uint8:
-        raise ArgumentError(f"{path}: PSNR is measured on images of 8 bits a sample, not on {image.dtype}")
-    return _rgb(image)
-
-
-def _rgb(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return image[..., :3] if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)

@@ -24,12 +24,13 @@ from .calibration.curve import Budget, Calibration, Point
 from .calibration.prices import Clock, Macs, Prices, Spread
 from .coarse import LightTail
 from .context import make_context
+from .error_map import dense_image, luma
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .patches import select
+from .probing import in_eval_mode
 from .settings import check_one_of
 from .split import Merge, Split
-from .training.stages import dense_image, luma
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]
@@ -111,28 +112,45 @@ def calibrate(
         )
     if split_at not in (None, "auto"):
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
-    progress("running the dense network")
-    known = [_known(fast, image) for image in images]
-    if not known:
-        raise ArgumentError("calibrate: no images; give a handful of LR images")
-    fast.min_gain_db = None  # until the end, the same for all
-    if split_at == "auto":
-        _search(fast, known, budget, progress)
-    prices = _fit_for(fast, known, fit, budget, progress)
-    if per_image:
-        prices = _per_image(fast, known, prices, progress)
-    curve = tuple(_measure(fast, known, prices, keep, progress) for keep in KEEPS)
-    chosen = _measure(fast, known, prices, _keep_for(fast, curve, prices, budget), progress)
-    if budget.drop_db is not None and chosen.drop > budget.drop_db:  # the curve bends between its points
-        safe = next(p for p in curve if p.keep > chosen.keep and p.drop <= budget.drop_db)
-        halfway = _measure(fast, known, prices, (chosen.keep + safe.keep) / 2, progress)
-        chosen = halfway if halfway.drop <= budget.drop_db else safe
-    _set(fast, chosen.keep, prices)
+    if split_at == "auto" and fast.model is not fast.unwrap():
+        raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
+    with in_eval_mode(fast):
+        progress("running the dense network")
+        known = [_known(fast, image) for image in images]
+        if not known:
+            raise ArgumentError("calibrate: no images; give a handful of LR images")
+        fast.min_gain_db = None  # until the end, the same for all
+        if split_at == "auto":
+            _search(fast, known, budget, progress)
+        prices = _fit_for(fast, known, fit, budget, progress)
+        if per_image:
+            prices = _per_image(fast, known, prices, progress)
+        curve = tuple(_measure(fast, known, prices, keep, progress) for keep in KEEPS)
+        chosen = _chosen(fast, known, prices, budget, curve, progress)
+        _set(fast, chosen.keep, prices)
     estimated = any(image.hr is None for image in known)
     sizes = fast.patch_size, fast.halo
     return Calibration(
         fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated, fast.min_gain_db
     )
+
+
+def _chosen(
+    fast: MaskGuided,
+    images: Sequence[Known],
+    prices: _Priced,
+    budget: Budget,
+    curve: Sequence[Point],
+    progress: Progress,
+) -> Point:
+    """What is measured at the keep that meets the budget."""
+    chosen = _measure(fast, images, prices, _keep_for(fast, curve, prices, budget), progress)
+    if budget.drop_db is None or chosen.drop <= budget.drop_db:
+        return chosen
+    # The curve bends between its points.
+    safe = next(p for p in curve if p.keep > chosen.keep and p.drop <= budget.drop_db)
+    halfway = _measure(fast, images, prices, (chosen.keep + safe.keep) / 2, progress)
+    return halfway if halfway.drop <= budget.drop_db else safe
 
 
 def _fit_for(fast: MaskGuided, images: Sequence[Known], fit: Fit, budget: Budget, progress: Progress) -> _Priced:
@@ -212,8 +230,11 @@ def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:
 
 def _guessed_floor(fast: MaskGuided, lr: Tensor) -> float:
     """How far the dense network is from the truth on this image: on its own reduction, whose truth it is."""
-    pair = _reduced(fast, lr)
-    return 1e-3 if pair is None else _mse(dense_image(fast, pair[0]), pair[1], fast.scale)  # 30 dB
+    pair, unknown = _reduced(fast, lr), 1e-3  # 30 dB
+    try:
+        return unknown if pair is None else _mse(dense_image(fast, pair[0]), pair[1], fast.scale)
+    except RuntimeError:  # the reduced image is less than the network takes
+        return unknown
 
 
 def _reduced(fast: MaskGuided, lr: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -339,8 +360,9 @@ def _windows(fast: MaskGuided, parts: Split, merge: Merge, timed: bool) -> list[
 def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) -> MaskGuided:
     patch_size, halo, exchange = windows
     return MaskGuided(
-        parts, patch_size=patch_size, halo=halo, merge=merge, coarse_tail="light" if merge == "image" else None,
-        global_ops=fast.global_ops, exchange=exchange,
+        parts, keep=fast.keep, patch_size=patch_size, halo=halo, merge=merge,
+        coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
+        head=fast.head.settings,
     ).eval()  # fmt: skip
 
 

@@ -20,8 +20,6 @@ from .networks import load_network
 from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
 from .wrapping import refuse_wrapped, wrap
 
-__all__ = ["Weights", "fingerprint", "load", "read", "save", "starter"]
-
 STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"
 """What makes the network that ships with the package mask-guided."""
 _ADDED = ("head", "linear", "coarse_tail", "context", "estimate")
@@ -85,7 +83,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     settings = {**saved, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
     least = settings.pop("min_gain_db", None)
     fast = wrap(model, **settings)
-    other = [name for name in _FITTED_FOR if name in changes and changes[name] != saved.get(name, changes[name])]
+    other = [name for name in _FITTED_FOR if name in changes and getattr(fast, name) != _value(saved, name, fast)]
     tensors = content.tensors
     if other and _ESTIMATE in tensors:
         warnings.warn(
@@ -97,6 +95,12 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     _load_added(fast, tensors, content, path)
     fast.min_gain_db = least
     return fast
+
+
+def _value(saved: Mapping[str, Any], name: str, fast: MaskGuided) -> Any:
+    """A setting of a file as `fast` holds it (JSON knows no tuples); that of `fast` where an older file has none."""
+    value = saved.get(name, getattr(fast, name))
+    return tuple(value) if isinstance(value, list) else value
 
 
 def starter(**changes: Any) -> MaskGuided:

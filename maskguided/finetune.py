@@ -10,6 +10,7 @@ run that is killed and started again ends where it would have ended.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -159,10 +160,13 @@ class _Run:
         self.fast, self.stage, self.recipe, self.checkpoint = fast, stage, recipe, checkpoint
         ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage == "end")
         device = next(fast.parameters()).device
+        launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs
+        if device.type == "cuda" and not launched:
+            torch.cuda.set_device(device)
         # Else all runs of a process would have the precision of the first.
         optional("accelerate.state", "training", "train").AcceleratorState._reset_state()
         self.accelerator = accelerate.Accelerator(
-            cpu=device.type == "cpu" and not torch.cuda.is_available(),
+            cpu=device.type == "cpu" and not launched,
             mixed_precision=recipe.precision,
             kwargs_handlers=[ddp],
         )
@@ -225,6 +229,7 @@ class _Run:
             "parameters": [p.detach().cpu() for p in self.parameters],
             "average": None if self.average is None else [p.detach().cpu() for p in self.average.module],
             "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
         write_whole(self.checkpoint, lambda beside: torch.save(content, beside))
 
@@ -246,6 +251,8 @@ class _Run:
         if self.average is not None:
             _copy_into(self.average.module, content["average"])
         self.optimizer.load_state_dict(content["optimizer"])
+        if self.accelerator.scaler is not None:  # of fp16
+            self.accelerator.scaler.load_state_dict(content["scaler"])
         return int(content["step"])
 
     def finish(self) -> None:

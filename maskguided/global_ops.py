@@ -20,6 +20,7 @@ _DEVIATIONS = ("std", "var", "std_mean", "var_mean")
 _REDUCTIONS = ("mean", "sum", "amax", "amin", *_DEVIATIONS)
 _NORM = ("input", "running_mean", "running_var", "weight", "bias")
 _BATCH_NORM = (*_NORM, "training", "momentum", "eps")
+_NORMS = ("batch_norm", "instance_norm")
 _INSTANCE_NORM = (*_NORM, "use_input_stats", "momentum", "eps")
 
 
@@ -53,27 +54,41 @@ class PerImage(GlobalOps):
 
     Args:
         k: windows of an image.
+        windows: of all images, B*k.
         owned: (h, w) of a window -> (B*k, 1, h, w) bool: the pixels that count in a mean. Windows overlap by their
             halos and at borders where they were moved inward; a pixel counts in the patch that it belongs to. Default:
             all count.
     """
 
-    def __init__(self, k: int, owned: Callable[[int, int], Tensor] | None = None) -> None:
+    def __init__(self, k: int, windows: int, owned: Callable[[int, int], Tensor] | None = None) -> None:
         super().__init__()
-        self.k, self.owned = k, owned
+        self.k, self.windows, self.owned = k, windows, owned
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        if x.shape[0] % self.k:
-            return func(x, *args, **kwargs)
+        if x.shape[0] != self.windows:
+            return self._folded(func, x, args, kwargs)
         if func.__name__ in _MEANS:
             return self._mean(x, func, args, kwargs)
-        if func.__name__ in ("batch_norm", "instance_norm"):
+        if func.__name__ in _NORMS:
             return self._normalised(x, func.__name__ == "batch_norm", (x, *args), kwargs)
         if self.owned is not None and func.__name__ in ("sum", *_DEVIATIONS):
             x = self._counted(x, func.__name__, args, kwargs)
         together = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
         result = func(together, *args, **kwargs)
         return tuple(map(self._apart, result)) if isinstance(result, tuple) else self._apart(result)
+
+    def _folded(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
+        """Of a map whose channels lie in groups along the batch, as after x.reshape(b * groups, -1, h, w)."""
+        # Else it is no map of all windows, or a norm has weights for as many channels as there are now.
+        groups, rest = divmod(x.shape[0], self.windows)
+        if rest or groups < 2 or func.__name__ in _NORMS:
+            return func(x, *args, **kwargs)
+
+        def folded(value: Tensor) -> Tensor:
+            return value.reshape(x.shape[0], x.shape[1], *value.shape[2:])
+
+        result = self.reduce(func, x.reshape(self.windows, -1, *x.shape[2:]), args, kwargs)
+        return tuple(map(folded, result)) if isinstance(result, tuple) else folded(result)
 
     def _mean(self, x: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
         """The mean of the windows' means: no map of all windows is put together for it."""

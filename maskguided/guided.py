@@ -200,7 +200,7 @@ class MaskGuided(Knobs):
         """The scorer's score, (B, rows, cols), float32."""
         height, width = base.grid.height, base.grid.width
         if self.scorer == "head":
-            return self.head_score(base)
+            return self.head_score(base.state[self.split.features], base.grid)
         if self.scorer == "linear":
             score: Tensor = self.linear(self.energies(base))
             return score
@@ -209,10 +209,9 @@ class MaskGuided(Knobs):
         image = continued(self.coarse_image(base), height * self.scale, width * self.scale)
         return high_frequency(image, self.patch_size * self.scale)
 
-    def head_score(self, base: Base) -> Tensor:
-        """The mask head's score, (B, rows, cols), float32."""
-        features = base.state[self.split.features]
-        score: Tensor = self.head(features, self.patch_size * features.shape[-1] // base.grid.width)
+    def head_score(self, features: Tensor, grid: Grid) -> Tensor:
+        """The mask head's score of features at the cut, (B, rows, cols), float32."""
+        score: Tensor = self.head(features, self.patch_size * features.shape[-1] // grid.width)
         return score
 
     def energies(self, base: Base) -> Tensor:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from torch import nn
 
 from .adapter import AUTOMATIC, Adapter, recognise, split
 from .automatic import find_bodies
 from .cost import macs
 from .errors import CannotSplit
+from .probing import untouched
 from .split import Facts, Split, probed
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count
@@ -38,7 +38,7 @@ class Inspection:
     shares: dict[str, float] = field(default_factory=dict)
     """Share of the MACs of prefix, body and tail, 0..1."""
     candidates: tuple[str, ...] = ()
-    """The runs of blocks found, best first."""
+    """The runs of blocks found, best first; none are looked for where `body` names them."""
 
     @property
     def can_split(self) -> bool:
@@ -50,7 +50,6 @@ class Inspection:
         if self.facts is None:
             return "\n".join([*lines, f"cannot be split: {self.reason}"])
         facts, blocks = self.facts, self.facts.blocks
-        radius = {True: "the whole map (a global operation)"}
         lines += [
             f"scale {facts.scale}, {facts.in_channels} -> {facts.out_channels} channels, "
             + (f"sizes that are multiples of {facts.multiple_of}" if facts.multiple_of > 1 else "any size"),
@@ -59,11 +58,12 @@ class Inspection:
             + ", ".join(f"{part} {share:.0%}" for part, share in self.shares.items())
             + " of the MACs",
             "live values: " + ", ".join(f"{name} ({what})" for name, what in self.live.items()),
-            f"receptive field of the refined blocks: {radius.get(facts.body_radius is None, facts.body_radius)}"
-            f"; with the tail: {radius.get(facts.radius is None, facts.radius)} (radius in LR pixels)",
-            "runs of blocks found, the best first (the outermost of those that hold most of the MACs):",
-            *(f"  {candidate}" for candidate in self.candidates[:4]),
+            f"receptive field of the refined blocks: {_radius(facts.body_radius)}"
+            f"; with the tail: {_radius(facts.radius)} (radius in LR pixels)",
         ]
+        if self.candidates:
+            lines.append("runs of blocks found, the best first (the outermost of those that hold most of the MACs):")
+            lines += [f"  {candidate}" for candidate in self.candidates[:4]]
         return "\n".join(lines)
 
 
@@ -85,8 +85,10 @@ def inspect(
     name = type(model).__name__
     known, missed = recognise(model) if adapter is None and body is None and cut is None else (None, {})
     used = known.name if known else adapter or AUTOMATIC
+    runs: tuple[str, ...] = ()
     try:
-        runs = tuple(str(c) for c in find_bodies(model, probed(model)))
+        if body is None:
+            runs = tuple(str(candidate) for candidate in find_bodies(model, probed(model)))
         parts = split(model, split_at, adapter=used, body=body, cut=cut)
     except CannotSplit as error:
         return Inspection(name, used, missed, str(error))
@@ -104,9 +106,13 @@ def inspect(
     )
 
 
+def _radius(pixels: int | None) -> str:
+    return "the whole map (a global operation)" if pixels is None else str(pixels)
+
+
 def _live(parts: Split) -> dict[str, str]:
     height, width = parts.probe.sizes[0]
-    with torch.no_grad():
+    with untouched(parts.model):
         state = parts.prefix(parts.example(height, width))
 
     def describe(name: str, kind: str) -> str:

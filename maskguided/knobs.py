@@ -110,8 +110,10 @@ class Knobs(nn.Module):
     def exchange(self, exchange: bool) -> None:
         if not isinstance(exchange, bool):
             raise ArgumentError(f"exchange={exchange!r}; use True or False")
+        if hasattr(self, "_coarse_on"):  # else it is checked when it is set
+            check_coarse_on(self._coarse_on, exchange)
         self._exchange = exchange
-        self._forget_estimate()
+        self.forget_estimate()
 
     @property
     def patch_size(self) -> int:
@@ -122,7 +124,7 @@ class Knobs(nn.Module):
     def patch_size(self, side: int) -> None:
         check_aligned("patch_size", side, 1, self.split.multiple_of)
         self._patch_size = side
-        self._forget_estimate()
+        self.forget_estimate()
 
     @property
     def halo(self) -> int:
@@ -133,7 +135,7 @@ class Knobs(nn.Module):
     def halo(self, width: int) -> None:
         check_aligned("halo", width, 0, self.split.multiple_of)
         self._halo = width
-        self._forget_estimate()
+        self.forget_estimate()
 
     @property
     def merge(self) -> Merge:
@@ -151,7 +153,7 @@ class Knobs(nn.Module):
             )
         self._merge: Merge = merge
 
-    def _forget_estimate(self) -> None:
+    def forget_estimate(self) -> None:
         """What patches bring is estimated for windows of one kind."""
         self.estimate = None
         self._least = None

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from .base import Explanation
 from .calibration.curve import Calibration, Point
+from .error_map import luma
 from .errors import MissingDependency
 from .guided import MaskGuided
 from .images import Image
 from .infer import overlay
-from .training.stages import luma
 from .weights import write_whole
 
 

@@ -167,6 +167,18 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within it `model` is in eval mode; afterwards each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def no_leftovers() -> Iterator[None]:
     """Within it, memory that torch.empty gives is NaN, so that what relies on what was there before shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

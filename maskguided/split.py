@@ -217,7 +217,7 @@ class Split(ABC):
                 cut = [(windows[name], state[name]) for name in windows if self.kinds[name] == "map"]
                 whole = self.body(state)
                 image = self.tail(whole)
-                with PerImage(grid.count), Exchange(grid, every, cut):
+                with PerImage(grid.count, grid.count), Exchange(grid, every, cut):
                     parts = self.body(windows)
                     patches = self.tail(parts)
             pairs = [(whole[name], parts[name]) for name in self.writes if whole[name].dim() == 4]

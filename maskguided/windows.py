@@ -52,7 +52,8 @@ def on_windows(
         neighbours = Exchange(grid, index, cut, guess, features)
     statistics: AbstractContextManager[object] = nullcontext()
     if one_mean:
-        statistics = PerImage(index.shape[1], functools.partial(owned, index, grid) if grid.overlaps else None)
+        counts = functools.partial(owned, index, grid) if grid.overlaps else None
+        statistics = PerImage(index.shape[1], index.numel(), counts)
     with statistics, neighbours:
         return part(windows)
 

@@ -196,7 +196,7 @@ def test_global_operations_see_one_image_or_one_window():
 def test_windows_that_make_up_an_image_have_its_statistics(reduce):
     x = image(2, 3, 4, 12)
     windows = torch.cat(x[:, None].chunk(3, dim=-1), dim=1).flatten(0, 1)  # (2 * 3, 3, 4, 4)
-    with PerImage(3):
+    with PerImage(3, 6):
         each = reduce(windows)
     whole = torch.cat(list(each.view(2, 3, 3, 4, 4).unbind(1)), dim=-1)
     assert difference(whole, reduce(x)) < 1e-6

@@ -31,6 +31,7 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.commands import options
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
+from maskguided.pairs import read_pairs
 from maskguided.weights import load_into
 
 PHOTO = data.astronaut()[:72:2, 60:148:2]  # 36 x 44
@@ -314,7 +315,7 @@ def test_bench_keeps_its_images_from_a_network_that_changes_its_input(tmp_path):
     """spandrel's RCAN multiplies its input by 255 in place."""
     write_image(tmp_path / "a.png", PHOTO)
     model = load_network(saved(scaled(KNOWN["rcan-spandrel"][0](), gain=0.6), tmp_path / "net.pth")).model
-    pairs = bench.read_pairs(tmp_path / "a.png", None, torch.device("cpu"), torch.float32, False)
+    pairs = read_pairs(tmp_path / "a.png", None, torch.device("cpu"), torch.float32, False)
     before = pairs[0].lr.clone()
     bench.measure(model, pairs, [bench.Setting("features", 1, 16, 2, (0.5,))], rounds=1)
     assert torch.equal(pairs[0].lr, before)

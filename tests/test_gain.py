@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import maskguided
 from maskguided import ArgumentError, export
 from maskguided.calibration.closed_form import Known, fit_gain
+from maskguided.error_map import dense_image, patch_error
 from maskguided.gain import worth
 from maskguided.infer import upscale
 from maskguided.training import stages
-from maskguided.training.stages import dense_image, patch_error
 
 
 def pairs(count: int = 4, side: int = 40) -> list[tuple[torch.Tensor, torch.Tensor]]:

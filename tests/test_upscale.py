@@ -20,6 +20,7 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
 from maskguided.images import read_image, resize, write_image
 from maskguided.infer import overlay, upscale
+from maskguided.pairs import read_pairs
 
 PHOTO = data.astronaut()[:96:2, 60:180:2]  # 48 x 60
 
@@ -273,7 +274,7 @@ def test_bench_lets_each_image_decide(tmp_path):
 
 def test_bench_says_what_is_wrong_before_it_runs_anything(weights, tmp_path):
     write_image(tmp_path / "a.png", PHOTO)
-    pairs = bench.read_pairs(tmp_path / "a.png", None, torch.device("cpu"), torch.float32, False)
+    pairs = read_pairs(tmp_path / "a.png", None, torch.device("cpu"), torch.float32, False)
     model = maskguided.from_file(weights).unwrap()
     good, wrong = bench.Setting("features", 1, 8, 0, (0.5,)), bench.Setting("features", 9, 8, 0, (0.5,))
     done = []

@@ -52,7 +52,7 @@ def automatic_split(
         ArgumentError: `split_at`, `body` or `cut` do not fit the network.
     """
     runs = find_bodies(model, probe)[:_TRIED] if body is None else [named_body(model, probe, body)]
-    failures, held = list[CannotSplit](), list[tuple[Candidate, Split]]()
+    failures, held = list[CannotSplit | ArgumentError](), list[tuple[Candidate, Split]]()
     for run in runs:
         if held and run.share < NEAR_BEST * held[0][0].share:
             continue
@@ -61,11 +61,12 @@ def automatic_split(
             split = _split_run(model, run.names, cuts, probe, check)
         except CannotSplit as error:
             failures.append(error)
-        except ArgumentError:
+        except ArgumentError as error:
             # Another run may have been better: then its fault is what the user should see. Where this one cannot be
             # split anywhere, the number was for the next.
             if not held and not failures and (cut is not None or _can_be_split(model, run, probe, check)):
                 raise
+            failures.append(error)
         else:
             if split.can_skip:
                 return split

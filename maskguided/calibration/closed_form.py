@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from ..base import Base
 from ..coarse import LightTail, continued
 from ..context import make_context, watch
+from ..error_map import patch_error
 from ..gain import LEAST, GainEstimate, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT
 from ..patches import select
-from ..training.stages import patch_error
 
 _RIDGE = 1e-4  # of the mean energy of a feature
 _LOG_RIDGE = 1e-2  # of the variance of an input
@@ -65,8 +65,8 @@ def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], easy: b
         target = continued(known.dense, height, width)
         x = continued(base.x, height // fast.scale, width // fast.scale)
         lacking = target - F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
-        wanted = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].double().cpu()
-        seen = F.unfold(features.float(), kernel, padding=kernel // 2)[0].double().cpu()
+        wanted = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].cpu().double()
+        seen = F.unfold(features.float(), kernel, padding=kernel // 2)[0].cpu().double()
         seen = torch.cat([seen, seen.new_ones(1, seen.shape[1])])
         if easy:
             stays = ~_hardest(fast, base, known.dense, features).cpu()
@@ -98,8 +98,8 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
     for known in images:
         base = fast.run_base(known.lr)
         error = patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every)).flatten()
-        energies.append(fast.energies(base).flatten(2)[0].double().cpu())
-        errors.append(error.double().cpu())
+        energies.append(fast.energies(base).flatten(2)[0].cpu().double())
+        errors.append(error.cpu().double())
         shares.append(torch.full_like(errors[-1], 1 / (known.floor * len(error))))
     fast.linear.root.fill_(ROOT)  # one loaded from an older file had none
     seen, wanted = fast.linear.compressed(torch.cat(energies, 1)), fast.linear.compressed(torch.cat(errors))
@@ -174,9 +174,9 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
             side = fast.patch_size * size[0] // base.grid.height
             there = beside.repeat_interleave(side, 0).repeat_interleave(side, 1)[: size[0], : size[1]].flatten()
             seen = F.interpolate(base.state[fast.split.features].float(), size=size, mode="nearest")[0].flatten(1)
-            seen = F.pad(seen[:, there].double().cpu(), (0, 0, 0, 1), value=1.0)
+            seen = F.pad(seen[:, there].cpu().double(), (0, 0, 0, 1), value=1.0)
             grams[number] += seen @ seen.T
-            crosses[number] += seen @ x[0].flatten(1)[:, there].double().cpu().T
+            crosses[number] += seen @ x[0].flatten(1)[:, there].cpu().double().T
 
         watch(fast.split, base.state, (base.grid.height, base.grid.width), fast.merge, show)
     every = [_ridge(gram, cross) for gram, cross in zip(grams, crosses, strict=True)]

@@ -48,7 +48,7 @@ class Macs:
         keep, self._sizes = fast.keep, [(fast.grid(*size), size) for size in sizes]
         self._counted = {}
         for grid, size in set(self._sizes):
-            most = max(grid.count - 1, 1)  # all of them need no choice
+            most = grid.count - 1 if grid.count > 2 else grid.count  # all of them need no choice
             found = []
             for k in (1, most):
                 fast.keep = k / grid.count

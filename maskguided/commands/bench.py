@@ -15,6 +15,8 @@ from .. import bench, checkpoint
 from ..errors import ArgumentError
 from ..infer import pick_device, pick_dtype
 from ..networks import STARTER, load_network
+from ..pairs import read_pairs
+from ..split import probed
 from .console import out, progress_bar
 from .options import (
     Device,
@@ -73,7 +75,7 @@ def bench_command(
     loaded = load_network(weights, model, scale)
     net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
     like = next(net.parameters())
-    pairs = bench.read_pairs(lr, hr, like.device, like.dtype, channels_last)
+    pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probed(net).in_channels == 1)
     settings = [
         bench.Setting(
             "image" if m == "image" else "features",

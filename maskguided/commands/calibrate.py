@@ -10,9 +10,10 @@ import typer
 from rich.progress import Progress
 from torch import Tensor
 
-from .. import bench, checkpoint, pictures
+from .. import checkpoint, pictures
 from ..calibrate import calibrate
 from ..networks import load_network
+from ..pairs import Pair, read_pairs
 from .options import (
     PICTURES,
     HeadFile,
@@ -65,7 +66,7 @@ def calibrate_command(
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
     like = next(network.parameters())
-    pairs = bench.read_pairs(images, hr, like.device, like.dtype, True)
+    pairs = read_pairs(images, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)
     search = "auto" if split_at == "auto" and head is None and settings["merge"] is None else None
     with Progress(transient=True) as bar:
         task = bar.add_task("calibrating", total=None)
@@ -87,7 +88,7 @@ def calibrate_command(
     typer.echo(f"saved to {output}; use it with --head {output}")
 
 
-def _cut(pair: bench.Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:
+def _cut(pair: Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:
     """The middle of an image, at most `side` LR pixels a side."""
     height, width = pair.lr.shape[2:]
     top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from .. import bench, pictures
+from .. import pictures
 from ..errors import ArgumentError
+from ..pairs import read_pairs
 from .options import (
     PICTURES,
     HeadFile,
@@ -48,6 +49,6 @@ def explain_command(
         raise ArgumentError(f"--input {image} is a folder; give one image")
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()
     like = next(fast.parameters())
-    pair = bench.read_pairs(image, None, like.device, like.dtype, True)[0]
+    pair = read_pairs(image, None, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)[0]
     found = pictures.explain_picture(fast, pair.lr, output)
     typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")

@@ -9,9 +9,9 @@ import torch
 import typer
 from torch import Tensor
 
-from .. import bench
 from ..errors import ArgumentError
 from ..export import export
+from ..pairs import read_pairs
 from .options import (
     HeadFile,
     Keep,
@@ -63,7 +63,7 @@ def _example(path: Path | None, size: str | None, channels: int) -> Tensor:
         if sides is None:
             raise ArgumentError("the graph is for one size: give --size HEIGHTxWIDTH, or --input IMAGE")
         return torch.rand(1, channels, *sides, generator=torch.Generator().manual_seed(0))
-    image = bench.read_pairs(path, None, torch.device("cpu"), torch.float32, False)[0].lr[:, :channels]
+    image = read_pairs(path, None, torch.device("cpu"), torch.float32, False, grey=channels == 1)[0].lr
     if sides is None:
         return image
     if image.shape[2] < sides[0] or image.shape[3] < sides[1]:

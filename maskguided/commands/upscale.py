@@ -164,7 +164,7 @@ def _upscale_file(
         progress.remove_task(tiles)
     made = done.image
     if outscale is not None:
-        height, width = (max(int(side * outscale), 1) for side in image.shape[:2])
+        height, width = (max(round(side * outscale), 1) for side in image.shape[:2])
         made = resize(made, height, width, lanczos=True)
     height, width = made.shape[:2]
     write_image(target, made)

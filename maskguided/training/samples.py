@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import ArgumentError, ImageError
-from ..images import Image, list_images, read_image
+from ..images import Image, list_images
 from ..integrations.basicsr_plugin import import_basicsr
+from ..pairs import lr_paths, read_channels, to_tensor
 
 _CONTEXT = 4  # LR pixels around a crop that its bicubic reduction looks at
 _CACHED = 400  # images kept in memory by each process
@@ -51,7 +52,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         grey: bool = False,
     ) -> None:
         self.paths = [path for folder in hr for path in list_images(Path(folder))]
-        self.lr_paths = None if lr is None else _by_name(Path(lr), self.paths)
+        self.lr_paths = None if lr is None else lr_paths(Path(lr), self.paths)
         self.scale, self.size, self.seed, self.grey = scale, size, seed, grey
 
     def __len__(self) -> int:
@@ -137,12 +138,6 @@ class Unseen(Sampler[list[int]]):
             seen.update(batch)
 
 
-def to_tensor(image: Image) -> Tensor:
-    """(H, W[, C]) of uint8 or uint16 -> (C, H, W) float32 in 0..1."""
-    pixels = image[..., None] if image.ndim == 2 else image
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32) / _top(image))
-
-
 def reduce(image: Image, scale: int) -> Image:
     """`image` reduced by basicsr's MATLAB-like bicubic, rounded to 8 bits; its size is cut to a multiple of `scale`."""
     height, width = (side // scale for side in image.shape[:2])
@@ -165,31 +160,8 @@ def _bicubic(image: Tensor, scale: int) -> Image:
     return (small.clamp(0, 1) * 255).round().byte().numpy()
 
 
-@functools.lru_cache(maxsize=_CACHED)
-def _read(path: Path, grey: bool) -> Image:
-    image = read_image(path)
-    if grey:
-        return image if image.ndim == 2 else image[..., :3].mean(2).round().astype(image.dtype)[..., None]
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image[..., :3]
+_read = functools.lru_cache(maxsize=_CACHED)(read_channels)
 
 
 def _turned(image: Tensor, turns: int, flip: bool) -> Tensor:
     return torch.rot90(image.flip(2) if flip else image, turns, (1, 2)).contiguous()
-
-
-def _top(image: Image) -> int:
-    return int(np.iinfo(image.dtype).max)
-
-
-def _by_name(folder: Path, hr: Sequence[Path]) -> list[Path]:
-    """The LR image of each HR image: the same name, whatever its suffix, or with x2, x3, x4, ... added (DIV2K)."""
-    found = {path.stem: path for path in list_images(folder)}
-    paths = []
-    for path in hr:
-        match = next(
-            (found[name] for name in (path.stem, *(f"{path.stem}x{s}" for s in range(2, 9))) if name in found), None
-        )
-        if match is None:
-            raise ImageError(f"{folder}: no LR image is called {path.stem}, as {path} is")
-        paths.append(match)
-    return paths

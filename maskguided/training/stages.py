@@ -22,11 +22,11 @@ from torch.nn import functional as F
 
 from ..base import Base
 from ..coarse import continued
+from ..error_map import dense_image, luma, patch_error
 from ..errors import ArgumentError
 from ..guided import MaskGuided
-from ..head import pool
 from ..patches import Grid, others, scatter, select
-from ..probing import image_of, untouched
+from ..probing import untouched
 from ..split import State
 
 Stage = Literal["coarse", "refine", "head", "all", "end"]
@@ -61,6 +61,11 @@ class Options:
         if self.head_loss not in ("rank", "l1", "none"):
             raise ArgumentError(f"head_loss={self.head_loss!r}; use 'rank', 'l1' (the paper) or 'none'")
 
+    @property
+    def power(self) -> int:
+        """Of the error that supervises the head: the paper's is absolute."""
+        return 1 if self.head_loss == "l1" else 2
+
 
 def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     """Make the parameters of `stage` trainable and all others not, and return them.
@@ -69,7 +74,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     Images decide no more for themselves (`min_gain_db`): what a patch brings is to be estimated anew after training.
     """
     check_stage(fast, stage)
-    fast.min_gain_db = None
+    fast.forget_estimate()
     if stage in ("refine", "all", "end"):
         fast.own_network()
     fast.requires_grad_(False)
@@ -122,28 +127,6 @@ def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Optio
 def loss(fast: MaskGuided, stage: str, given: Given, options: Options | None = None) -> Tensor:
     """The loss of a stage, a scalar; all arguments as for `prepare`, which made `given`."""
     return _LOSSES[stage](fast, given, options or Options())  # type: ignore[index]
-
-
-def luma(image: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, 1, H, W): Y of BT.601 for RGB, up to a constant; the mean of other channels."""
-    if image.shape[1] != 3:
-        return image.mean(1, keepdim=True)
-    weights = torch.tensor((65.481, 128.553, 24.966), device=image.device, dtype=image.dtype) / 255
-    return (image * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
-def dense_image(fast: MaskGuided, lr: Tensor) -> Tensor:
-    """What the network that was given, before any training, makes of `lr`: (B, C', s*H, s*W)."""
-    image = image_of(fast.unwrap()(fast.accepted(lr).clone()))  # a network may change its input
-    return image[:, :, : lr.shape[2] * fast.scale, : lr.shape[3] * fast.scale]
-
-
-def patch_error(fast: MaskGuided, base: Base, a: Tensor, b: Tensor, power: int = 2) -> Tensor:
-    """Mean of |a - b|^power on Y over each patch: two images of the output's size -> (B, rows, cols), float32."""
-    error = luma(a.float() - b.float()).abs().pow(power)
-    grid = base.grid
-    whole = continued(error, grid.height * fast.scale, grid.width * fast.scale)
-    return pool(whole, grid.patch_size * fast.scale).squeeze(1)
 
 
 def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
@@ -214,7 +197,7 @@ def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     """Of the refined pixels: all windows, each being alone; where they exchange borders, those chosen at this keep."""
     state = given.state()
     base = _based(fast, given, state, fast.split.skip(state) if fast.split.can_skip else state)
-    index = fast.choose(base) if fast.exchange and fast.keep else base.every
+    index = fast.choose(base) if fast.exchange and base.grid.k(fast.keep) else base.every
     image, mask = fast.refine(base, index), None
     if fast.merge == "image":
         mask = _pixels(fast, base.grid, index).to(image)
@@ -232,15 +215,12 @@ def _prepare_head(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) ->
     coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
     supervision = {"coarse": coarse, "refined": refined, "hr": hr}
     if options.head_loss != "none":
-        power = 1 if options.head_loss == "l1" else 2
-        supervision = {"error": patch_error(fast, base, coarse, refined, power)}
+        supervision = {"error": patch_error(fast, base, coarse, refined, options.power)}
     return _live(fast, base.state, (fast.split.features,), {"x": base.x, **supervision})
 
 
 def _head_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
-    features = given.state()[fast.split.features]
-    grid = fast.grid(*given.crops["x"].shape[2:])
-    score = fast.head(features, fast.patch_size * features.shape[-1] // grid.width)
+    score = fast.head_score(given.state()[fast.split.features], fast.grid(*given.crops["x"].shape[2:]))
     if options.head_loss == "none":
         return _masked(fast, score, *(given.crops[name] for name in ("coarse", "refined", "hr")))
     return _score_loss(score, given.crops["error"], options)
@@ -256,12 +236,13 @@ def _all_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
 def _end_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     hr = given.crops["hr"]
     base = fast.run_base(given.crops["lr"])
-    coarse, refined, score = fast.coarse_image(base), fast.refine(base, base.every), fast.head_score(base)
+    coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
+    score = fast.head_score(base.state[fast.split.features], base.grid)
     images = F.l1_loss(coarse, hr) + F.l1_loss(refined, hr)
     if options.head_loss == "none":
         return images + _masked(fast, score, coarse, refined, hr)
-    power = 1 if options.head_loss == "l1" else 2
-    return images + _score_loss(score, patch_error(fast, base, coarse.detach(), refined.detach(), power), options)
+    error = patch_error(fast, base, coarse.detach(), refined.detach(), options.power)
+    return images + _score_loss(score, error, options)
 
 
 def _pixels(fast: MaskGuided, grid: Grid, index: Tensor) -> Tensor:

@@ -1,0 +1,38 @@
+"""How far images are from each other, patch by patch, and from what the network that was given makes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Base
+from .coarse import continued
+from .guided import MaskGuided
+from .head import pool
+from .probing import image_of, in_eval_mode
+
+
+def luma(image: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, 1, H, W): Y of BT.601 for RGB, up to a constant; the mean of other channels."""
+    if image.shape[1] != 3:
+        return image.mean(1, keepdim=True)
+    weights = torch.tensor((65.481, 128.553, 24.966), device=image.device, dtype=image.dtype) / 255
+    return (image * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+@torch.no_grad()
+def dense_image(fast: MaskGuided, lr: Tensor) -> Tensor:
+    """What the network that was given, before any training, makes of `lr` in eval mode: (B, C', s*H, s*W)."""
+    given = fast.unwrap()
+    like = next(p for p in given.parameters() if p.is_floating_point())  # it may have stayed behind on another device
+    with in_eval_mode(given):
+        image = image_of(given(fast.accepted(lr).clone().to(like)))  # a network may change its input
+    return image[:, :, : lr.shape[2] * fast.scale, : lr.shape[3] * fast.scale].to(lr)
+
+
+def patch_error(fast: MaskGuided, base: Base, a: Tensor, b: Tensor, power: int = 2) -> Tensor:
+    """Mean of |a - b|^power on Y over each patch: two images of the output's size -> (B, rows, cols), float32."""
+    error = luma(a.float() - b.float()).abs().pow(power)
+    grid = base.grid
+    whole = continued(error, grid.height * fast.scale, grid.width * fast.scale)
+    return pool(whole, grid.patch_size * fast.scale).squeeze(1)

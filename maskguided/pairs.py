@@ -1,0 +1,97 @@
+"""LR and HR images of one name, as a network takes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import ArgumentError, ImageError
+from .images import Image, list_images, read_image
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An LR image as a tensor (1, C, H, W) in 0..1 and, where given, its HR image (s*H, s*W, C)."""
+
+    name: str
+    lr: Tensor
+    hr: NDArray[np.uint8] | None
+
+
+def read_pairs(
+    lr: Path, hr: Path | None, device: torch.device, dtype: torch.dtype, channels_last: bool, *, grey: bool = False
+) -> list[Pair]:
+    """The LR images of a file or folder and, where given, the HR images of the same names.
+
+    Args:
+        lr: an image or a folder of images.
+        hr: likewise; a single HR image may have any name.
+        device, dtype, channels_last: of the tensors.
+        grey: one channel instead of three.
+
+    Raises:
+        ImageError: what is no image.
+        ArgumentError: there is no HR image for an LR image, or it has more than 8 bits a sample.
+    """
+    paths = list_images(lr)
+    found = {} if hr is None else {path.stem: path for path in list_images(hr)}
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    pairs = []
+    for path in paths:
+        x = to_tensor(read_channels(path, grey))[None].to(device, dtype).contiguous(memory_format=layout)
+        match = hr if hr is not None and hr.is_file() else next((found[n] for n in hr_names(path) if n in found), None)
+        if hr is not None and match is None:
+            raise ArgumentError(f"--hr {hr}: no HR image is called {path.stem}, as {path} is")
+        pairs.append(Pair(path.stem, x, None if match is None else _eight_bits(match, grey)))
+    return pairs
+
+
+def lr_paths(folder: Path, hr: Sequence[Path]) -> list[Path]:
+    """The LR image of each HR image."""
+    found: dict[str, Path] = {}
+    for path in list_images(folder):
+        for name in hr_names(path):
+            found.setdefault(name, path)
+    for path in hr:
+        if path.stem not in found:
+            raise ImageError(f"{folder}: no LR image is called {path.stem}, as {path} is")
+    return [found[path.stem] for path in hr]
+
+
+def hr_names(lr: Path) -> tuple[str, ...]:
+    """What the HR image of an LR image may be called, whatever its suffix: the same, or without x2, x3, ... (DIV2K).
+
+    >>> hr_names(Path("0801x4.png"))
+    ('0801x4', '0801')
+    """
+    return tuple(dict.fromkeys((lr.stem, re.sub("x[2-8]$", "", lr.stem))))
+
+
+def read_channels(path: Path, grey: bool = False) -> Image:
+    """An image as (H, W, 3), or (H, W, 1) for a network of one channel; alpha is left out."""
+    image = read_image(path)
+    image = image[..., None] if image.ndim == 2 else image[..., :3]
+    if grey:
+        one: Image = image.mean(2, keepdims=True).round().astype(image.dtype)
+        return one
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def to_tensor(image: Image) -> Tensor:
+    """(H, W[, C]) of uint8 or uint16 -> (C, H, W) float32 in 0..1."""
+    pixels = (image[..., None] if image.ndim == 2 else image).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32) / np.iinfo(image.dtype).max)
+
+
+def _eight_bits(path: Path, grey: bool) -> NDArray[np.uint8]:
+    image = read_channels(path, grey)
+    if image.dtype != np.uint8:
+        raise ArgumentError(f"{path}: PSNR is measured on images of 8 bits a sample, not on {image.dtype}")
+    return image.astype(np.uint8)
