@@ -57,7 +57,7 @@ class Found(NamedTuple):
 def losses(fast: MaskGuided, pair: Pair, settings: list[bench.Point]) -> list[Found]:
     """For each setting, the drop by the scorer's ranking and by others, of as many patches."""
     dense = bench.quality(fast.unwrap()(pair.lr), pair, fast.scale)
-    base, fast.keep = fast.run_base(pair.lr), 1  # or an image that decides for itself would run whole
+    base = fast.run_base(pair.lr)
     error = patch_error(fast, base, fast.refine(base, base.every), fast.coarse_image(base))
     random = torch.rand(error.shape, generator=torch.Generator().manual_seed(0))
     found = []

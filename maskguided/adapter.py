@@ -24,6 +24,7 @@ from .split import Cuts, Split, State, Stretch, check_whole, choose, first_and_l
 
 _OURS = ("pan", "edsr", "rcan")
 _GROUP = "maskguided.adapters"
+ANOTHER = "its forward makes another image of the parts that it knows"
 AUTOMATIC = "automatic"
 """Stands for no adapter."""
 
@@ -246,17 +247,21 @@ def split(
         adapter = AUTOMATIC
     chosen, missed = _choose_adapter(model, adapter)
     if chosen is not None:
-        parts: Split = chosen(model, first, found)
-        parts.cut_again(later)
-        if check:
-            check_whole(parts)
-    else:
         try:
-            parts = automatic_split(model, first, found, later=later, body=body, cut=cut, check=check)
-        except CannotSplit as error:
-            tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
-            raise CannotSplit(f"{error}. Adapters tried: {tried}" if tried else str(error)) from error
-    return parts
+            parts: Split = chosen(model, first, found)
+            parts.cut_again(later)
+            if check:
+                check_whole(parts)
+            return parts
+        except CannotSplit:
+            if adapter is not None:
+                raise
+            missed[chosen.name] = ANOTHER  # it looks like what the adapter knows, and is not
+    try:
+        return automatic_split(model, first, found, later=later, body=body, cut=cut, check=check)
+    except CannotSplit as error:
+        tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
+        raise CannotSplit(f"{error}. Adapters tried: {tried}" if tried else str(error)) from error
 
 
 def _choose_adapter(model: nn.Module, name: str | None) -> tuple[type[Adapter] | None, dict[str, str]]:

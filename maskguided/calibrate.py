@@ -248,7 +248,7 @@ def _reduced(fast: MaskGuided, lr: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def _mse(a: Tensor, b: Tensor, border: int) -> float:
     inner = slice(border, -border)
-    error = luma(a.float().clamp(0, 1) - b.float())[:, :, inner, inner]
+    error = luma(a.float().clamp(0, 1) - b.float().clamp(0, 1))[:, :, inner, inner]
     return max(float(error.square().mean()), 1e-10)
 
 
@@ -283,8 +283,7 @@ def _keep_for(fast: MaskGuided, curve: Sequence[Point], prices: _Priced, budget:
         return fast.keep
     if curve[-1].drop > max_drop_db:
         raise ArgumentError(
-            f"max_drop_db={max_drop_db}: even with all patches refined {curve[-1].drop:.3f} dB are lost at borders "
-            f"of windows; use a larger halo than {fast.halo}, or larger patches than {fast.patch_size}"
+            f"max_drop_db={max_drop_db}: even with all patches refined {curve[-1].drop:.3f} dB are lost; allow more"
         )
     for left, right in itertools.pairwise(curve):
         if right.drop <= max_drop_db:

@@ -17,6 +17,7 @@ from .errors import ArgumentError, CheckpointError
 from .gain import GainEstimate
 from .guided import MaskGuided
 from .networks import load_network
+from .probing import in_eval_mode
 from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
 from .wrapping import refuse_wrapped, wrap
 
@@ -159,7 +160,8 @@ def _load_added(fast: MaskGuided, tensors: Mapping[str, Tensor], content: Weight
         if trained:
             fast.own_network()
             whole = {**fast.model.state_dict(), **{name.removeprefix(_MODEL): v for name, v in trained.items()}}
-            load_into(fast.model, whole).train(fast.training)
+            with in_eval_mode(fast.model):  # each of its modules stays in the mode it is in
+                load_into(fast.model, whole)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     added.train(fast.training)

@@ -65,6 +65,8 @@ class Exchange(TorchFunctionMode):
         guess: what a convolution with padding, the n-th, sees where nobody refines: (n, (pixels, F+1)) -> (pixels, C).
             It gets the features there, and a 1; zeros where it is not asked.
         features: (B, F, r*H, r*W), what it guesses from.
+        strangers: shapes of tensors that are no windows though there may be as many of them.
+        noted: where the shapes of such tensors are kept.
     """
 
     def __init__(
@@ -74,8 +76,12 @@ class Exchange(TorchFunctionMode):
         gathered: Sequence[tuple[Tensor, Tensor]] = (),
         guess: Guess | None = None,
         features: Tensor | None = None,
+        *,
+        strangers: frozenset[tuple[int, ...]] = frozenset(),
+        noted: set[tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
+        self.strangers, self.noted = strangers, noted
         self.guess, self.features, self.calls = guess, features, 0
         self.grid, self.count = grid, index.numel()
         self.maps = {id(windows): whole for windows, whole in gathered}
@@ -129,6 +135,10 @@ class Exchange(TorchFunctionMode):
     def _are_windows(self, x: Tensor) -> bool:
         """Whether `x` is a map of these windows, at whatever ratio to the LR image."""
         if x.dim() != 4 or x.shape[0] != self.count:
+            if x.dim() == 4 and self.noted is not None:
+                self.noted.add(tuple(x.shape))
+            return False
+        if self.strangers and tuple(x.shape) in self.strangers:
             return False
         (height, width), patch = self.grid.window, self.grid.patch_size
         even = x.shape[2] * width == x.shape[3] * height

@@ -1,4 +1,4 @@
-"""Global operations: channel attention, spatial mean and deviation, instance norm.
+"""Global operations: channel attention, spatial mean, sum and deviation, instance and group norm.
 
 A block that holds one is no function of a neighbourhood, so refining windows is not what the whole network
 does. On windows it is computed per window, as the MGA paper does, or per image: once over all the windows
@@ -7,21 +7,37 @@ that are refined in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
-_MEANS = ("adaptive_avg_pool2d", "mean")
+_FIXED_POOLS = ("avg_pool2d", "max_pool2d")
+_MEANS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
 _DEVIATIONS = ("std", "var", "std_mean", "var_mean")
-_REDUCTIONS = ("mean", "sum", "amax", "amin", *_DEVIATIONS)
+_REDUCTIONS = ("mean", "sum", "amax", "amin", "logsumexp", *_DEVIATIONS)
+_SECOND_POWERS = ("norm", "vector_norm")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias")
 _BATCH_NORM = (*_NORM, "training", "momentum", "eps")
-_NORMS = ("batch_norm", "instance_norm")
 _INSTANCE_NORM = (*_NORM, "use_input_stats", "momentum", "eps")
+_GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
+_NORMS = ("batch_norm", "instance_norm", "group_norm")
+
+
+class Reading(NamedTuple):
+    """What a network means where it could mean two things; `Split.trial` finds out which is right for it."""
+
+    total: bool = False
+    """A sum, or a norm, stands for itself; else it will be divided by the size of the map, so a mean is meant."""
+    flat: bool = False
+    """(B, C, h*w) reduced over its last dimension, and a pool as large as a window, are over the whole map."""
+
+
+READINGS = (Reading(), Reading(total=True), Reading(flat=True), Reading(total=True, flat=True))
 
 
 class GlobalOps(TorchFunctionMode):
@@ -29,9 +45,13 @@ class GlobalOps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if args and is_global(func, args, kwargs):
+        if args and self.takes_in(func, args, kwargs):
             return self.reduce(func, args[0], args[1:], kwargs)
         return func(*args, **kwargs)
+
+    def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether the call is for `reduce`."""
+        return is_global(func, args, kwargs)
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError
@@ -58,30 +78,55 @@ class PerImage(GlobalOps):
         owned: (h, w) of a window -> (B*k, 1, h, w) bool: the pixels that count in a mean. Windows overlap by their
             halos and at borders where they were moved inward; a pixel counts in the patch that it belongs to. Default:
             all count.
+        window: height and width of a window in LR pixels.
+        reading: of what could mean two things.
+        strangers: shapes of tensors that are no windows though there are as many of them.
+        noted: where the shapes of such tensors are kept.
+
+    `doubtful` says afterwards whether another reading may have given something else.
     """
 
-    def __init__(self, k: int, windows: int, owned: Callable[[int, int], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        k: int,
+        windows: int,
+        owned: Callable[[int, int], Tensor] | None = None,
+        window: tuple[int, int] = (1, 1),
+        *,
+        reading: Reading = READINGS[0],
+        strangers: frozenset[tuple[int, ...]] = frozenset(),
+        noted: set[tuple[int, ...]] | None = None,
+    ) -> None:
         super().__init__()
-        self.k, self.windows, self.owned = k, windows, owned
+        self.k, self.windows, self.owned, self.window, self.reading = k, windows, owned, window, reading
+        self.strangers, self.noted, self.doubtful = strangers, noted, False
+
+    def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+        if is_global(func, args, kwargs):
+            self.doubtful |= func.__name__ in ("sum", *_SECOND_POWERS)
+            return True
+        flat = is_flat(func, args, kwargs)
+        self.doubtful |= flat
+        return flat and self.reading.flat
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
+        if self.strangers and tuple(x.shape) in self.strangers:
+            return func(x, *args, **kwargs)
         if x.shape[0] != self.windows:
             return self._folded(func, x, args, kwargs)
-        if func.__name__ in _MEANS:
-            return self._mean(x, func, args, kwargs)
         if func.__name__ in _NORMS:
-            return self._normalised(x, func.__name__ == "batch_norm", (x, *args), kwargs)
-        if self.owned is not None and func.__name__ in ("sum", *_DEVIATIONS):
-            x = self._counted(x, func.__name__, args, kwargs)
-        together = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
-        result = func(together, *args, **kwargs)
-        return tuple(map(self._apart, result)) if isinstance(result, tuple) else self._apart(result)
+            return self._normalised(x, func.__name__, (x, *args), kwargs)
+        if func.__name__ in _DEVIATIONS:
+            return self._together(func, x, args, kwargs)
+        return self._combined(func.__name__, func(self._weighed(x, func.__name__, args, kwargs), *args, **kwargs))
 
     def _folded(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         """Of a map whose channels lie in groups along the batch, as after x.reshape(b * groups, -1, h, w)."""
-        # Else it is no map of all windows, or a norm has weights for as many channels as there are now.
         groups, rest = divmod(x.shape[0], self.windows)
-        if rest or groups < 2 or func.__name__ in _NORMS:
+        # Else it is no map of all windows, or a norm has weights for as many channels as there are now.
+        if rest or groups < 2 or x.dim() != 4 or func.__name__ in _NORMS:
+            if rest and self.noted is not None:
+                self.noted.add(tuple(x.shape))
             return func(x, *args, **kwargs)
 
         def folded(value: Tensor) -> Tensor:
@@ -90,16 +135,75 @@ class PerImage(GlobalOps):
         result = self.reduce(func, x.reshape(self.windows, -1, *x.shape[2:]), args, kwargs)
         return tuple(map(folded, result)) if isinstance(result, tuple) else folded(result)
 
-    def _mean(self, x: Tensor, func: Any, args: Any, kwargs: Any) -> Tensor:
-        """The mean of the windows' means: no map of all windows is put together for it."""
-        if self.owned is not None:  # each pixel that counts weighs as much more as others of its image do not
-            counts = self.owned(*x.shape[2:])
-            pixels = counts.reshape(-1, self.k, counts[0].numel())
-            weight = pixels[0].numel() / pixels.sum((1, 2))
-            x = x * (counts * weight.repeat_interleave(self.k)[:, None, None, None]).to(x.dtype)
-        each = func(x, *args, **kwargs)
-        mean: Tensor = each.reshape(-1, self.k, *each.shape[1:]).mean(1)
-        return mean.repeat_interleave(self.k, dim=0)
+    def _weighed(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
+        """`x` with nothing where pixels do not count, and the others as much larger where a mean is to be taken."""
+        counts = None if self.owned is None else self._counts(x, name, args, kwargs)
+        if counts is None:
+            return x
+        if name == "logsumexp":
+            return x.masked_fill(~counts, -torch.inf)
+        if self.reading.total and name not in _MEANS:
+            return x * counts.to(x.dtype)
+        pixels = counts.reshape(-1, self.k, counts[0].numel())
+        weight = (pixels[0].numel() / pixels.sum((1, 2))).repeat_interleave(self.k)
+        weight = (weight.sqrt() if name in _SECOND_POWERS else weight).view(-1, *[1] * (x.dim() - 1))
+        return x * (counts * weight).to(x.dtype)
+
+    def _counts(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor | None:
+        """Of a map of windows, however its dimensions lie, the pixels that count, in a shape that goes with it."""
+        assert self.owned is not None
+        if name not in (*_MEANS, *_SECOND_POWERS, "sum", "logsumexp"):
+            return None  # the largest value is the same whichever window it is in
+        high, wide = self.window
+        if x.dim() == 3:  # (B*k, C, h*w)
+            ratio = math.isqrt(x.shape[2] * high // wide) / high
+            height, width = int(ratio * high), int(ratio * wide)
+            return self.owned(height, width).flatten(2) if height * width == x.shape[2] else None
+        last = name in (*_REDUCTIONS, *_SECOND_POWERS) and _dims(name, (x, *args), kwargs) == {1, 2}
+        height, width = x.shape[1:3] if last else x.shape[2:]
+        if height * wide != width * high:  # rows or columns that are taken together already
+            return None
+        counts = self.owned(height, width)
+        return counts.permute(0, 2, 3, 1) if last else counts
+
+    def _combined(self, name: str, each: Tensor) -> Tensor:
+        """From what each window gives, (B*k, ...), what the image gives, for each of its windows."""
+        apart = each.reshape(-1, self.k, *each.shape[1:])
+        if name in _SECOND_POWERS:
+            squares = apart.square()
+            found = (squares.sum(1) if self.reading.total else squares.mean(1)).sqrt()
+        elif name == "logsumexp":
+            found = apart.logsumexp(1)
+        elif name in ("amax", "adaptive_max_pool2d", "max_pool2d"):
+            found = apart.amax(1)
+        elif name == "amin":
+            found = apart.amin(1)
+        else:
+            found = apart.sum(1) if self.reading.total and name == "sum" else apart.mean(1)
+        return found.repeat_interleave(self.k, dim=0)
+
+    def _together(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
+        """A deviation of the windows as one map; pixels that do not count are put where they make no difference."""
+        if x.dim() != 4:
+            return func(x, *args, **kwargs)
+        x = x if self.owned is None else self._counted(x, args, kwargs)
+        whole = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
+        result = func(whole, *args, **kwargs)
+        if isinstance(result, tuple):
+            return tuple(value.repeat_interleave(self.k, dim=0) for value in result)
+        return result.repeat_interleave(self.k, dim=0)
+
+    def _counted(self, x: Tensor, args: Any, kwargs: Any) -> Tensor:
+        """`x` changed so that its plain deviation is that of the pixels that count."""
+        assert self.owned is not None
+        counts = self.owned(*x.shape[2:]).to(x.dtype)
+        unbiased = kwargs.get("unbiased", args[1] if len(args) > 1 and isinstance(args[1], bool) else True)
+        correction = kwargs.get("correction", int(unbiased))
+        mean, _, number = self._moments(x, over_batch=False)
+        every = self.k * x.shape[2] * x.shape[3]
+        wider = ((every - correction) / (number - correction)).sqrt()
+        changed: Tensor = mean + (x - mean) * counts * wider
+        return changed.to(x.dtype)
 
     def _moments(self, x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance (biased) and number of the pixels that count: (B*k, C, 1, 1) or (1, C, 1, 1), float32."""
@@ -116,36 +220,18 @@ class PerImage(GlobalOps):
         mean = total(x * counts) / number
         return mean, total((x - mean).square() * counts) / number, number
 
-    def _counted(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
-        """`x` changed so that its plain sum, or deviation, is that of the pixels that count."""
-        assert self.owned is not None
-        counts = self.owned(*x.shape[2:]).to(x.dtype)
-        if name == "sum":
-            return x * counts
-        unbiased = kwargs.get("unbiased", args[1] if len(args) > 1 and isinstance(args[1], bool) else True)
-        correction = kwargs.get("correction", int(unbiased))
-        mean, _, number = self._moments(x, over_batch=False)
-        every = self.k * x.shape[2] * x.shape[3]
-        wider = ((every - correction) / (number - correction)).sqrt()
-        changed: Tensor = mean + (x - mean) * counts * wider
-        return changed.to(x.dtype)
-
-    def _normalised(self, x: Tensor, over_batch: bool, args: Any, kwargs: Any) -> Tensor:
-        """Batch or instance norm by the statistics of `x` itself."""
-        given = _given(_BATCH_NORM if over_batch else _INSTANCE_NORM, args, kwargs)
-        mean, variance, _ = self._moments(x, over_batch)
+    def _normalised(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
+        """Batch, instance or group norm by the statistics of `x` itself."""
+        names = {"batch_norm": _BATCH_NORM, "instance_norm": _INSTANCE_NORM, "group_norm": _GROUP_NORM}[name]
+        given = _given(names, args, kwargs)
+        mean, variance, _ = self._moments(x, name == "batch_norm")
+        if name == "group_norm":
+            mean, variance = _of_groups(mean, variance, given["num_groups"])
         result: Tensor = (x - mean) * (variance + given.get("eps", 1e-5)).rsqrt()
         weight, bias = given.get("weight"), given.get("bias")
         if weight is not None:
             result = result * weight[:, None, None]
         return (result if bias is None else result + bias[:, None, None]).to(x.dtype)
-
-    def _apart(self, value: Tensor) -> Tensor:
-        """(B, C, k*h, w) -> (B*k, C, h, w); what is one value for an image stands for each of its windows."""
-        if value.dim() == 4 and value.shape[2] > 1:
-            batch, channels, _, cols = value.shape
-            return value.reshape(batch, channels, self.k, -1, cols).transpose(1, 2).flatten(0, 1)
-        return value.repeat_interleave(self.k, dim=0)
 
 
 class LocalOnly(GlobalOps):
@@ -161,12 +247,23 @@ def _given(names: tuple[str, ...], args: Any, kwargs: dict[str, Any]) -> dict[st
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
+def _of_groups(mean: Tensor, variance: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of groups of channels, from those of the channels: (n, C, 1, 1) each."""
+    means, squares = (v.reshape(len(v), groups, -1) for v in (mean, variance + mean.square()))
+    middle = means.mean(2, keepdim=True)
+    spread = squares.mean(2, keepdim=True) - middle.square()
+    wide, deep = (v.expand_as(means).reshape_as(mean) for v in (middle, spread))
+    return wide, deep
+
+
 def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether `func` reduces a map (B, C, H, W) over all its pixels.
+    """Whether `func` reduces a map (B, C, H, W), or (B, H, W, C), over all its pixels, or what is left of them.
 
     >>> x = torch.rand(1, 8, 5, 5)
     >>> is_global(torch.mean, (x, (2, 3)), {}), is_global(torch.mean, (x, 1), {})
     (True, False)
+    >>> is_global(torch.sum, (x.sum(3, keepdim=True), 2), {})  # the rows' sums are summed
+    True
     """
     name, x = getattr(func, "__name__", ""), args[0]
     if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] * x.shape[3] == 1:
@@ -174,9 +271,35 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if name in _POOLS:
         size = args[1] if len(args) > 1 else kwargs.get("output_size")
         return size == 1 or (isinstance(size, (tuple, list)) and tuple(size) == (1, 1))
-    if name in _REDUCTIONS:
-        dims = args[1] if len(args) > 1 else kwargs.get("dim")
-        return isinstance(dims, (tuple, list)) and {d % 4 for d in dims} == {2, 3}
+    if name in _REDUCTIONS or name in _SECOND_POWERS:
+        dims = _dims(name, args, kwargs)
+        rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
+        return dims in ({2, 3}, {1, 2}) or (len(rest) == 1 and dims == rest and name not in _DEVIATIONS)
     if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
         return _given(_BATCH_NORM, args, kwargs).get("running_mean") is None
+    if name == "group_norm":
+        return True
     return name == "instance_norm" and _given(_INSTANCE_NORM, args, kwargs).get("use_input_stats", True)
+
+
+def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `func` reduces (B, C, h*w) over its last dimension, or pools a map in one piece."""
+    name, x = getattr(func, "__name__", ""), args[0]
+    if not isinstance(x, Tensor):
+        return False
+    if name in _FIXED_POOLS and x.dim() == 4:
+        size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
+        return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
+    return x.dim() == 3 and name in (*_REDUCTIONS, *_SECOND_POWERS) and _dims(name, args, kwargs) == {2}
+
+
+def _dims(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:
+    """The dimensions that a reduction is over, counted from the first; none where it is over all, or not of squares."""
+    place = 1
+    if name in _SECOND_POWERS:
+        place, power = 2, kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else 2))
+        if power not in (None, "fro", 2):
+            return set()
+    dims = args[place] if len(args) > place else kwargs.get("dim")
+    dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
+    return {d % args[0].dim() for d in dims} if isinstance(dims, (tuple, list)) else set()

@@ -118,6 +118,10 @@ class MaskGuided(Knobs):
         self.context = make_context(split, merge) if context == "linear" else None
         for added in (self.head, self.linear):
             added.to(split.example(1, 1))
+        self.training = split.model.training
+        for part in (self.head, self.linear, self.coarse_tail):
+            if part is not None:
+                part.train(self.training)
 
     @property
     def scale(self) -> int:
@@ -137,7 +141,7 @@ class MaskGuided(Knobs):
         """`forward`, with the index (B, k) of the patches that were refined."""
         base = self.run_base(x)
         index = self.choose(base, score)
-        return self.refine(base, index, last=True), index
+        return self.finish(base, index), index
 
     def run_base(self, x: Tensor) -> Base:
         """The first blocks on the whole image."""
@@ -177,14 +181,24 @@ class MaskGuided(Knobs):
         assert self.estimate is not None  # see min_gain_db
         return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
+    def finish(self, base: Base, index: Tensor) -> Tensor:
+        """`refine` for the last time; or the network as it is, where all patches are refined and windows cost more.
+
+        That is where they overlap by halos, or an image that is free to choose (min_gain_db) chooses all.
+        """
+        if (
+            index.shape[1] == base.grid.count
+            and self._all_go_on
+            and (not self.exchange or self.min_gain_db is not None)
+        ):
+            return self._cropped(self.split.rest(base.state), base)
+        return self.refine(base, index, last=True)
+
     def refine(self, base: Base, index: Tensor, *, last: bool = False) -> Tensor:
         """The image (B, C', s*H, s*W) with the patches of `index` (B, k), best first, refined.
 
-        `last`: `base` is of no more use after this, so what it holds may be freed on the way. An image that is free
-        to choose (min_gain_db) and chooses all patches goes through the network as a whole.
+        `last`: `base` is of no more use after this, so what it holds may be freed on the way.
         """
-        if self.min_gain_db is not None and self._all_go_on and index.shape[1] == base.grid.count:
-            return self._cropped(self.split.rest(base.state), base)
         if self.coarse_tail is None:
             return self._cropped(self.split.tail(self._refine_features(base, index, last)), base)
         if index.shape[1] == 0:
@@ -242,7 +256,8 @@ class MaskGuided(Knobs):
         features = None if self.context is None else self.context.combined(base.state[self.split.features])
         return on_windows(
             part, state, kinds, index, base.grid,
-            exchange=self.exchange, one_mean=self._shares_statistics, guess=self.context, features=features,
+            trial=self.split.trial, exchange=self.exchange, one_mean=self._shares_statistics,
+            guess=self.context, features=features,
         )  # fmt: skip
 
     def _coarse(self, base: Base) -> Tensor:
@@ -274,7 +289,7 @@ class MaskGuided(Knobs):
         kinds: dict[str, Kind] = {n: known.get(n, "map" if state[n].dim() == 4 else "vector") for n in reads}
         patches: Tensor = on_windows(
             lambda windows: tail(windows, windows[_LR]), state, kinds, index, base.grid,
-            exchange=self.exchange, one_mean=self._shares_statistics,
+            trial=self.split.trial, exchange=self.exchange, one_mean=self._shares_statistics,
         )  # fmt: skip
         return patches
 
@@ -292,7 +307,8 @@ class MaskGuided(Knobs):
         base = self.run_base(x)
         score = self.score(base) if score is None else score
         index = self.choose(base, score)
-        return Explanation(self.refine(base, index), self.coarse_image(base), score, base.grid.mask(index), index)
+        coarse = self.coarse_image(base)
+        return Explanation(self.finish(base, index), coarse, score, base.grid.mask(index), index)
 
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`), in every image."""

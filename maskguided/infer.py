@@ -263,7 +263,7 @@ def _restored(
         base = model.run_base(window)
         score = model.score(base)
         index = select(score, int((score > above).sum()) // len(score))
-        refined = model.refine(base, index, last=True)
+        refined = model.finish(base, index)
     mask = model.grid(height, width).mask(index)[0].cpu()
     mask = mask.repeat_interleave(model.patch_size, 0).repeat_interleave(model.patch_size, 1)
     rows, cols = (

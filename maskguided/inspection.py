@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from .adapter import AUTOMATIC, Adapter, recognise, split
+from .adapter import ANOTHER, AUTOMATIC, Adapter, recognise, split
 from .automatic import find_bodies
 from .cost import macs
 from .errors import CannotSplit
@@ -84,14 +84,15 @@ def inspect(
     """
     name = type(model).__name__
     known, missed = recognise(model) if adapter is None and body is None and cut is None else (None, {})
-    used = known.name if known else adapter or AUTOMATIC
     runs: tuple[str, ...] = ()
     try:
         if body is None:
             runs = tuple(str(candidate) for candidate in find_bodies(model, probed(model)))
-        parts = split(model, split_at, adapter=used, body=body, cut=cut)
+        parts = split(model, split_at, adapter=adapter, body=body, cut=cut)
     except CannotSplit as error:
-        return Inspection(name, used, missed, str(error))
+        return Inspection(name, adapter or AUTOMATIC, missed, str(error))
+    if known is not None and not isinstance(parts, Adapter):
+        missed = {**missed, known.name: ANOTHER}
     return Inspection(
         name,
         parts.name if isinstance(parts, Adapter) else AUTOMATIC,

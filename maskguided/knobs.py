@@ -99,7 +99,7 @@ class Knobs(nn.Module):
         check_choices(global_ops=seen)
         check_global_ops(self.split, seen)
         self._global_ops = seen
-        self._shares_statistics = seen == "image" and bool(self.split.global_ops)
+        self._shares_statistics = seen == "image" and (bool(self.split.global_ops) or self.split.trial.reading.flat)
 
     @property
     def exchange(self) -> bool:

@@ -92,7 +92,7 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
         with untouched(split.model):
             state = split.window((side, side))
             first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
-            on_windows(part, state, split.kinds, first, grid, exchange=exchange)
+            on_windows(part, state, split.kinds, first, grid, trial=split.trial, exchange=exchange)
     except Exception as error:  # whatever a foreign network raises
         raise ArgumentError(
             f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from . import receptive
 from .errors import ArgumentError, CannotSplit
-from .exchange import Exchange
-from .global_ops import PerImage, Seen
-from .patches import Grid, gather, scatter
+from .global_ops import Seen
 from .probing import Probe, image_of, no_leftovers, probe, untouched
+from .trial import Trial, grid_of_trial, try_windows
 
 State = dict[str, Tensor]
 """Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
@@ -198,33 +197,20 @@ class Split(ABC):
     def exchanges(self, merge: Merge) -> bool:
         """Whether windows that exchange borders (exchange.py) give what the whole map gives: in the body, for
         merge="features", or in body and tail."""
-        body, tail = self._exchanges
-        return body if merge == "features" else body and tail
+        return self.trial.body and (merge == "features" or self.trial.image)
 
     @cached_property
-    def _exchanges(self) -> tuple[bool, bool]:
-        """Found by running all windows of a small image, beside the whole."""
+    def trial(self) -> Trial:
+        """How windows do on a small image."""
         step = self.multiple_of
-        patch = -(-max(8, -(-self.probe.least // 2)) // step) * step
-        grid = Grid(2 * patch, 3 * patch, patch)
-        every = torch.arange(grid.count)[None].to(self.probe.device)
+        grid = grid_of_trial(self.model, -(-max(8, -(-self.probe.least // 2)) // step) * step)
+        maps = [name for name, kind in self.kinds.items() if kind == "map"]
         try:
             with untouched(self.model):
                 state = self.window((grid.height, grid.width))
-                windows = {
-                    name: gather(v, every, grid) if self.kinds[name] == "map" else v for name, v in state.items()
-                }
-                cut = [(windows[name], state[name]) for name in windows if self.kinds[name] == "map"]
-                whole = self.body(state)
-                image = self.tail(whole)
-                with PerImage(grid.count, grid.count), Exchange(grid, every, cut):
-                    parts = self.body(windows)
-                    patches = self.tail(parts)
-            pairs = [(whole[name], parts[name]) for name in self.writes if whole[name].dim() == 4]
-            same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in [*pairs, (image, patches)]]
+                return try_windows(self.body, self.tail, state, maps, self.writes, grid)
         except Exception:  # whatever a foreign network raises: it does not work so
-            return False, False
-        return all(same[:-1]), same[-1]
+            return Trial()
 
     @cached_property
     def facts(self) -> Facts:
@@ -247,11 +233,6 @@ class Split(ABC):
         maps = [name for name, kind in self.kinds.items() if kind == "map"]
         with untouched(self.model):
             return receptive.radius(self.window, part, maps, self.multiple_of)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    rounding = max(1e-4, 8 * torch.finfo(a.dtype).eps)
-    return float((a - b).abs().max()) <= rounding * float(a.abs().max())
 
 
 def _apart(state: State) -> State:

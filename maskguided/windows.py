@@ -16,6 +16,7 @@ from .exchange import Exchange, Guess
 from .global_ops import PerImage
 from .patches import Grid, gather, owned
 from .split import Kind, State
+from .trial import Trial
 
 Made = TypeVar("Made")
 
@@ -27,6 +28,7 @@ def on_windows(
     index: Tensor,
     grid: Grid,
     *,
+    trial: Trial,
     exchange: bool,
     one_mean: bool = False,
     guess: Guess | None = None,
@@ -40,6 +42,7 @@ def on_windows(
         kinds: how each of these relates to the image: maps are cut, vectors repeated, constants handed on.
         index: the patches.
         grid: all patches.
+        trial: what is known of windows of this network.
         exchange: whether convolutions see the windows around (exchange.py).
         one_mean: whether a mean over the map is that of all windows of an image.
         guess: see Exchange.
@@ -49,11 +52,13 @@ def on_windows(
     neighbours: AbstractContextManager[object] = nullcontext()
     if exchange:
         cut = [(windows[name], state[name]) for name, kind in kinds.items() if kind == "map"]
-        neighbours = Exchange(grid, index, cut, guess, features)
+        neighbours = Exchange(grid, index, cut, guess, features, strangers=trial.strangers)
     statistics: AbstractContextManager[object] = nullcontext()
     if one_mean:
         counts = functools.partial(owned, index, grid) if grid.overlaps else None
-        statistics = PerImage(index.shape[1], index.numel(), counts)
+        statistics = PerImage(
+            index.shape[1], index.numel(), counts, grid.window, reading=trial.reading, strangers=trial.strangers
+        )
     with statistics, neighbours:
         return part(windows)
 

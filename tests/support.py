@@ -46,6 +46,13 @@ def need_spandrel(module: str = "spandrel") -> Any:
     return importlib.import_module(module)
 
 
+def by_windows(fast: Any, x: Tensor) -> Tensor:
+    """All patches of `x` refined as windows, where `fast(x)` may run the network as it is."""
+    with torch.no_grad():
+        base = fast.run_base(x)
+        return fast.refine(base, base.every)
+
+
 def scaled(model: nn.Module, gain: float = 0.8, seed: int = 0) -> nn.Module:
     """Seeded weights under which every layer matters: no layer is near zero, nothing explodes."""
     generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,80 @@
+"""Try windows on a small image: whether they give what the whole map gives, and what is to be known for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .exchange import Exchange
+from .global_ops import READINGS, PerImage, Reading
+from .patches import Grid, gather, scatter
+
+Shape = tuple[int, ...]
+_GRIDS = ((2, 3), (2, 5), (2, 7), (3, 5), (3, 7), (5, 5))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What windows do that exchange borders and share their statistics."""
+
+    body: bool = False
+    """Whether they give what the whole map gives at the end of the body."""
+    image: bool = False
+    """Whether they do so in the image."""
+    reading: Reading = READINGS[0]
+    """Of global operations that could mean two things."""
+    strangers: frozenset[Shape] = frozenset()
+    """Shapes of what padding, convolutions and reductions get that is no map of windows: of weights, mostly."""
+
+
+def grid_of_trial(model: nn.Module, patch: int) -> Grid:
+    """Patches in a number that no weight has as its size, so that what is no map of windows can be told from them."""
+    sizes = {size for weight in model.parameters() if weight.dim() == 4 for size in weight.shape[:2]}
+    free = (grid for grid in _GRIDS if not any(size % (grid[0] * grid[1]) == 0 for size in sizes))
+    rows, cols = next(free, _GRIDS[0])
+    return Grid(rows * patch, cols * patch, patch)
+
+
+def try_windows(
+    body: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    tail: Callable[[dict[str, Tensor]], Tensor],
+    state: dict[str, Tensor],
+    maps: Iterable[str],
+    writes: Iterable[str],
+    grid: Grid,
+) -> Trial:
+    """Run all windows of an image's `state`, whose `maps` are cut, beside the whole.
+
+    What a network means by a sum is what makes them agree: of several possible readings the first under which they do.
+    """
+    every = torch.arange(grid.count, device=next(iter(state.values())).device)[None]
+    windows = {name: gather(value, every, grid) if name in maps else value for name, value in state.items()}
+    whole = body(dict(state))
+    image = tail(whole)
+    written = [name for name in writes if whole[name].dim() == 4]
+    noted: set[Shape] = set()
+    best = Trial()
+    for reading in READINGS:
+        statistics = PerImage(grid.count, grid.count, reading=reading, noted=noted)
+        neighbours = Exchange(grid, every, [(windows[name], state[name]) for name in maps], noted=noted)
+        try:
+            with statistics, neighbours:
+                parts = body(dict(windows))
+                patches = tail(parts)
+            pairs = [*((whole[name], parts[name]) for name in written), (image, patches)]
+            same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
+            found = Trial(all(same[:-1]), same[-1], reading, frozenset(noted))
+        except Exception:  # whatever a foreign network raises: it does not work so
+            found = Trial(strangers=frozenset(noted))
+        best = found if not best.body and (found.body or reading == READINGS[0]) else best
+        if (best.body and best.image) or not statistics.doubtful:
+            break
+    return best
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    rounding = max(1e-4, 8 * torch.finfo(a.dtype).eps)
+    return float((a - b).abs().max()) <= rounding * float(a.abs().max())
