@@ -334,3 +334,18 @@ def test_the_context_is_fitted_where_windows_exchange_borders_and_brings_the_ima
     alone = maskguided.wrap(real_network(), 2, patch_size=8, exchange=False).eval()
     maskguided.calibrate(alone, [lr])
     assert alone.context is None
+
+
+def test_without_a_budget_keep_and_the_head_stay_whatever_the_split():
+    fast = maskguided.wrap(network(), 2, keep=0.25, head={"channels": 1})
+    maskguided.calibrate(fast, photographs(), split_at="auto")
+    assert (fast.keep, fast.head.settings["channels"]) == (0.25, 1)
+
+
+def test_images_of_two_patches_are_priced_as_they_cost():
+    fast = maskguided.wrap(network(), 2, patch_size=16)
+    x = torch.rand(1, 3, 16, 32)
+    found = prices.Macs(fast, [x])
+    for keep in (0.0, 0.5, 1.0):
+        expected = fast.macs_at(16, 32, keep=keep) / fast.cost(16, 32).dense
+        assert found.at(keep) == pytest.approx(expected, rel=1e-3)

@@ -338,3 +338,14 @@ def test_what_cannot_be_trained(photos, tmp_path):
         Options(distill=2)
     with pytest.raises(ArgumentError, match="pixel_loss='l2'; use 'l1' or 'psnr'"):
         Options(pixel_loss="l2")
+
+
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_the_stage_refine_trains_windows_where_keep_is_less_than_a_patch(merge):
+    fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4)), 2, merge=merge, keep=0.05, patch_size=16)
+    stages.train_only(fast, "refine")
+    given = stages.prepare(fast.eval(), "refine", image(1, 3, 48, 48), image(1, 3, 192, 192))
+    value = stages.loss(fast, "refine", given)
+    value.backward()
+    assert torch.isfinite(value)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in fast.split.model.SCPA_trunk[3].parameters())

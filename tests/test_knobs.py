@@ -128,3 +128,10 @@ def test_the_result_has_the_memory_format_of_the_input(tail, coarse_on, keep):
     found = fast.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert difference(found, plain) < 1e-5
+
+
+def test_windows_alone_are_refused_where_the_coarse_tail_runs_on_windows():
+    fast = pan(merge="image", coarse_on="unrefined")
+    with pytest.raises(ArgumentError, match="use 'all'"):
+        fast.exchange = False
+    assert fast.exchange

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from support import by_windows, difference, image, scaled
+from support import OriginalEDSR, by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 
 import maskguided
-from maskguided import ArgumentError, CannotSplit, MaskGuided
+from maskguided import ArgumentError, CannotSplit, MaskGuided, MaskGuidedError
 from maskguided.automatic import find_bodies
 from maskguided.probing import image_of, probe
 
@@ -353,3 +353,51 @@ def test_networks_whose_blocks_read_pixel_values_have_costs():
     shares = maskguided.inspect(model).shares
     assert shares["prefix"] == pytest.approx((3 + 2 * 8) / (3 + 4 * 8 + 3))
     assert maskguided.wrap(model, keep=0).cost(20, 24).guided < maskguided.wrap(model).cost(20, 24).dense
+
+
+def test_a_place_out_of_range_is_said_of_a_network_that_cannot_be_split_either():
+    class Mirrored(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).flip(-1)
+
+    convs = nn.Sequential(*[nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(4)])
+    net = scaled(Mirrored(nn.Conv2d(3, 8, 3, padding=1), convs, nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2)))
+    with pytest.raises(MaskGuidedError, match="split_at=99|mirror"):
+        maskguided.split(net, 99)
+
+
+class LooksLikeEDSR(OriginalEDSR):
+    """With the names of EDSR's parts, and no long skip."""
+
+    def forward(self, x):
+        return self.add_mean(self.tail(self.body(self.head(self.sub_mean(x)))))
+
+
+def test_a_network_with_the_names_of_another_is_split_automatically():
+    net, x = scaled(LooksLikeEDSR(features=8, blocks=4)), image(1, 3, 20, 24)
+    parts = maskguided.split(net, 2)
+    assert torch.equal(parts.tail(parts.body(parts.prefix(x))), net(x))
+    found = maskguided.inspect(net, 2)
+    assert (found.can_split, found.adapter) == (True, "automatic")
+    assert "another image" in found.missed["edsr"]
+    with pytest.raises(CannotSplit, match="the parts give another image"):
+        maskguided.split(net, 2, adapter="edsr")
+
+
+def test_inspect_takes_the_names_of_the_blocks():
+    class Scattered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+            self.b1, self.b2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 5, padding=2)
+
+        def forward(self, x):
+            x = self.first(x)
+            x = x + F.relu(self.b1(x))
+            x = x + F.relu(self.b2(x))
+            return F.pixel_shuffle(self.last(x), 2)
+
+    found = maskguided.inspect(scaled(Scattered()), body=["b1", "b2"])
+    assert found.can_split
+    assert found.facts.blocks == ("b1", "b2")
+    assert "runs of blocks found" not in str(found)

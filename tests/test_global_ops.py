@@ -1,0 +1,116 @@
+"""Reductions over the whole map, in whatever words a network has them: all windows of an image are one map to them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import by_windows, difference, image, scaled
+from torch import nn
+from torch.nn import functional as F
+
+import maskguided
+
+
+def mean_of(y, total):
+    return total / (y.shape[2] * y.shape[3])
+
+
+def contrast(y):
+    """IMDN's: row sums are summed."""
+    mean = mean_of(y, y.sum(3, keepdim=True).sum(2, keepdim=True))
+    return mean_of(y, (y - mean).pow(2).sum(3, keepdim=True).sum(2, keepdim=True)).pow(0.5) + mean
+
+
+def grn(y):
+    """ConvNeXt V2's global response norm, channels last."""
+    last = y.permute(0, 2, 3, 1)
+    size = torch.norm(last, p=2, dim=(1, 2), keepdim=True)
+    return (last * size / (size.mean(-1, keepdim=True) + 1e-6)).permute(0, 3, 1, 2)
+
+
+def by_groups(y):
+    """EMA attention's: groups of channels in the batch."""
+    groups = y.reshape(y.shape[0] * 4, -1, *y.shape[2:])
+    return (groups * torch.sigmoid(3 * F.adaptive_avg_pool2d(groups, 1))).reshape(y.shape)
+
+
+VECTORS = {
+    "sum over size": lambda y: mean_of(y, y.sum((2, 3), keepdim=True)),
+    "contrast": contrast,
+    "mean of means": lambda y: y.mean(3).mean(2)[..., None, None],
+    "flattened": lambda y: y.flatten(2).mean(2)[..., None, None],
+    "viewed": lambda y: y.reshape(*y.shape[:2], -1).mean(-1)[..., None, None],
+    "pool of the map's size": lambda y: F.avg_pool2d(y, y.shape[2:]),
+    "largest": lambda y: F.max_pool2d(y, (y.shape[2], y.shape[3])),
+    "logsumexp": lambda y: 0.2 * torch.logsumexp(y.flatten(2), 2)[..., None, None],
+    "deviation": lambda y: y.std((2, 3), keepdim=True),
+}
+MAPS = {
+    "group norm": lambda y: F.group_norm(y, 4),
+    "norm": lambda y: y * (n := torch.norm(y, dim=(2, 3), keepdim=True)) / (n.mean(1, keepdim=True) + 1e-6),
+    "channels last": grn,
+    "groups": by_groups,
+    "plain total": lambda y: y / (1 + 0.01 * y.sum((2, 3), keepdim=True).abs()),
+}
+ROWS_FIRST = ("contrast", "mean of means")
+"""Where windows overlap these count some pixels twice (docs/idea.md)."""
+
+
+class Block(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.conv, self.gate, self.name = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1), name
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        return x + (
+            MAPS[self.name](y) if self.name in MAPS else y * torch.sigmoid(3 * self.gate(VECTORS[self.name](y)))
+        )
+
+
+class Padded(nn.Module):
+    """RepVGG's block before it is merged: two kernels are one, the smaller padded in the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.point = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        kernel = self.wide.weight + F.pad(self.point.weight, [1] * 4)
+        return x + 0.5 * F.relu(F.conv2d(x, kernel, self.wide.bias, padding=1))
+
+
+def network(block):
+    body = nn.Sequential(*[block() for _ in range(4)])
+    return scaled(
+        nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), body, nn.Conv2d(16, 12, 3, padding=1), nn.PixelShuffle(2))
+    )
+
+
+@pytest.mark.parametrize("name", [*VECTORS, *MAPS])
+def test_all_windows_are_the_network(name):
+    net = network(lambda: Block(name))
+    fast = maskguided.wrap(net, 2)
+    assert fast.exchange
+    sizes = [(32, 32)] if name in ROWS_FIRST else [(32, 32), (27, 41)]
+    for size in sizes:
+        x = image(2, 3, *size)
+        assert difference(by_windows(fast, x), net(x)) < 1e-5
+    fast.global_ops = "window"
+    assert difference(by_windows(fast, x), net(x)) > 1e-4, "alone each window must have another statistic"
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64)])
+def test_a_weight_of_as_many_rows_as_there_are_windows_is_none_of_them(size):
+    net = network(Padded)
+    fast, x = maskguided.wrap(net, 2, keep=16 * 64 / (size[0] * size[1])), image(1, 3, *size)
+    index = fast.choose(fast.run_base(x))
+    assert index.shape[1] == 16, "as many windows as the kernel has rows"
+    same = network(Padded)
+    with torch.no_grad():
+        for block in same[1]:
+            block.wide.weight += F.pad(block.point.weight, [1] * 4)
+            block.forward = lambda x, conv=block.wide: x + 0.5 * F.relu(conv(x))
+    plain = maskguided.wrap(same, 2, keep=fast.keep)
+    assert plain.split.blocks == fast.split.blocks
+    assert difference(fast(x), plain(x, fast.score(fast.run_base(x)))) < 1e-5

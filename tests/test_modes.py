@@ -1,0 +1,91 @@
+"""Training or evaluating: a network stays in the mode that it is in, and what is measured is measured in eval mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import image, scaled
+from torch import nn
+from torch.nn import functional as F
+
+import maskguided
+from maskguided import ArgumentError
+from maskguided.error_map import dense_image
+from maskguided.training import stages
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return x + self.norm(F.relu(self.conv(x)))
+
+
+@pytest.fixture
+def net():
+    body = nn.Sequential(*[Block() for _ in range(4)])
+    return scaled(
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), body, nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2))
+    )
+
+
+def statistics(net):
+    return [buffer.clone() for buffer in net.buffers()]
+
+
+def modes(net):
+    return [module.training for module in net.modules()]
+
+
+def unchanged(net, before):
+    return all(map(torch.equal, statistics(net), before))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_wrap_is_in_the_mode_of_its_network(net, training, tmp_path):
+    net.train(training)
+    net[1][3].eval()  # one block frozen by its owner
+    before = modes(net)
+    fast = maskguided.wrap(net, 2, merge="image", coarse_tail="light")
+    assert (fast.training, fast.head.training, modes(net)) == (training, training, before)
+    fast.own_network()
+    with torch.no_grad():
+        fast.model[2].bias.add_(0.1)
+    maskguided.save(fast, tmp_path / "a.safetensors")
+    again = maskguided.load(tmp_path / "a.safetensors", net)
+    assert again.model is not net
+    assert (again.training, modes(again.model), modes(net)) == (training, before, before)
+
+
+def test_what_looks_at_a_network_that_trains_leaves_its_statistics(net):
+    net.train()
+    before = statistics(net)
+    maskguided.inspect(net)
+    fast = maskguided.wrap(net, 2, merge="image", coarse_tail="light")
+    maskguided.calibrate(fast, [image(1, 3, 32, 32)], max_cost=0.9)
+    dense_image(fast, image(1, 3, 16, 16))
+    assert unchanged(net, before)
+    assert all(modes(net))
+    assert fast.training
+
+
+def test_the_stage_refine_leaves_the_given_network_s_statistics(net):
+    net.train()
+    before = statistics(net)
+    fast = maskguided.wrap(net, 2)
+    stages.train_only(fast, "refine")
+    fast.eval()
+    stages.prepare(fast, "refine", image(2, 3, 32, 32), image(2, 3, 64, 64))
+    assert unchanged(net, before)
+
+
+def test_a_trained_copy_may_be_elsewhere_than_the_given_network(net):
+    fast = maskguided.wrap(net, 2)
+    fast.own_network()
+    fast.double()
+    found = maskguided.calibrate(fast, [image(1, 3, 32, 32).double()])
+    assert found.chosen.keep == fast.keep
+    with pytest.raises(ArgumentError, match="this one is a trained copy"):
+        maskguided.calibrate(fast, [image(1, 3, 32, 32)], split_at="auto")
