@@ -23,7 +23,7 @@ from . import checkpoint, metrics
 from .adapter import split
 from .cost import macs
 from .guided import MaskGuided
-from .pairs import Pair
+from .pairs import Pair, check_sizes
 from .probing import image_of
 from .split import Merge, Split
 from .timing import alternate, at, ratio
@@ -99,6 +99,7 @@ def measure(
     parts = functools.cache(lambda place: split(model, place))  # settings share their splits
     wraps = [setting.wrap(model, parts) for setting in settings]
     points_of = [setting.points(fast) for setting, fast in zip(settings, wraps, strict=True)]
+    check_sizes(pairs, wraps[0].scale)
     dense_macs = _dense_macs(model, pairs)
 
     def dense_network(x: Tensor) -> Tensor:

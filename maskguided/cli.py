@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from pathlib import Path
+from typing import Annotated, TextIO
 
 import typer
 
@@ -38,10 +40,30 @@ app.add_typer(basicsr_yaml.app, name="basicsr")
 def main() -> None:
     """Entry point: one sentence and exit code 2 for what we know to be wrong, instead of a traceback."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app()
     except MaskGuidedError as error:
         err.print(f"[red]error:[/red] {plain(error)}")
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(f"[red]error:[/red] {plain(error.filename)}: {plain(error.strerror)}")
+        sys.exit(2)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Ours in one line; those of other packages are nothing to the user of a command."""
+    if Path(__file__).parent in Path(filename).parents:
+        err.print(f"[yellow]warning:[/yellow] {plain(message)}")
 
 
 @app.callback(invoke_without_command=True)

@@ -20,6 +20,7 @@ from .optional import optional
 from .weights import write_whole
 
 _ONNX = "ONNX (a .pt2 file needs nothing more)"
+_WILD = 1e4
 TOLERANCE = 1e-3
 """Largest difference from the network, in its range, that a checked file may have: a quarter of a step of 8 bits.
 
@@ -66,13 +67,18 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
     write, run = written
     fast = fast.eval()
     expected = fast(example)
+    reach = float(expected.abs().max())
+    if not reach <= _WILD * max(1.0, float(example.abs().max())):
+        raise ExportError(
+            f"the network's own image reaches {reach:.2g} on this example, so a file cannot be checked on it"
+        )
     program = _program(fast, example)
     found: list[float] = []
 
     def write_and_check(beside: Path) -> None:
         write(program, beside)
         found.append(float((run(beside, example) - expected).abs().max()))
-        if not found[0] <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        if not found[0] <= TOLERANCE * max(1.0, reach):
             raise ExportError(f"{path}: gives another image than the network, by {found[0]:.2g}; it was not written")
 
     write_whole(path, write_and_check)

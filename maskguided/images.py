@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .errors import ImageError, MissingDependency
 from .weights import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_PAGED = (".tif", ".tiff", ".webp", ".png")
 _NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 _EIGHT_BIT = (".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -39,6 +41,8 @@ def read_image(path: str | Path) -> Image:
         image = cv2.imdecode(content, upright)
     if image is None:
         raise ImageError(f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)}")
+    if path.suffix.lower() in _PAGED and (pages := cv2.imcount(str(path))) > 1:
+        warnings.warn(f"{path}: the first of {pages} pictures in it is read", stacklevel=2)
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
     return _swapped(image)
@@ -51,13 +55,8 @@ def write_image(path: str | Path, image: Image) -> None:
         ImageError: the format is unknown, or cannot hold alpha or 16 bits.
     """
     cv2, path = _cv2(), Path(path)
+    check_format(path, image)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ImageError(f"{path}: unknown image suffix {suffix!r}; use one of {', '.join(SUFFIXES)}")
-    if suffix in _NO_ALPHA and image.ndim == 3 and image.shape[2] == 4:
-        raise ImageError(f"{path}: {suffix} holds no alpha channel; use .png, .tif or .webp")
-    if suffix in _EIGHT_BIT and image.dtype == np.uint16:
-        raise ImageError(f"{path}: {suffix} holds 8 bits a sample, the image has 16; use .png or .tif")
     key = {
         ".webp": cv2.IMWRITE_WEBP_QUALITY,
         ".jpg": cv2.IMWRITE_JPEG_QUALITY,
@@ -77,6 +76,17 @@ def write_image(path: str | Path, image: Image) -> None:
     write_whole(path, write)
 
 
+def check_format(path: Path, image: Image) -> None:
+    """Raise an ImageError where a file of this suffix cannot hold the image."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ImageError(f"{path}: unknown image suffix {suffix!r}; use one of {', '.join(SUFFIXES)}")
+    if suffix in _NO_ALPHA and image.ndim == 3 and image.shape[2] == 4:
+        raise ImageError(f"{path}: {suffix} holds no alpha channel; use .png, .tif or .webp")
+    if suffix in _EIGHT_BIT and image.dtype == np.uint16:
+        raise ImageError(f"{path}: {suffix} holds 8 bits a sample, the image has 16; use .png or .tif")
+
+
 def list_images(path: Path) -> list[Path]:
     """The file itself, or what lies in a folder and is not hidden, by name; reading tells which are images."""
     if not path.exists():
@@ -93,7 +103,10 @@ def resize(image: Image, height: int, width: int, *, lanczos: bool = False) -> I
     """Bicubic, for showing and for alpha channels; or Lanczos (8x8)."""
     cv2 = _cv2()
     how = cv2.INTER_LANCZOS4 if lanczos else cv2.INTER_CUBIC
-    resized: Image = cv2.resize(image, (width, height), interpolation=how)
+    try:
+        resized: Image = cv2.resize(image, (width, height), interpolation=how)
+    except (cv2.error, MemoryError):
+        raise ImageError(f"an image of {height}x{width} pixels is more than OpenCV or the memory can hold") from None
     return resized
 
 

@@ -87,7 +87,7 @@ def inspect(
     runs: tuple[str, ...] = ()
     try:
         if body is None:
-            runs = tuple(str(candidate) for candidate in find_bodies(model, probed(model)))
+            runs = tuple(dict.fromkeys(str(candidate) for candidate in find_bodies(model, probed(model))))
         parts = split(model, split_at, adapter=adapter, body=body, cut=cut)
     except CannotSplit as error:
         return Inspection(name, adapter or AUTOMATIC, missed, str(error))
@@ -112,9 +112,10 @@ def _radius(pixels: int | None) -> str:
 
 
 def _live(parts: Split) -> dict[str, str]:
-    height, width = parts.probe.sizes[0]
+    size = parts.probe.sizes[0]
+    height = parts.full_size(*size)[0]
     with untouched(parts.model):
-        state = parts.prefix(parts.example(height, width))
+        state = parts.prefix(parts.example(*size))
 
     def describe(name: str, kind: str) -> str:
         value = state[name]

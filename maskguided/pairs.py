@@ -53,6 +53,18 @@ def read_pairs(
     return pairs
 
 
+def check_sizes(pairs: Sequence[Pair], scale: int) -> None:
+    """Refuse HR images that are not `scale` times their LR images; a few rows and columns more are what LR left out."""
+    for pair in pairs:
+        if pair.hr is not None:
+            height, width = (side * scale for side in pair.lr.shape[2:])
+            if not (0 <= pair.hr.shape[0] - height < scale and 0 <= pair.hr.shape[1] - width < scale):
+                raise ArgumentError(
+                    f"the HR image of {pair.name} is {pair.hr.shape[0]}x{pair.hr.shape[1]}; "
+                    f"at x{scale} it should be {height}x{width}"
+                )
+
+
 def lr_paths(folder: Path, hr: Sequence[Path]) -> list[Path]:
     """The LR image of each HR image."""
     found: dict[str, Path] = {}

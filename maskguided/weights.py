@@ -85,7 +85,7 @@ def read(path: str | Path, key: str | None = None) -> Weights:
     if not tensors:
         found = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f"{path}: no weights found in it (it holds {found}); "
+            f"{path}: no weights found in it (it holds {found or 'nothing'}); "
             f"expected a state dict, bare or under one of {', '.join(_KEYS)}"
         )
     return Weights(_stripped(tensors), key)
@@ -128,7 +128,10 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     if path.is_dir():
         raise ArgumentError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # not of the file beside it
     os.close(handle)
     beside = Path(name)
     try:

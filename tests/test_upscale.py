@@ -419,3 +419,69 @@ def test_large_images_are_cut_into_tiles_by_themselves(fast, monkeypatch):
     steps.clear()
     upscale(fast, PHOTO, tile=0, on_tile=lambda *at: steps.append(at))
     assert steps == [(1, 1)]
+
+
+def test_an_animation_or_a_stack_of_pages_says_that_its_first_picture_is_read(tmp_path):
+    import cv2
+
+    assert cv2.imwritemulti(str(tmp_path / "pages.tif"), [PHOTO, PHOTO[::-1]])
+    with pytest.warns(UserWarning, match="the first of 2 pictures"):
+        assert read_image(tmp_path / "pages.tif").shape == PHOTO.shape
+
+
+def test_a_format_that_cannot_hold_an_image_is_refused_before_the_work(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png", np.dstack([PHOTO, PHOTO[..., 0]]))
+    monkeypatch.setattr("maskguided.commands.upscale.upscale", lambda *_, **__: pytest.fail("it was upscaled"))
+    result = run("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "o", "--ext", "jpg", code=1)
+    assert ".jpg holds no alpha channel" in result.output
+
+
+@pytest.mark.parametrize("command", ["bench", "calibrate"])
+def test_hr_images_of_another_size_are_refused_by_name(command, tmp_path):
+    for folder in ("lr", "hr"):
+        write_image(tmp_path / folder / "photo.png", PHOTO)
+    args = [command, "-i", tmp_path / "lr", "--hr", tmp_path / "hr"]
+    args += ["-o", tmp_path / "a.safetensors"] if command == "calibrate" else []
+    high, wide = PHOTO.shape[:2]
+    expected = f"the HR image of photo is {high}x{wide}; at x4 it should be {4 * high}x{4 * wide}"
+    assert expected in str(run(*args, code=1).exception)
+
+
+def test_names_of_div2k_are_paired(tmp_path):
+    write_image(tmp_path / "lr" / "0801x4.png", PHOTO)
+    write_image(tmp_path / "hr" / "0801.png", resize(PHOTO, 4 * PHOTO.shape[0], 4 * PHOTO.shape[1]))
+    (pair,) = read_pairs(tmp_path / "lr", tmp_path / "hr", torch.device("cpu"), torch.float32, False)
+    assert pair.lr.shape[2] * 4 == pair.hr.shape[0]
+
+
+def test_every_command_takes_grey_images_to_a_network_of_one_channel(tmp_path):
+    from safetensors.torch import save_file
+
+    net = scaled(PAN(channels=1, features=8, up_features=8, blocks=4, scale=2), gain=0.5)
+    save_file(net.state_dict(), tmp_path / "grey.safetensors")
+    write_image(tmp_path / "a.png", PHOTO)  # in colour
+    same = ("-i", tmp_path / "a.png", "--weights", tmp_path / "grey.safetensors", "--scale", 2)
+    run("bench", *same, "--rounds", 1, "--keep", 0.5)
+    run("calibrate", *same, "--split-at", 2, "-o", tmp_path / "h.safetensors")
+    run("explain", *same, "-o", tmp_path / "e.png")
+    run("export", *same, "-o", tmp_path / "e.pt2", "--size", "24x24")
+
+
+def test_sizes_by_outscale_are_rounded(tmp_path):
+    write_image(tmp_path / "a.png", PHOTO[:30, :10])
+    run("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "-s", 2.3)
+    assert read_image(tmp_path / "b.png").shape[:2] == (69, 23)
+
+
+@pytest.mark.parametrize("command", ["upscale", "calibrate", "bench"])
+def test_a_folder_in_which_nothing_can_be_written_is_said_before_the_work(command, tmp_path, monkeypatch):
+    write_image(tmp_path / "a.png", PHOTO)
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied", "x")
+
+    monkeypatch.setattr("maskguided.commands.options.tempfile.TemporaryFile", refuse)
+    output = ["--json", tmp_path / "o" / "a.json"] if command == "bench" else ["-o", tmp_path / "o" / "a.safetensors"]
+    output = ["-o", tmp_path / "o"] if command == "upscale" else output
+    result = run(command, "-i", tmp_path / "a.png", *output, code=1)
+    assert "no file can be written there (Permission denied)" in str(result.exception)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import checkpoint, pictures
 from ..calibrate import calibrate
 from ..networks import load_network
-from ..pairs import Pair, read_pairs
+from ..pairs import Pair, check_sizes, read_pairs
 from .options import (
     PICTURES,
     HeadFile,
@@ -67,6 +67,7 @@ def calibrate_command(
     fast = wrapped(network, head, split_at, **settings)
     like = next(network.parameters())
     pairs = read_pairs(images, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)
+    check_sizes(pairs, fast.scale)
     search = "auto" if split_at == "auto" and head is None and settings["merge"] is None else None
     with Progress(transient=True) as bar:
         task = bar.add_task("calibrating", total=None)

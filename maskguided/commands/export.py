@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import ArgumentError
 from ..export import export
@@ -33,7 +34,8 @@ def export_command(
         Path | None, typer.Option("--input", "-i", help="An LR image, to check the file with; its size is the graph's.")
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="HEIGHTxWIDTH of the LR images, as 128x192: cut from --input, or noise.")
+        str | None,
+        typer.Option(help="HEIGHTxWIDTH of the LR images, as 128x192: cut from --input, or a smooth picture."),
     ] = None,
     model: ModelName = None,
     weights: WeightFile = None,
@@ -57,18 +59,24 @@ def export_command(
 
 
 def _example(path: Path | None, size: str | None, channels: int) -> Tensor:
-    """(1, C, H, W): the image, cut to the size where there is one; noise without an image."""
+    """(1, C, H, W): the image, cut to the size where there is one; a smooth picture without one."""
     sides = None if size is None else _sides(size)
     if path is None:
         if sides is None:
             raise ArgumentError("the graph is for one size: give --size HEIGHTxWIDTH, or --input IMAGE")
-        return torch.rand(1, channels, *sides, generator=torch.Generator().manual_seed(0))
+        return _example_image(channels, *sides)
     image = read_pairs(path, None, torch.device("cpu"), torch.float32, False, grey=channels == 1)[0].lr
     if sides is None:
         return image
     if image.shape[2] < sides[0] or image.shape[3] < sides[1]:
         raise ArgumentError(f"--size {size}: {path} is {image.shape[2]}x{image.shape[3]} only")
     return image[:, :, : sides[0], : sides[1]].contiguous()
+
+
+def _example_image(channels: int, height: int, width: int) -> Tensor:
+    """(1, C, H, W): smooth, as photographs are; noise of full contrast is nothing that networks know."""
+    coarse = 0.3 + 0.4 * torch.rand(1, channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
 
 
 def _sides(size: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
@@ -105,7 +106,19 @@ def new_file(path: Path, overwrite: bool, *suffixes: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(f"{path}: its folder cannot be made ({error.strerror})") from None
+    writable(path.parent)
     return path
+
+
+def writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, or a folder to be in one."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArgumentError(f"{folder}: no file can be written there ({error.strerror})") from None
 
 
 def blocks(text: str) -> Any:

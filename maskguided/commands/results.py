@@ -46,7 +46,8 @@ def refuse(path: Path, target: Path, mask: Path | None, overwrite: bool) -> None
     """What would fail after the work is said before it."""
     if target.suffix.lower() not in SUFFIXES:
         read_image(path)  # says so, if it is no image at all
-        raise ImageError(f"{target}: {target.suffix} is not written; choose the format of the results, as --ext png")
+        what = f"{target.suffix} is not written" if target.suffix else "a name without a suffix"
+        raise ImageError(f"{target}: {what}; choose the format of the results, as --ext png")
     for file in [target] if mask is None else [target, mask]:
         if file.exists() and not overwrite:
             raise ImageError(f"{file} exists already; add --overwrite to replace it")

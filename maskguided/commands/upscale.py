@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from ..errors import ArgumentError, MaskGuidedError
 from ..guided import MaskGuided
-from ..images import list_images, read_image, resize, write_image
+from ..images import check_format, list_images, read_image, resize, write_image
 from ..infer import overlay, pick_device, pick_dtype, upscale
 from ..networks import Loaded
 from . import results
@@ -32,6 +32,7 @@ from .options import (
     WeightFile,
     ready,
     with_settings,
+    writable,
 )
 
 
@@ -107,6 +108,10 @@ def upscale_command(
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
         raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
+    for folder in {target.parent for target in targets}:
+        writable(folder)
+    if tile and tile < 32:
+        raise ArgumentError(f"--tile {tile}: so small a tile is mostly its context; use 32 or more, or 0 for none")
     masks = results.mask_names(targets) if show_mask else [None] * len(targets)
     loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
     if min_gain is not None:
@@ -154,6 +159,7 @@ def _upscale_file(
 ) -> tuple[tuple[int, int], float]:
     """Height and width of the result, and the share of the pixels that was refined."""
     image = read_image(path)
+    check_format(target, image)
     tiles = progress.add_task(path.name, total=None, visible=tile != 0)
     try:
         done = upscale(
