@@ -29,7 +29,7 @@ class Cost:
     parameters: int
     """Of the network."""
     added: int
-    """Parameters of head and coarse tail."""
+    """Parameters of what wrapping added: head, score, coarse tail, context, estimate."""
     k: int
     patches: int
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import ArgumentError, ImageError
+from .errors import ArgumentError, ImageError, first_line
 from .guided import MaskGuided
 from .head import high_frequency
 from .images import Image, resize
@@ -38,9 +38,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ArgumentError(
-            f"--device {name}: not usable here ({str(error).splitlines()[0]}); use cpu or auto"
-        ) from None
+        raise ArgumentError(f"--device {name}: not usable here ({first_line(error)}); use cpu or auto") from None
     return device
 
 

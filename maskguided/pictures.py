@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ from torch import Tensor
 from .base import Explanation
 from .calibration.curve import Calibration, Point
 from .error_map import luma
-from .errors import MissingDependency
 from .guided import MaskGuided
 from .images import Image
 from .infer import overlay
+from .optional import optional
 from .weights import write_whole
 
 
@@ -43,14 +42,13 @@ def explain_picture(fast: MaskGuided, x: Tensor, path: str | Path) -> Explanatio
         (f"refined patches: {int(found.mask.sum())} of {found.mask[0].numel()}", overlay(shown, refined_mask), None),
         (f"refined (keep={fast.keep:g})", _shown(found.refined), None),
     ]
-    plt = _pyplot()
     height = 4.2 * x.shape[2] / x.shape[3] + 0.5
-    figure, axes = plt.subplots(2, 3, figsize=(12.6, 2 * height), layout="constrained")
-    for axis, (title, picture, colours) in zip(axes.flat, panels, strict=True):
+    figure = _figure(figsize=(12.6, 2 * height))
+    for axis, (title, picture, colours) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         axis.imshow(picture, cmap=colours, interpolation="nearest")
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
-    _save(plt, figure, Path(path))
+    _save(figure, Path(path))
     return found
 
 
@@ -58,8 +56,8 @@ def curve_picture(found: Calibration, path: str | Path) -> None:
     """Write the curve of a calibration: dB below dense against the share of dense, in MACs and, where the budget was
     one, in time; the choice is marked.
     """
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = _figure(figsize=(6, 4))
+    axis = figure.subplots()
     points = found.curve
     costs: dict[str, Callable[[Point], float]] = {"MACs": lambda p: p.macs}
     if found.chosen.time is not None:
@@ -77,7 +75,7 @@ def curve_picture(found: Calibration, path: str | Path) -> None:
         f"split {found.split_at}, merge {found.merge}, patch {found.patch_size}, halo {found.halo}; numbers: keep",
         fontsize=9,
     )
-    _save(plt, figure, Path(path))
+    _save(figure, Path(path))
 
 
 _OFFSET: dict[str, Any] = {"textcoords": "offset points"}
@@ -95,15 +93,10 @@ def _by_pixel(mask: Tensor, patch: int, x: Tensor) -> np.ndarray[Any, np.dtype[n
     return pixels
 
 
-def _pyplot() -> Any:
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    except ImportError:
-        raise MissingDependency("pictures need matplotlib: pip install matplotlib") from None
-    matplotlib.use("Agg")
-    return importlib.import_module("matplotlib.pyplot")
+def _figure(**settings: Any) -> Any:
+    """A figure of its own: the caller's matplotlib keeps its backend and its state."""
+    return optional("matplotlib.figure", "pictures", "train").Figure(layout="constrained", **settings)
 
 
-def _save(plt: Any, figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path) -> None:
     write_whole(path, lambda beside: figure.savefig(beside, dpi=130))
-    plt.close(figure)

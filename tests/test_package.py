@@ -15,6 +15,7 @@ LAYERS = [
     {"errors"},
     {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional"},
     {"exchange", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
+    {"trial"},
     {"split", "images", "head"},
     {"base", "calibration.curve", "coarse", "context", "gain", "pairs", "training.samples", "windows"},
     {"automatic"},

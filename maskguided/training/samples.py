@@ -38,7 +38,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         grey: one channel instead of three.
 
     Raises:
-        ImageError: a folder is missing or empty, or no image is as large as a crop.
+        ImageError: a folder is missing or empty, or hardly an image is as large as a crop.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
                 break
         else:
             raise ImageError(
-                f"no image of at least {self.size * self.scale} pixels a side found among {len(self.paths)} "
+                f"no image of at least {self.size * self.scale} pixels a side in 100 drawn from {len(self.paths)} "
                 f"({self.paths[0]}, ...): use a smaller crop"
             )
         top, left = int(rng.integers(height - self.size + 1)), int(rng.integers(width - self.size + 1))
