@@ -26,6 +26,7 @@ _BATCH_NORM = (*_NORM, "training", "momentum", "eps")
 _INSTANCE_NORM = (*_NORM, "use_input_stats", "momentum", "eps")
 _GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
 _NORMS = ("batch_norm", "instance_norm", "group_norm")
+_NAMES = frozenset((*_POOLS, *_FIXED_POOLS, *_REDUCTIONS, *_SECOND_POWERS, *_NORMS))
 
 
 class Reading(NamedTuple):
@@ -45,7 +46,7 @@ class GlobalOps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if args and self.takes_in(func, args, kwargs):
+        if args and getattr(func, "__name__", "") in _NAMES and self.takes_in(func, args, kwargs):
             return self.reduce(func, args[0], args[1:], kwargs)
         return func(*args, **kwargs)
 
