@@ -136,11 +136,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     A forward may assign to its module (basicsr's EDSR: `self.mean = self.mean.type_as(x)`), and a traced
     forward would leave tracing objects there.
     """
-    tables = ("_parameters", "_buffers", "_modules")
-    saved: list[tuple[nn.Module, dict[str, Any], dict[str, dict[str, Any]]]] = [
-        (module, dict(vars(module)), {table: dict(vars(module)[table]) for table in tables})
-        for module in model.modules()
-    ]
+    saved = [(module, dict(vars(module))) for module in model.modules()]
     caches = [(value, copy.copy(value)) for m in model.modules() for value in vars(m).values() if _is_cache(value)]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
@@ -149,12 +145,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
         with torch.inference_mode(False), torch.no_grad():
             yield
     finally:
-        for module, attributes, contents in saved:
+        for module, attributes in saved:
             vars(module).clear()
             vars(module).update(attributes)
-            for table, entries in contents.items():
-                vars(module)[table].clear()
-                vars(module)[table].update(entries)
         for cache, content in caches:
             cache.clear()
             cache.extend(content) if isinstance(cache, list) else cache.update(content)
@@ -206,7 +199,7 @@ def forget_results(model: nn.Module) -> None:
 
 
 def _is_cache(value: object) -> bool:
-    """A plain container in which a forward may keep what it made for a size, as masks by (H, W)."""
+    """A plain container in which a forward may keep what it made for a size, as masks by (H, W); a module its parts."""
     return type(value) in (dict, OrderedDict, list, set)
 
 
