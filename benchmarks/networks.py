@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import maskguided
 from maskguided import MaskGuided, MaskGuidedError, Split
+from maskguided.patches import round_up
 from maskguided.probing import image_of
 
 from .architectures import ARCHITECTURES, NOT_TRIED, Architecture, seeded
@@ -84,7 +85,7 @@ def law_2(model: nn.Module, parts: Split) -> str:
         return "global"
     if radius > LARGEST_RADIUS:
         return "radius"
-    patch, halo = (-(-length // step) * step for length in (8, radius))
+    patch, halo = (round_up(length, step) for length in (8, radius))
     x = sample(parts, 1, 33, 2 * (patch + halo) + 7)
     fast = MaskGuided(parts, keep=1, patch_size=patch, halo=halo).eval()
     base = fast.run_base(x)

@@ -27,7 +27,7 @@ from .context import make_context
 from .error_map import dense_image, luma
 from .errors import ArgumentError
 from .guided import MaskGuided
-from .patches import select
+from .patches import round_up, select
 from .probing import in_eval_mode
 from .settings import check_one_of
 from .split import Merge, Split
@@ -353,7 +353,7 @@ def _windows(fast: MaskGuided, parts: Split, merge: Merge, timed: bool) -> list[
     else:
         ways = [(16, 2, False), (16, 1, False), (32, 1, False)]
     step = parts.multiple_of
-    return list(dict.fromkeys((-(-patch // step) * step, -(-halo // step) * step, how) for patch, halo, how in ways))
+    return list(dict.fromkeys((round_up(patch, step), round_up(halo, step), how) for patch, halo, how in ways))
 
 
 def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) -> MaskGuided:

@@ -17,7 +17,7 @@ from .errors import ArgumentError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .knobs import Knobs
-from .patches import Grid, is_channels_last, others, scatter, select
+from .patches import Grid, is_channels_last, others, round_up, scatter, select
 from .settings import (
     CoarseOn,
     Context,
@@ -369,4 +369,4 @@ class MaskGuided(Knobs):
     def accepted(self, x: Tensor) -> Tensor:
         """`x` (B, C, H, W), continued to a size that the network accepts; most accept any."""
         multiple = self.split.probe.multiple_of
-        return continued(x, *(-(-side // multiple) * multiple for side in x.shape[2:]))
+        return continued(x, *(round_up(side, multiple) for side in x.shape[2:]))

@@ -12,6 +12,7 @@ from .adapter import ANOTHER, AUTOMATIC, Adapter, recognise, split
 from .automatic import find_bodies
 from .cost import macs
 from .errors import CannotSplit
+from .patches import round_up
 from .probing import untouched
 from .split import Facts, Split, probed
 
@@ -127,7 +128,7 @@ def _live(parts: Split) -> dict[str, str]:
 
 
 def _shares(parts: Split) -> dict[str, float]:
-    side = -(-_SIDE // parts.multiple_of) * parts.multiple_of
+    side = round_up(_SIDE, parts.multiple_of)
     shape = (1, parts.probe.in_channels, side, side)
     like = next(parts.model.parameters())
     whole = macs(parts.model, shape, like, parts.model)

@@ -24,6 +24,15 @@ from torch.nn import functional as F
 from .errors import ArgumentError
 
 
+def round_up(length: int, multiple: int) -> int:
+    """The least multiple that is not smaller.
+
+    >>> round_up(17, 8), round_up(16, 8)
+    (24, 16)
+    """
+    return -(-length // multiple) * multiple
+
+
 @dataclass(frozen=True)
 class Grid:
     """The patches of an image of `height` x `width` LR pixels.

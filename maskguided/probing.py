@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CannotSplit
+from .patches import round_up
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -58,7 +59,7 @@ class Probe:
     def telling_sizes(self) -> list[tuple[int, int]]:
         """Sizes that show whether something holds for all: odd ones, small and not, and round ones."""
         step = self.multiple_of
-        larger = (-(-max(self.least, least) // step) * step for least in (47, 61))
+        larger = (round_up(max(self.least, least), step) for least in (47, 61))
         return [self.sizes[0], self.round_size, (*larger,)]  # type: ignore[list-item]
 
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .patches import round_up
+
 State = dict[str, Tensor]
 Part = Callable[[State], State]
 StateOf = Callable[[tuple[int, int]], State]
@@ -52,7 +54,7 @@ def _moves_along(state_of: StateOf, part: Part, maps: list[str], step: int, radi
     It does not where a layer cuts the map into a fixed number of pieces, so that all depends on its size.
     """
     start = 5 * step
-    length, breadth = start + 2 * radius + 4 * step, -(-_BREADTHS[1] // step) * step
+    length, breadth = start + 2 * radius + 4 * step, round_up(_BREADTHS[1], step)
     length += -length % step
     state = state_of((breadth, length))
     part_of_it = dict(state)
@@ -105,9 +107,9 @@ def _extent(
     state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool, breadth: int
 ) -> int | None:
     step = multiple_of
-    breadth = -(-breadth // step) * step
+    breadth = round_up(breadth, step)
     for length in _LENGTHS:
-        length = -(-length // step) * step
+        length = round_up(length, step)
         size = (length, breadth) if vertical else (breadth, length)
         state = state_of(size)
         middle = length // 2 // step * step

@@ -13,7 +13,7 @@ import torch
 
 from .coarse import CoarseTail
 from .errors import ArgumentError, first_line
-from .patches import Grid
+from .patches import Grid, round_up
 from .probing import untouched
 from .split import Merge, Split
 from .windows import on_windows
@@ -71,11 +71,11 @@ def check_global_ops(split: Split, global_ops: GlobalOps) -> None:
 def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
     """Patch size and halo: small patches without one where windows exchange borders; else larger ones, so that a halo
     is no more than 0.56 times its patch."""
-    halo = -(-2 // multiple) * multiple
+    halo = round_up(2, multiple)
     if exchange:
         return 4 * halo, 0
     if 8 * halo > _LARGEST_PATCH:
-        return -(-_LARGEST_PATCH // multiple) * multiple, 0
+        return round_up(_LARGEST_PATCH, multiple), 0
     return 8 * halo, halo
 
 
@@ -85,7 +85,7 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
     check_aligned("patch_size", patch_size, 1, multiple)
     check_aligned("halo", halo, 0, multiple)
     window = patch_size + 2 * halo
-    side = -(-max(window, split.probe.least) // multiple) * multiple
+    side = round_up(max(window, split.probe.least), multiple)
     grid = Grid(side, side, patch_size, halo)
     part = split.rest if merge == "image" else split.body
     try:
@@ -212,5 +212,5 @@ def check_aligned(name: str, value: int, least: int, multiple: int) -> None:
     if value % multiple:
         raise ArgumentError(
             f"{name}={value}: this network works on multiples of {multiple} LR pixels; "
-            f"use {value // multiple * multiple or multiple} or {-(-value // multiple) * multiple}"
+            f"use {value // multiple * multiple or multiple} or {round_up(value, multiple)}"
         )

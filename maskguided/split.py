@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from . import receptive
 from .errors import ArgumentError, CannotSplit
 from .global_ops import Seen
+from .patches import round_up
 from .probing import Probe, image_of, no_leftovers, probe, untouched
 from .trial import Trial, grid_of_trial, try_windows
 
@@ -162,7 +163,7 @@ class Split(ABC):
     def full_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that the maps of a state stand for: those of the image, rounded up for windows to fit."""
         multiple = self.multiple_of
-        return -(-height // multiple) * multiple, -(-width // multiple) * multiple
+        return round_up(height, multiple), round_up(width, multiple)
 
     @property
     def scale(self) -> int:
@@ -203,7 +204,7 @@ class Split(ABC):
     def trial(self) -> Trial:
         """How windows do on a small image."""
         step = self.multiple_of
-        grid = grid_of_trial(self.model, -(-max(8, -(-self.probe.least // 2)) // step) * step)
+        grid = grid_of_trial(self.model, round_up(max(8, -(-self.probe.least // 2)), step))
         maps = [name for name, kind in self.kinds.items() if kind == "map"]
         try:
             with untouched(self.model):
@@ -305,7 +306,7 @@ def _is_mirrored(split: Split) -> bool:
     step, scale = split.multiple_of, split.scale
     if step > _LARGEST_STEP:
         return False
-    length, breadth = (-(-max(side, split.probe.least) // step) * step for side in (_LENGTH, _LENGTH // 8))
+    length, breadth = (round_up(max(side, split.probe.least), step) for side in (_LENGTH, _LENGTH // 8))
     maps = [name for name, kind in split.kinds.items() if kind == "map"]
     for dim, size in ((-1, (breadth, length)), (-2, (length, breadth))):
         state, at = split.window(size), length // 4 // step * step

@@ -13,6 +13,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from ..global_ops import LocalOnly
+from ..patches import round_up
 from ..probing import MULTIPLES, untouched
 from ..receptive import hits, plain_convolutions, poisoned
 from ..split import Split, State
@@ -73,7 +74,7 @@ class _Pads(TorchFunctionMode):
 def _period(split: Split, step: int) -> int:
     """The period of where a NaN spreads to; global operations are left out."""
     maps = [name for name, kind in split.kinds.items() if kind == "map"]
-    length, breadth = _STEPS * step, -(-_BREADTH // step) * step
+    length, breadth = _STEPS * step, round_up(_BREADTH, step)
     spread = _spread_on(split, split.window((breadth, length)), maps, length)
     with plain_convolutions(), LocalOnly():
         middle, count = length // 2, _STEPS // 4

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..patches import round_up
+
 _BASES = (
     *("1", "H", "W", "A", "P", "Q", "R", "PH", "QW"),
     *("1H", "1W", "HW", "1HW", "1A", "1HWA", "1P", "1Q", "PQ", "1PQ", "1R", "1PQR"),
@@ -54,7 +56,7 @@ class Rounding:
 
     def full(self, side: int) -> int:
         """What `side` becomes."""
-        return side // self.unit * self.unit + self.unit if self.beyond else -(-side // self.unit) * self.unit
+        return side // self.unit * self.unit + self.unit if self.beyond else round_up(side, self.unit)
 
 
 @dataclass(frozen=True)
