@@ -3,16 +3,57 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError, ImageError
-from ..images import SUFFIXES, read_image
+from ..images import SUFFIXES, list_images, read_image
+from .options import writable
 
 _UNWRITTEN = (".gif", ".jp2", ".jxl", ".avif", ".heic", ".ppm", ".exr", ".svg", ".pdf")
 """Suffixes that name an image, not a folder."""
 
 
-def place(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path:
+@dataclass(frozen=True)
+class Job:
+    """An image to upscale, and where what comes of it goes."""
+
+    path: Path
+    target: Path
+    mask: Path | None
+    """For the picture of its refined patches."""
+
+    def check(self, overwrite: bool) -> None:
+        """What would fail after the work is said before it, as an ImageError."""
+        if self.target.suffix.lower() not in SUFFIXES:
+            read_image(self.path)  # says so, if it is no image at all
+            what = f"{self.target.suffix} is not written" if self.target.suffix else "a name without a suffix"
+            raise ImageError(f"{self.target}: {what}; choose the format of the results, as --ext png")
+        for file in [self.target] if self.mask is None else [self.target, self.mask]:
+            if file.exists() and not overwrite:
+                raise ImageError(f"{file} exists already; add --overwrite to replace it")
+
+
+def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: bool) -> list[Job]:
+    """The images of a file or folder with their results' places, in which files can be written and no two are the same.
+
+    Raises:
+        ImageError: there are no images.
+        ArgumentError: a result would replace an image, or another result, or cannot be written.
+    """
+    paths = list_images(input)
+    output = output or (input.with_name(f"{input.resolve().name}_out") if input.is_dir() else input.parent)
+    targets = [_place(path, input, output, suffix, ext) for path in paths]
+    target, count = Counter(targets).most_common(1)[0]
+    if count > 1:
+        raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
+    for folder in {target.parent for target in targets}:
+        writable(folder)
+    masks = _mask_names(targets) if show_mask else [None] * len(targets)
+    return [Job(*places) for places in zip(paths, targets, masks, strict=True)]
+
+
+def _place(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path:
     """Where the result of `path` goes: `output` itself if it names an image and there is one, else a file in it."""
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if input.is_dir():
@@ -35,19 +76,8 @@ def _not_itself(path: Path, target: Path) -> Path:
     return target
 
 
-def mask_names(targets: list[Path]) -> list[Path | None]:
+def _mask_names(targets: list[Path]) -> list[Path | None]:
     """Where the picture of each result's mask goes; results that differ by their suffix alone keep it there."""
     stems = Counter(target.with_suffix("") for target in targets)
     own = [f"_{t.suffix[1:]}" if stems[t.with_suffix("")] > 1 else "" for t in targets]
     return [target.with_name(f"{target.stem}{ending}_mask.png") for target, ending in zip(targets, own, strict=True)]
-
-
-def refuse(path: Path, target: Path, mask: Path | None, overwrite: bool) -> None:
-    """What would fail after the work is said before it."""
-    if target.suffix.lower() not in SUFFIXES:
-        read_image(path)  # says so, if it is no image at all
-        what = f"{target.suffix} is not written" if target.suffix else "a name without a suffix"
-        raise ImageError(f"{target}: {what}; choose the format of the results, as --ext png")
-    for file in [target] if mask is None else [target, mask]:
-        if file.exists() and not overwrite:
-            raise ImageError(f"{file} exists already; add --overwrite to replace it")

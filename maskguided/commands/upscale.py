@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from rich.progress import Progress
 
 from ..errors import ArgumentError, MaskGuidedError
 from ..guided import MaskGuided
-from ..images import check_format, list_images, read_image, resize, write_image
+from ..images import check_format, read_image, resize, write_image
 from ..infer import overlay, pick_device, pick_dtype, upscale
 from ..networks import Loaded
 from . import results
@@ -32,8 +33,9 @@ from .options import (
     WeightFile,
     ready,
     with_settings,
-    writable,
 )
+
+_LEAST_TILE = 32
 
 
 class Alpha(str, Enum):
@@ -100,19 +102,8 @@ def upscale_command(
     """Upscale an image or a folder of images; without --weights, x4 with the network that ships with maskguided."""
     if threads:
         torch.set_num_threads(threads)
-    if outscale is not None and not 0 < outscale < float("inf"):
-        raise ArgumentError(f"--outscale {outscale:g}: a multiple of the input's size; use 3.5, say")
-    paths = list_images(input)
-    output = output or (input.with_name(f"{input.resolve().name}_out") if input.is_dir() else input.parent)
-    targets = [results.place(path, input, output, suffix, ext) for path in paths]
-    target, count = Counter(targets).most_common(1)[0]
-    if count > 1:
-        raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
-    for folder in {target.parent for target in targets}:
-        writable(folder)
-    if tile and tile < 32:
-        raise ArgumentError(f"--tile {tile}: so small a tile is mostly its context; use 32 or more, or 0 for none")
-    masks = results.mask_names(targets) if show_mask else [None] * len(targets)
+    way = _Way(outscale, tile, tile_pad, alpha.value)
+    jobs = results.jobs(input, output, suffix, ext, show_mask)
     loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
     if min_gain is not None:
         if keep is not None:
@@ -122,60 +113,71 @@ def upscale_command(
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {plain(_against_tiles(loaded))}")
     where = pick_device(device)
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
-    fast = fast.to(memory_format=torch.channels_last)
+    failed = _upscale_all(fast.to(memory_format=torch.channels_last), jobs, way, overwrite)
+    if failed:
+        err.print(f"{failed} of {len(jobs)} failed")
+        raise typer.Exit(1)
 
+
+@dataclass(frozen=True)
+class _Way:
+    """How images are upscaled, beside the network."""
+
+    outscale: float | None
+    tile: int | None
+    tile_pad: int
+    alpha: Any
+
+    def __post_init__(self) -> None:
+        if self.outscale is not None and not 0 < self.outscale < float("inf"):
+            raise ArgumentError(f"--outscale {self.outscale:g}: a multiple of the input's size; use 3.5, say")
+        if self.tile and self.tile < _LEAST_TILE:
+            raise ArgumentError(
+                f"--tile {self.tile}: so small a tile is mostly its context; use {_LEAST_TILE} or more, or 0 for none"
+            )
+
+
+def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way, overwrite: bool) -> int:
+    """How many failed; each is told of when it is done, and the others go on."""
     failed = 0
     with progress_bar("image") as progress:
         how = f"keep={fast.keep:g}" + ("" if fast.min_gain_db is None else " on average")
-        images = progress.add_task(f"x{fast.scale}, {how}", total=len(paths))
-        for path, target, mask in zip(paths, targets, masks, strict=True):
+        images = progress.add_task(f"x{fast.scale}, {how}", total=len(jobs))
+        for job in jobs:
             started = time.perf_counter()
             try:
-                results.refuse(path, target, mask, overwrite)
-                size, share = _upscale_file(fast, path, target, outscale, tile, tile_pad, alpha.value, mask, progress)
+                job.check(overwrite)
+                (height, width), share = _upscale_file(fast, job, way, progress)
             except (MaskGuidedError, OSError) as error:
                 failed += 1
                 err.print(f"[red]failed:[/red] {plain(error)}")
             else:
-                seconds = time.perf_counter() - started
-                what = f"{size[1]}x{size[0]}, {share:.0%} refined, {seconds:.2f} s"
-                out.print(f"{path.name} -> {target} ({what})", markup=False)
+                what = f"{width}x{height}, {share:.0%} refined, {time.perf_counter() - started:.2f} s"
+                out.print(f"{job.path.name} -> {job.target} ({what})", markup=False)
             progress.advance(images)
-    if failed:
-        err.print(f"{failed} of {len(paths)} failed")
-        raise typer.Exit(1)
+    return failed
 
 
-def _upscale_file(
-    fast: MaskGuided,
-    path: Path,
-    target: Path,
-    outscale: float | None,
-    tile: int | None,
-    tile_pad: int,
-    alpha: Any,
-    mask: Path | None,
-    progress: Progress,
-) -> tuple[tuple[int, int], float]:
+def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progress) -> tuple[tuple[int, int], float]:
     """Height and width of the result, and the share of the pixels that was refined."""
-    image = read_image(path)
-    check_format(target, image)
-    tiles = progress.add_task(path.name, total=None, visible=tile != 0)
+    image = read_image(job.path)
+    check_format(job.target, image)
+    tiles = progress.add_task(job.path.name, total=None, visible=way.tile != 0)
     try:
         done = upscale(
-            fast, image, tile=tile, tile_pad=tile_pad, alpha=alpha,
+            fast, image, tile=way.tile, tile_pad=way.tile_pad, alpha=way.alpha,
             on_tile=lambda number, total: progress.update(tiles, completed=number, total=total),
         )  # fmt: skip
     finally:
         progress.remove_task(tiles)
     made = done.image
-    if outscale is not None:
-        height, width = (max(round(side * outscale), 1) for side in image.shape[:2])
+    if way.outscale is not None:
+        height, width = (max(round(side * way.outscale), 1) for side in image.shape[:2])
         made = resize(made, height, width, lanczos=True)
     height, width = made.shape[:2]
-    write_image(target, made)
-    if mask is not None:
-        write_image(mask, overlay(resize(image, height, width), done.mask))
+    write_image(job.target, made)
+    if job.mask is not None:
+        write_image(job.mask, overlay(resize(image, height, width), done.mask))
     return (height, width), float(done.mask.mean())
 
 
