@@ -1,7 +1,7 @@
 """Small random-weight instances of the single-image networks of basicsr 1.4.2 and spandrel 0.4.2.
 
 Every entry keeps the structure of the real network (kinds of blocks, shifted windows, attention, ways of enlarging)
-at a small width and depth, so that the whole table runs in a minute or two on one processor.
+at a small width and depth, so that the whole table runs in ten minutes on one processor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maskguided.integrations.basicsr_plugin import import_basicsr
 
@@ -54,12 +54,6 @@ def seeded(model: nn.Module, seed: int = 0, gain: float = 0.8) -> nn.Module:
             value = torch.rand(parameter.shape, generator=generator) * 0.2
         parameter.copy_(value)
     return model.eval()
-
-
-def image(output: Any) -> Tensor:
-    """Return the image of a network's output: the output itself, or the first of several."""
-    first: Tensor = output[0] if isinstance(output, (tuple, list)) else output
-    return first
 
 
 def _make_basicsr(file: str, kind: str, arguments: dict[str, Any]) -> nn.Module:

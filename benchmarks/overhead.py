@@ -65,7 +65,7 @@ def main() -> None:
     for name in NETWORKS:
         architecture = next(a for a in ARCHITECTURES if a.name == name)
         model = seeded(architecture.build(), gain=architecture.gain).to(memory_format=torch.channels_last)
-        fast = maskguided.wrap(model, adapter="automatic", keep=KEEP).eval()
+        fast = maskguided.wrap(model, adapter="automatic", keep=KEEP, exchange=False).eval()
         x = torch.rand(1, 3, SIDE, SIDE).contiguous(memory_format=torch.channels_last)
         parts = fast.split
         wrapped = ratio(fast, by_hand(fast), x)

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import maskguided
 from maskguided import MaskGuided, bench
-from maskguided.error_map import patch_error
-from maskguided.images import list_images, read_image
-from maskguided.pairs import Pair, read_pairs, to_tensor
+from maskguided.error_map import dense_image, patch_error
+from maskguided.images import list_images
+from maskguided.pairs import Pair, read_channels, read_pairs, to_tensor
 from maskguided.patches import select
 from maskguided.timing import Ratio, alternate, at, ratio
 from maskguided.training.samples import reduce
@@ -37,7 +37,7 @@ def read(hr: Path, lr: Path | None, scale: int, last: int | None) -> list[Pair]:
         return read_pairs(lr, hr, torch.device("cpu"), torch.float32, True)
     pairs = []
     for path in list_images(hr)[-(last or 0) :]:
-        image = read_image(path)[..., :3]
+        image = read_channels(path)
         height, width = (side - side % scale for side in image.shape[:2])
         image = image[:height, :width]
         pairs.append(Pair(path.stem, to_tensor(reduce(image, scale))[None], image))
@@ -56,7 +56,7 @@ class Found(NamedTuple):
 @torch.inference_mode()
 def losses(fast: MaskGuided, pair: Pair, settings: list[bench.Point]) -> list[Found]:
     """For each setting, the drop by the scorer's ranking and by others, of as many patches."""
-    dense = bench.quality(fast.unwrap()(pair.lr), pair, fast.scale)
+    dense = bench.quality(dense_image(fast, pair.lr), pair, fast.scale)
     base = fast.run_base(pair.lr)
     error = patch_error(fast, base, fast.refine(base, base.every), fast.coarse_image(base))
     random = torch.rand(error.shape, generator=torch.Generator().manual_seed(0))

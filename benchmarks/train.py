@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskguided.images import read_image
 from maskguided.integrations.basicsr_plugin import import_basicsr
+from maskguided.pairs import read_channels
 from maskguided.weights import load_into, read
 
 from .small_networks import NETWORKS, SCALE
@@ -36,7 +36,7 @@ def read_pairs(folders: list[Path], cache: Path) -> list[tuple[Tensor, Tensor]]:
     imresize = import_basicsr("basicsr.utils.matlab_functions").imresize
     pairs = []
     for path in sorted(p for folder in folders for p in folder.iterdir()):
-        image = read_image(path)[..., :3]
+        image = read_channels(path)
         height, width = (size - size % SCALE for size in image.shape[:2])
         hr = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)
         lr = imresize(hr.float() / 255, 1 / SCALE)
