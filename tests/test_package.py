@@ -71,7 +71,7 @@ def test_imports_run_one_way():
 def test_the_core_needs_torch_and_numpy_alone():
     code = """
 import sys
-optional = "typer rich cv2 safetensors timm basicsr spandrel torchvision matplotlib accelerate onnx onnxruntime".split()
+optional = "typer rich cv2 safetensors timm basicsr spandrel torchvision matplotlib accelerate".split()
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in optional:
