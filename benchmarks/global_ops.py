@@ -71,21 +71,28 @@ def use_statistics(fast: MaskGuided, x: Tensor, shrink: int) -> None:
     fast.split.body = replayed  # type: ignore[method-assign, assignment]
 
 
+def by_windows(net: nn.Module, x: Tensor, way: str, shrink: int = 0, **settings: Any) -> Tensor:
+    """The image with the patches refined, each window alone but for its statistics, whatever keep is."""
+    fast = maskguided.wrap(net, exchange=False, global_ops="image" if way == "image" else "window", **settings).eval()
+    if shrink:
+        use_statistics(fast, x, shrink)
+    base = fast.run_base(x)
+    return fast.refine(base, fast.choose(base))
+
+
 def loss(net: nn.Module, pairs: list[Pair], way: str, dense: float, **settings: Any) -> float:
     """PSNR lost against dense, in dB."""
     total = 0.0
     for pair in pairs:
-        fast = maskguided.wrap(net, global_ops="image" if way == "image" else "window", **settings).eval()
-        if way in ("dense", "shrunk"):
-            use_statistics(fast, pair.lr, 1 if way == "dense" else 4)
-        total += quality(fast(pair.lr), pair, SCALE)
+        image = by_windows(net, pair.lr, way, {"dense": 1, "shrunk": 4}.get(way, 0), **settings)
+        total += quality(image, pair, SCALE)
     return total / len(pairs) - dense
 
 
-def closeness(net: nn.Module, pairs: list[Pair], way: Any, halo: int) -> float:
+def closeness(net: nn.Module, pairs: list[Pair], way: str, halo: int) -> float:
     """PSNR in dB of keep=1 to the dense image, on all channels, unrounded."""
-    fast = maskguided.wrap(net, keep=1, halo=halo, global_ops=way).eval()
-    errors = [float(((fast(p.lr) - net(p.lr.clone())) ** 2).mean()) for p in pairs]
+    made = ((by_windows(net, p.lr, way, keep=1, patch_size=16, halo=halo), net(p.lr.clone())) for p in pairs)
+    errors = [float((ours - dense).square().mean()) for ours, dense in made]
     return sum(-10 * math.log10(error) for error in errors) / len(errors)
 
 
