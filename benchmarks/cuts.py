@@ -9,7 +9,6 @@ single cut and for all of them together with each of --onward. Patches are ranke
 from __future__ import annotations
 
 import argparse
-import statistics
 from pathlib import Path
 
 import torch
@@ -35,12 +34,6 @@ def keep_for(fast: MaskGuided, share: float) -> float | None:
     return keep if 0 <= keep <= 1 else None
 
 
-@torch.inference_mode()
-def drop(fast: MaskGuided, pairs: list[Pair], dense: list[float]) -> float:
-    found = [bench.quality(fast(pair.lr), pair, fast.scale) for pair in pairs]
-    return statistics.mean(found) - statistics.mean(dense)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, required=True)
@@ -60,19 +53,18 @@ def main() -> None:
     several = tuple(int(cut) for cut in args.several.split(","))
     rows = [*single, *((several, tuple(map(float, way.split("/")))) for way in args.onward.split(","))]
     pairs: list[Pair] = []
-    dense: list[float] = []
+    dense: float | None = None
     print("| cuts | onward | MACs | keep | dB to dense (Y, uint8, border = scale) |\n| --- | --- | --- | --- | --- |")
     for share in map(float, args.macs.split(",")):
         for cuts, onward in rows:
             fast = maskguided.wrap(net, cuts, onward=onward).eval()
             pairs = pairs or read(args.hr, args.lr, fast.scale, args.last)
-            if not dense:
-                with torch.inference_mode():
-                    dense = [bench.quality(net(pair.lr), pair, fast.scale) for pair in pairs]
+            dense = bench.mean_psnr(net, pairs, fast.scale) if dense is None else dense
             keep = keep_for(fast, share)
             if keep is not None:
                 fast.keep = keep
-                print(f"| {cuts} | {onward or ''} | {share} | {keep} | {drop(fast, pairs, dense):+.3f} |", flush=True)
+                drop = bench.mean_psnr(fast, pairs, fast.scale) - dense
+                print(f"| {cuts} | {onward or ''} | {share} | {keep} | {drop:+.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import maskguided
-from maskguided.bench import quality
+from maskguided.bench import mean_psnr, quality
 from maskguided.global_ops import GlobalOps
 from maskguided.guided import MaskGuided
 from maskguided.pairs import Pair, read_pairs
@@ -106,7 +106,7 @@ def main() -> None:
     pairs = read_pairs(args.lr, args.hr, torch.device("cpu"), torch.float32, channels_last=True)
     for name in ("rcan", "imdn"):
         net = network(WEIGHTS / f"{name}.safetensors", name)
-        dense = sum(quality(net(p.lr.clone()), p, SCALE) for p in pairs) / len(pairs)
+        dense = mean_psnr(net, pairs, SCALE)
         print(f"\n{name}: dense {dense:.2f} dB\n\n| patch | halo | keep | window | image | dense | shrunk |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for patch, halo in ((16, 2), (16, 4), (8, 2)):

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 import maskguided
-from maskguided.bench import quality
+from maskguided.bench import mean_psnr
 from maskguided.errors import ArgumentError
 from maskguided.pairs import read_pairs
 
-from .cuts import drop
 from .quality import read
 from .small_networks import NETWORKS, network
 
@@ -54,8 +53,7 @@ def main() -> None:
     whole = maskguided.wrap(net)
     blocks, pairs = len(whole.split.blocks), read(args.hr, args.lr, whole.scale, args.last)
     splits = [int(n) for n in args.splits.split(",")] if args.splits else sorted({max(1, blocks // 4), blocks // 2})
-    with torch.inference_mode():
-        dense = [quality(net(pair.lr), pair, whole.scale) for pair in pairs]
+    dense = mean_psnr(net, pairs, whole.scale)
     print("PSNR-Y below dense, uint8, border = scale, patches chosen by the linear score and by the input:\n")
     print("| merge | split | windows | MACs | keep | dB, linear | dB, input |\n|" + " --- |" * 7)
     ways = itertools.product(map(float, args.macs.split(",")), args.merges.split(","), splits, args.windows.split(","))
@@ -69,7 +67,7 @@ def main() -> None:
         row = f"| {merge} | {place} of {blocks} | {text or 'default'} | {share} | {fast.keep:.2f} |"
         for scorer in ("linear", "input"):
             fast.scorer = scorer
-            row += f" {drop(fast, pairs, dense):+.3f} |"
+            row += f" {mean_psnr(fast, pairs, fast.scale) - dense:+.3f} |"
         print(row, flush=True)
 
 

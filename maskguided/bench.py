@@ -109,8 +109,10 @@ def measure(
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
             fast.to(memory_format=torch.channels_last)
         runs: dict[Point | None, Network] = {None: dense_network, **{point: at(fast, *point) for point in points}}
-        quality = {point: _mean_psnr(run, pairs, fast.scale) for point, run in runs.items()}  # warms up, too
-        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0)
+        quality: dict[Point | None, float] = {}
+        if pairs[0].hr is not None:
+            quality = {point: mean_psnr(run, pairs, fast.scale) for point, run in runs.items()}
+        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0 if quality else 1)
         for point in points:
             timed = ratio(seconds[point], seconds[None])
             setattr(fast, *point)
@@ -126,8 +128,8 @@ def measure(
                     macs_ratio=total_macs(fast, pairs, shares) / dense_macs,
                     time_ratio=timed.middle,
                     spread=timed.spread,
-                    psnr=quality[point],
-                    dense_psnr=quality[None],
+                    psnr=quality.get(point),
+                    dense_psnr=quality.get(None),
                     dense_seconds=statistics.median(seconds[None]),
                 )
             )
@@ -189,9 +191,6 @@ def _dense_macs(model: nn.Module, pairs: Sequence[Pair]) -> int:
 
 
 @torch.inference_mode()
-def _mean_psnr(network: Network, pairs: Sequence[Pair], scale: int) -> float | None:
-    """Mean over the images; None where there is no HR image. It runs on the first image at least."""
-    if pairs[0].hr is None:
-        network(pairs[0].lr)
-        return None
-    return statistics.mean(quality(network(pair.lr), pair, scale) for pair in pairs)
+def mean_psnr(network: Network, pairs: Sequence[Pair], scale: int) -> float:
+    """PSNR-Y of a network, mean over images that have HR images."""
+    return statistics.mean(quality(image_of(network(pair.lr.clone())), pair, scale) for pair in pairs)
