@@ -243,7 +243,8 @@ def _reduced(fast: MaskGuided, lr: Tensor) -> tuple[Tensor, Tensor] | None:
     truth = lr[:, :, : height * fast.scale, : width * fast.scale]
     if fast.scale == 1 or lr.shape[1] != fast.split.probe.out_channels or min(height, width) < 3:
         return None
-    return F.interpolate(truth, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1), truth
+    small = F.interpolate(truth.float(), size=(height, width), mode="bicubic", antialias=True)
+    return small.clamp(0, 1).to(truth), truth
 
 
 def _mse(a: Tensor, b: Tensor, border: int) -> float:

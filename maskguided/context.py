@@ -17,6 +17,7 @@ from .exchange import Exchange, Sides
 from .patches import Grid
 from .probing import untouched
 from .split import Merge, Split, State
+from .trial import Shape
 
 _RANK = 8
 """Of what all convolutions together guess from. (PAN x4: all 40 features gain 0.002 dB and cost 4 % of a patch.)"""
@@ -54,11 +55,18 @@ class Watch(Exchange):
         maps: the live values (B, C, r*H, r*W) that it starts from.
         size: height and width in LR pixels that they stand for.
         show: called with the number of a convolution with padding, and its input.
+        strangers: see Exchange.
     """
 
-    def __init__(self, maps: Sequence[Tensor], size: tuple[int, int], show: Callable[[int, Tensor], None]) -> None:
+    def __init__(
+        self,
+        maps: Sequence[Tensor],
+        size: tuple[int, int],
+        show: Callable[[int, Tensor], None],
+        strangers: frozenset[Shape],
+    ) -> None:
         batch = torch.zeros(maps[0].shape[0], 1, dtype=torch.long, device=maps[0].device)
-        super().__init__(Grid(*size, max(size)), batch, [(value, value) for value in maps])
+        super().__init__(Grid(*size, max(size)), batch, [(value, value) for value in maps], strangers=strangers)
         self.show = show
 
     def padded(self, x: Tensor, sides: Sides, mode: str = "constant") -> Tensor:
@@ -73,17 +81,17 @@ def watch(split: Split, state: State, size: tuple[int, int], merge: Merge, show:
     names = split.reads if merge == "features" else tuple(split.kinds)
     state = {name: state[name] for name in names}
     maps = [value for name, value in state.items() if split.kinds[name] == "map"]
-    with Watch(maps, size, show):
+    with Watch(maps, size, show, split.trial.strangers):
         after = split.body(state)
         if merge == "image":
             split.tail(after)
 
 
-def make_context(split: Split, merge: Merge) -> Context:
-    """A context for the network that `split` is of, which as yet guesses zeros."""
+def make_context(split: Split, merge: Merge) -> Context | None:
+    """A context for the network that `split` is of, which guesses zeros as yet; None where nothing is to be guessed."""
     channels: list[int] = []
     size = split.probe.sizes_of(split.multiple_of)[0]
     with untouched(split.model):
         state = split.window(size)
         watch(split, state, size, merge, lambda number, x: channels.append(x.shape[1]))
-    return Context(split.feature_channels, channels).to(state[split.features])
+    return Context(split.feature_channels, channels).to(state[split.features]) if channels else None

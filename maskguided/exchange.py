@@ -135,7 +135,7 @@ class Exchange(TorchFunctionMode):
     def _are_windows(self, x: Tensor) -> bool:
         """Whether `x` is a map of these windows, at whatever ratio to the LR image."""
         if x.dim() != 4 or x.shape[0] != self.count:
-            if x.dim() == 4 and self.noted is not None:
+            if x.dim() == 4 and self.noted is not None and x.shape[0] % self.count:
                 self.noted.add(tuple(x.shape))
             return False
         if self.strangers and tuple(x.shape) in self.strangers:

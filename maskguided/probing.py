@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -143,7 +143,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
     try:
         model.eval()
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _eagerly():
             yield
     finally:
         for module, attributes in saved:
@@ -158,6 +158,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Within it, what torch.compile has made runs as it was: each probe would be compiled anew."""
+    compiled = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")  # torch 2.6
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager

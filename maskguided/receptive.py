@@ -85,7 +85,7 @@ def plain_convolutions() -> Iterator[None]:
     """Without Winograd and FFT algorithms, which mix neighbouring pixels and would spread the NaN."""
     mkldnn = torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
     try:
-        with torch.backends.cudnn.flags(enabled=False), _Deformable():
+        with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False), _Deformable():
             yield
     finally:
         torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])  # type: ignore[no-untyped-call]

@@ -205,11 +205,10 @@ class Split(ABC):
         """How windows do on a small image."""
         step = self.multiple_of
         grid = grid_of_trial(self.model, round_up(max(8, -(-self.probe.least // 2)), step))
-        maps = [name for name, kind in self.kinds.items() if kind == "map"]
         try:
             with untouched(self.model):
                 state = self.window((grid.height, grid.width))
-                return try_windows(self.body, self.tail, state, maps, self.writes, grid)
+                return try_windows(self.body, self.tail, state, self.kinds, self.writes, grid)
         except Exception:  # whatever a foreign network raises: it does not work so
             return Trial()
 
@@ -285,8 +284,9 @@ def check_places(split: Split) -> None:
         if _is_mirrored(split):
             raise CannotSplit(
                 f"{name}, split after block {split.split_at}: what stands at the left (or top) of a live value stands "
-                "at the right (or bottom) of the image, as in an ensemble of mirrored passes, so patches do not stay "
-                "where they are. Wrap the network that runs within, and mirror around that"
+                "at the right (or bottom) of the image, as in an ensemble of mirrored passes or after a transform of "
+                "the whole map (torch.fft), so patches do not stay where they are. Of an ensemble, wrap the network "
+                "that runs within, and mirror around that"
             )
 
 

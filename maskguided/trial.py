@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,16 +42,18 @@ def try_windows(
     body: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     tail: Callable[[dict[str, Tensor]], Tensor],
     state: dict[str, Tensor],
-    maps: Iterable[str],
+    kinds: Mapping[str, str],
     writes: Iterable[str],
     grid: Grid,
 ) -> Trial:
-    """Run all windows of an image's `state`, whose `maps` are cut, beside the whole.
+    """Run all windows of an image's `state`, whose maps are cut and whose vectors repeated, beside the whole.
 
     What a network means by a sum is what makes them agree: of several possible readings the first under which they do.
     """
     every = torch.arange(grid.count, device=next(iter(state.values())).device)[None]
-    windows = {name: gather(value, every, grid) if name in maps else value for name, value in state.items()}
+    maps = [name for name, kind in kinds.items() if kind == "map"]
+    vectors = {name: state[name].repeat_interleave(grid.count, 0) for name, kind in kinds.items() if kind == "vector"}
+    windows = {**state, **vectors, **{name: gather(state[name], every, grid) for name in maps}}
     whole = body(dict(state))
     image = tail(whole)
     written = [name for name in writes if whole[name].dim() == 4]

@@ -349,3 +349,29 @@ def test_images_of_two_patches_are_priced_as_they_cost():
     for keep in (0.0, 0.5, 1.0):
         expected = fast.macs_at(16, 32, keep=keep) / fast.cost(16, 32).dense
         assert found.at(keep) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_network_whose_convolutions_see_nothing_to_be_guessed_is_calibrated():
+    class Depthwise(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = torch.nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+            self.point = torch.nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return x + self.point(F.relu(self.wide(x)))
+
+    conv = torch.nn.Conv2d
+    body = torch.nn.Sequential(*[Depthwise() for _ in range(4)])
+    net = torch.nn.Sequential(conv(3, 8, 3, padding=1), body, conv(8, 12, 3, padding=1), torch.nn.PixelShuffle(2))
+    fast = maskguided.wrap(scaled(net), 3)
+    found = maskguided.calibrate(fast, photographs(), max_cost=0.95)
+    assert fast.context is None
+    assert found.chosen.macs <= 0.95
+
+
+def test_a_network_in_half_precision_is_calibrated_without_hr_images():
+    fast = maskguided.wrap(network().to(torch.bfloat16), 2)
+    found = maskguided.calibrate(fast, [x.to(torch.bfloat16) for x in photographs(side=48)], max_cost=0.9)
+    assert found.estimated
+    assert 0 < fast.keep < 1

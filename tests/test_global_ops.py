@@ -114,3 +114,55 @@ def test_a_weight_of_as_many_rows_as_there_are_windows_is_none_of_them(size):
     plain = maskguided.wrap(same, 2, keep=fast.keep)
     assert plain.split.blocks == fast.split.blocks
     assert difference(fast(x), plain(x, fast.score(fast.run_base(x)))) < 1e-5
+
+
+class Conditioned(nn.Module):
+    """SRMD's way: a code of the image beside the features of every block."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(16, 12, 3, padding=1)
+
+        def forward(self, x, code):
+            wide = code[:, :, None, None].repeat(1, 1, *x.shape[2:])
+            return x + F.relu(self.conv(torch.cat([x, wide], 1)))
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+        self.blocks, self.code = nn.ModuleList(self.Block() for _ in range(4)), nn.Linear(3, 4)
+
+    def forward(self, x):
+        code, x = self.code(x.mean((2, 3))), self.first(x)
+        for block in self.blocks:
+            x = block(x, code)
+        return F.pixel_shuffle(self.last(x), 2)
+
+
+def test_windows_of_a_network_with_a_code_for_each_image_exchange_borders():
+    net, x = scaled(Conditioned()), image(2, 3, 27, 41)
+    fast = maskguided.wrap(net, 2)
+    assert "vector" in fast.split.kinds.values()
+    assert fast.exchange
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+def test_radius_of_groups_in_the_batch_is_that_of_their_convolutions():
+    """Of 16 maps and more torch may take another algorithm on a CPU, which mixes neighbouring pixels."""
+
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.group = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return x + self.group(y.reshape(-1, 2, *y.shape[2:])).reshape(y.shape)
+
+    body = nn.Sequential(*[Many() for _ in range(4)])
+    net = scaled(
+        nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), body, nn.Conv2d(32, 12, 3, padding=1), nn.PixelShuffle(2))
+    )
+    facts = maskguided.split(net, 2).facts
+    assert (facts.multiple_of, facts.body_radius) == (1, 4)

@@ -401,3 +401,31 @@ def test_inspect_takes_the_names_of_the_blocks():
     assert found.can_split
     assert found.facts.blocks == ("b1", "b2")
     assert "runs of blocks found" not in str(found)
+
+
+class Fourier(nn.Module):
+    """A block that works on the spectrum of the whole map."""
+
+    def __init__(self, c: int = 8) -> None:
+        super().__init__()
+        self.conv, self.mix = conv(c, c), nn.Conv2d(2 * c, 2 * c, 1)
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft2(x, norm="ortho")
+        mixed = F.relu(self.mix(torch.cat([spectrum.real, spectrum.imag], 1)))
+        real, imaginary = mixed.chunk(2, 1)
+        return self.conv(x) + torch.fft.irfft2(torch.complex(real, imaginary), s=x.shape[2:], norm="ortho")
+
+
+def test_blocks_on_the_spectrum_are_refused_by_name_instead_of_a_cut_that_saves_nothing():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = conv(3, 8), conv(8, 12)
+            self.blocks = nn.Sequential(*[Fourier() for _ in range(4)])
+
+        def forward(self, x):
+            return F.pixel_shuffle(self.last(self.blocks(self.first(x)) + self.first(x)), 2)
+
+    with pytest.raises(CannotSplit, match=r"torch\.fft"):
+        maskguided.split(scaled(Net()))

@@ -26,6 +26,8 @@ from .cut import AutomaticSplit
 from .sizes import Rounding
 from .trace import ADAPTER, recordings, trace
 
+_LITTLE = 0.2
+"""Share of the MACs: a run that holds less is not worth a cut where a much larger one fails."""
 _TRIED = 4
 """Runs of blocks."""
 
@@ -68,6 +70,8 @@ def automatic_split(
                 raise
             failures.append(error)
         else:
+            if failures and run.share < min(_LITTLE, runs[0].share / 4):
+                break  # it would save next to nothing: what the fault of the real body is, is of more use
             if split.can_skip:
                 return split
             held.append((run, split))

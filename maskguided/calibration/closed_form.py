@@ -161,6 +161,8 @@ def _log_regression(seen: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor
 def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
     """Fit what refined windows see beyond their borders, on the patches beside those that are refined at this keep."""
     context = fast.context = fast.context or make_context(fast.split, fast.merge)
+    if context is None:
+        return
     inputs = fast.split.feature_channels + 1
     grams = [torch.zeros(inputs, inputs, dtype=torch.float64) for _ in context.maps]
     crosses = [torch.zeros(inputs, part.shape[1], dtype=torch.float64) for part in context.maps]
