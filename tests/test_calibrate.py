@@ -269,7 +269,7 @@ def timed_as(monkeypatch, price):
 def test_the_picture_shows_the_curve_in_what_the_budget_is_in(monkeypatch, tmp_path):
     timed_as(monkeypatch, lambda fast: 0.2 + fast.keep)
     shown = []
-    monkeypatch.setattr(pictures, "_save", lambda plt, figure, path: shown.append(figure.axes[0]))
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: shown.append(figure.axes[0]))
     for budget, names in ({"max_cost": 0.9}, ["MACs"]), ({"max_time": 0.7}, ["MACs", "time"]):
         found = maskguided.calibrate(wrapped(), photographs(2), **budget)
         pictures.curve_picture(found, tmp_path / "curve.png")
