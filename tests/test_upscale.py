@@ -377,9 +377,9 @@ def test_commands_take_the_settings_of_a_wrap(tmp_path):
 
 def test_the_starter_is_what_its_card_says():
     fast = maskguided.starter()
-    assert (fast.split.split_at, fast.merge, fast.scorer, fast.keep) == (4, "image", "head", 0.262)
+    assert (fast.split.split_at, fast.merge, fast.scorer, fast.keep) == (4, "image", "head", 0.162)
     cost = fast.cost(128, 128)
-    assert cost.ratio < 0.78
+    assert cost.ratio < 0.66
     assert cost.parameters == 128_959
 
 
