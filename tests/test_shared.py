@@ -82,17 +82,17 @@ def test_training_free_quality_on_set14():
 
 
 def test_trained_parts_do_on_set14_what_the_tables_say():
-    """docs/results.md: keep 0.4 costs 0.605 of the MACs and 0.113 dB."""
+    """docs/results.md: keep 0.4 costs 0.605 of the MACs and 0.108 dB."""
     need_shared()
     head = Path(__file__).parents[1] / "benchmarks" / "weights" / "pan_guided.safetensors"
     fast = maskguided.load(head, official_pan(4)).eval()
     assert (fast.keep, fast.scorer, fast.merge) == (0.4, "head", "image")
     assert fast.cost(128, 128).ratio < 0.61
-    assert 0.10 < lost(fast, "Set14") < 0.12
+    assert 0.10 < lost(fast, "Set14") < 0.115
 
 
 def test_images_that_decide_lose_less_for_as_many_patches():
-    """docs/results.md: of 0.40 of the patches, 0.082 dB where images decide, 0.113 where all get as many."""
+    """docs/results.md: of 0.38 of the patches, 0.088 dB where images decide, 0.115 where all get as many."""
     need_shared()
     head = Path(__file__).parents[1] / "benchmarks" / "weights" / "pan_guided.safetensors"
     fast = maskguided.load(head, official_pan(4), min_gain_db=0.25).eval()
