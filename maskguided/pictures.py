@@ -95,7 +95,7 @@ def _by_pixel(mask: Tensor, patch: int, x: Tensor) -> np.ndarray[Any, np.dtype[n
 
 def _figure(**settings: Any) -> Any:
     """A figure of its own: the caller's matplotlib keeps its backend and its state."""
-    return optional("matplotlib.figure", "pictures", "train").Figure(layout="constrained", **settings)
+    return optional("matplotlib.figure", "drawing", "train").Figure(layout="constrained", **settings)
 
 
 def _save(figure: Any, path: Path) -> None:
