@@ -99,7 +99,8 @@ class MaskGuided(Knobs):
         check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, context=context, global_ops=global_ops)
         check_possible(split, merge, coarse_tail, global_ops)
         check_cuts(split, merge, context)
-        self.exchange = split.exchanges(merge) if exchange is None else exchange
+        exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
+        self.exchange = exchanges if exchange is None else exchange
         default = default_sizes(split.multiple_of, self.exchange)
         patch_size = default[0] if patch_size is None else patch_size
         halo = default[1] if halo is None else halo

@@ -17,7 +17,8 @@ from .images import Image, resize
 from .patches import Grid, select
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_SMALLEST_TILE = 32
+SMALLEST_TILE = 32
+"""LR pixels a side: a smaller one is mostly its context."""
 _TILE, _LARGEST_WHOLE = 384, 512 * 512
 _TINT = np.array([255, 80, 0], np.float64)
 
@@ -202,7 +203,7 @@ def tiles(
                 raise
             torch.cuda.empty_cache()
             side = -(-side // 2)
-            if side < _SMALLEST_TILE:
+            if side < SMALLEST_TILE:
                 raise ArgumentError(
                     f"out of memory even with tiles of {2 * side} LR pixels: use --device cpu, or more memory"
                 ) from None

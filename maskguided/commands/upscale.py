@@ -16,7 +16,7 @@ from rich.progress import Progress
 from ..errors import ArgumentError, MaskGuidedError
 from ..guided import MaskGuided
 from ..images import check_format, read_image, resize, write_image
-from ..infer import overlay, pick_device, pick_dtype, upscale
+from ..infer import SMALLEST_TILE, overlay, pick_device, pick_dtype, upscale
 from ..networks import Loaded
 from . import results
 from .console import err, out, plain, progress_bar
@@ -34,8 +34,6 @@ from .options import (
     ready,
     with_settings,
 )
-
-_LEAST_TILE = 32
 
 
 class Alpha(str, Enum):
@@ -131,9 +129,9 @@ class _Way:
     def __post_init__(self) -> None:
         if self.outscale is not None and not 0 < self.outscale < float("inf"):
             raise ArgumentError(f"--outscale {self.outscale:g}: a multiple of the input's size; use 3.5, say")
-        if self.tile and self.tile < _LEAST_TILE:
+        if self.tile and self.tile < SMALLEST_TILE:
             raise ArgumentError(
-                f"--tile {self.tile}: so small a tile is mostly its context; use {_LEAST_TILE} or more, or 0 for none"
+                f"--tile {self.tile}: so small a tile is mostly its context; use {SMALLEST_TILE} or more, or 0 for none"
             )
 
 
