@@ -6,6 +6,9 @@ import pytest
 import torch
 from basicsr_runs import log, trained, work  # noqa: F401  (fixtures of several files, made once)
 from hypothesis import HealthCheck, settings
+from support import scaled
+
+from maskguided.adapters.pan_net import PAN
 
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=1000)
@@ -21,6 +24,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker, and what it starts, take
 def _quiet_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of a small PAN x4."""
+    path = tmp_path_factory.mktemp("weights") / "pan.pth"
+    torch.save({"params": scaled(PAN(features=8, up_features=8, blocks=4), gain=0.5).state_dict()}, path)
+    return str(path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

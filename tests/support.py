@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from skimage import data
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from maskguided.adapters.pan_net import PAN
+from maskguided.cli import app
 from maskguided.errors import MissingDependency
 from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.integrations.spandrel_bridge import import_spandrel
 
 SHARED = Path(os.environ.get("MASKGUIDED_SHARED", Path(__file__).parents[2] / "shared"))
+PHOTO = data.astronaut()[:96:2, 60:180:2]  # 48 x 60
 IN_CI = os.environ.get("CI") == "true"
 
 
@@ -44,6 +48,13 @@ def need_spandrel(module: str = "spandrel") -> Any:
     except MissingDependency as error:
         pytest.fail(str(error)) if IN_CI else pytest.skip(str(error))
     return importlib.import_module(module)
+
+
+def run(*args: object, code: int = 0) -> Any:
+    """A command of maskguided, which ends with this exit code."""
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == code, f"{result.output} {result.exception!r}"
+    return result
 
 
 def by_windows(fast: Any, x: Tensor) -> Tensor:

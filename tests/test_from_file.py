@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from skimage import data
-from support import OriginalEDSR, difference, image, need_basicsr, need_shared, need_spandrel, scaled
-from test_upscale import run
+from support import OriginalEDSR, difference, image, need_basicsr, need_shared, need_spandrel, run, scaled
 from torch import nn
 
 import maskguided

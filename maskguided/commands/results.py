@@ -31,7 +31,7 @@ class Job:
             raise ImageError(f"{self.target}: {what}; choose the format of the results, as --ext png")
         for file in [self.target] if self.mask is None else [self.target, self.mask]:
             if file.exists() and not overwrite:
-                raise ImageError(f"{file} exists already; add --overwrite to replace it")
+                raise ImageError(f"{file} exists already; add --overwrite to replace it, or --skip-existing")
 
 
 def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: bool) -> list[Job]:

@@ -95,13 +95,22 @@ def upscale_command(
         bool, typer.Option("--show-mask", help="Also write a picture of the refined patches.")
     ] = False,
     overwrite: Overwrite = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave out images whose results exist: goes on with a folder.")
+    ] = False,
     **settings: Any,
 ) -> None:
     """Upscale an image or a folder of images; without --weights, x4 with the network that ships with maskguided."""
     if threads:
         torch.set_num_threads(threads)
+    if overwrite and skip_existing:
+        raise ArgumentError("--overwrite and --skip-existing: existing results are replaced or left; give one")
     way = _Way(outscale, tile, tile_pad, alpha.value)
     jobs = results.jobs(input, output, suffix, ext, show_mask)
+    if skip_existing:
+        jobs, overwrite = _not_done(jobs), True
+        if not jobs:
+            return
     loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
     if min_gain is not None:
         if keep is not None:
@@ -133,6 +142,14 @@ class _Way:
             raise ArgumentError(
                 f"--tile {self.tile}: so small a tile is mostly its context; use {SMALLEST_TILE} or more, or 0 for none"
             )
+
+
+def _not_done(jobs: Sequence[results.Job]) -> list[results.Job]:
+    """Those whose results do not exist: a picture of a mask is written before its result, and does not tell."""
+    left = [job for job in jobs if not job.target.exists()]
+    if len(left) < len(jobs):
+        err.print(f"{len(jobs) - len(left)} of {len(jobs)} exist already and are left out")
+    return left
 
 
 def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way, overwrite: bool) -> int:
@@ -173,9 +190,9 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
         height, width = (max(round(side * way.outscale), 1) for side in image.shape[:2])
         made = resize(made, height, width, lanczos=True)
     height, width = made.shape[:2]
-    write_image(job.target, made)
     if job.mask is not None:
         write_image(job.mask, overlay(resize(image, height, width), done.mask))
+    write_image(job.target, made)
     return (height, width), float(done.mask.mean())
 
 

@@ -1,0 +1,84 @@
+"""The command that measures, and the pairs of images that it reads."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+from support import PHOTO, run
+
+import maskguided
+from maskguided import ArgumentError, bench
+from maskguided.images import resize, write_image
+from maskguided.pairs import read_pairs
+
+
+def test_bench_takes_a_saved_head_with_its_settings(weights, tmp_path):
+    saved = maskguided.from_file(weights, 3, patch_size=8, halo=1, merge="image", coarse_tail="light")
+    maskguided.save(saved, tmp_path / "head.safetensors")
+    write_image(tmp_path / "a.png", PHOTO)
+    arguments = ["bench", "-i", tmp_path / "a.png", "--weights", weights, "--head", tmp_path / "head.safetensors"]
+    run(*arguments, "--rounds", 1, "--keep", "0.25", "--json", tmp_path / "new" / "r.json")
+    (row,) = json.loads((tmp_path / "new" / "r.json").read_text())["rows"]
+    assert (row["merge"], row["split_at"], row["patch_size"], row["halo"]) == ("image", 3, 8, 1)
+    saved.keep = 0.25
+    assert row["macs_ratio"] == pytest.approx(saved.cost(*PHOTO.shape[:2]).ratio)
+    refused = run(*arguments, "--merge", "image", code=1)
+    assert "give either it or them" in str(refused.exception)
+
+
+def test_bench_without_options_measures_the_starter_as_it_is_used(tmp_path):
+    write_image(tmp_path / "a.png", PHOTO)
+    run("bench", "-i", tmp_path / "a.png", "--rounds", 1, "--json", tmp_path / "r.json")
+    coarse, own = json.loads((tmp_path / "r.json").read_text())["rows"]
+    starter = maskguided.starter()
+    assert (coarse["keep"], own["keep"], own["merge"]) == (0, starter.keep, starter.merge)
+    assert own["macs_ratio"] == pytest.approx(starter.cost(*PHOTO.shape[:2]).ratio)
+
+
+def test_bench_lets_each_image_decide(tmp_path):
+    """As the file says without options; MACs are those of what each image refines."""
+    lr, hr = tmp_path / "lr", tmp_path / "hr"
+    for name, picture in (("flat", np.full_like(data.astronaut(), 90)), ("rich", data.astronaut())):
+        large = picture[100:260, 200:440]
+        write_image(hr / f"{name}.png", large)
+        write_image(lr / f"{name}.png", large.reshape(40, 4, 60, 4, 3).mean((1, 3)).round().astype(np.uint8))
+    fast = maskguided.wrap(maskguided.starter().unwrap(), 4)
+    maskguided.calibrate(
+        fast,
+        [torch.from_numpy(data.astronaut()[:80, :80].copy()).permute(2, 0, 1)[None] / 255],
+        per_image=True,
+        max_cost=0.9,
+    )
+    maskguided.save(fast, tmp_path / "own.safetensors")
+    args = ("bench", "-i", lr, "--hr", hr, "--model", "starter", "--head", tmp_path / "own.safetensors", "--rounds", 1)
+    run(*args, "--json", tmp_path / "r.json")
+    coarse, own = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (coarse["keep"], own["min_gain_db"]) == (0, fast.min_gain_db)
+    assert "gain" in run(*args, "--min-gain", "1e9,0", "--json", tmp_path / "s.json").output
+    none, all_of_it = json.loads((tmp_path / "s.json").read_text())["rows"]
+    assert (none["keep"], none["psnr"]) == (0, coarse["psnr"])
+    assert none["macs_ratio"] == pytest.approx(coarse["macs_ratio"], rel=0.02)
+    assert (all_of_it["keep"], all_of_it["psnr"]) == (1, pytest.approx(all_of_it["dense_psnr"]))
+    assert coarse["psnr"] <= own["psnr"] <= all_of_it["psnr"]
+
+
+def test_bench_says_what_is_wrong_before_it_runs_anything(weights, tmp_path):
+    write_image(tmp_path / "a.png", PHOTO)
+    pairs = read_pairs(tmp_path / "a.png", None, torch.device("cpu"), torch.float32, False)
+    model = maskguided.from_file(weights).unwrap()
+    good, wrong = bench.Setting("features", 1, 8, 0, (0.5,)), bench.Setting("features", 9, 8, 0, (0.5,))
+    done = []
+    with pytest.raises(ArgumentError, match="split_at=9"):
+        bench.measure(model, pairs, [good, wrong], 1, lambda: done.append(1))
+    assert not done
+
+
+def test_names_of_div2k_are_paired(tmp_path):
+    write_image(tmp_path / "lr" / "0801x4.png", PHOTO)
+    write_image(tmp_path / "hr" / "0801.png", resize(PHOTO, 4 * PHOTO.shape[0], 4 * PHOTO.shape[1]))
+    (pair,) = read_pairs(tmp_path / "lr", tmp_path / "hr", torch.device("cpu"), torch.float32, False)
+    assert pair.lr.shape[2] * 4 == pair.hr.shape[0]

@@ -1,0 +1,154 @@
+"""Images of every kind through a network, whole and in tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support import PHOTO, scaled
+
+import maskguided
+from maskguided import ArgumentError, ImageError
+from maskguided.adapters.pan_net import PAN
+from maskguided.images import resize
+from maskguided.infer import overlay, upscale
+
+
+@pytest.fixture(scope="module")
+def fast() -> maskguided.MaskGuided:
+    model = scaled(PAN(features=8, up_features=8, blocks=4, scale=2), gain=0.5)
+    return maskguided.wrap(model, patch_size=8, keep=0.5).eval()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kind", ["grey", "colour", "alpha"])
+@pytest.mark.parametrize("alpha", ["model", "bicubic"])
+def test_the_result_is_of_the_kind_of_the_input(fast, dtype, kind, alpha):
+    pixels = PHOTO.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    pixels = {
+        "grey": pixels[..., 1],
+        "colour": pixels,
+        "alpha": np.dstack([pixels, pixels[..., 0]]),
+    }[kind]
+    done = upscale(fast, pixels, alpha=alpha)
+    assert done.image.dtype == dtype
+    assert done.image.shape == (96, 120, *pixels.shape[2:])
+    assert done.mask.shape == (48, 60)
+    assert 0.4 < done.mask.mean() < 0.6
+
+
+def test_16_bits_agree_with_8_to_a_level(fast):
+    eight, sixteen = upscale(fast, PHOTO).image, upscale(fast, PHOTO.astype(np.uint16) * 257).image
+    assert np.abs(eight.astype(int) - sixteen / 257).max() <= 1
+
+
+def test_bicubic_alpha_is_bicubic_and_colour_does_not_depend_on_it(fast):
+    rgba = np.dstack([PHOTO, PHOTO[..., 0]])
+    done = upscale(fast, rgba, alpha="bicubic").image
+    assert np.array_equal(done[..., 3], resize(PHOTO[..., 0], 96, 120))
+    assert np.array_equal(done[..., :3], upscale(fast, PHOTO).image)
+
+
+def test_a_network_for_one_channel_takes_colour_channel_by_channel():
+    fast = maskguided.wrap(scaled(PAN(channels=1, features=8, up_features=8, blocks=4, scale=2), gain=0.5), keep=1)
+    colour = upscale(fast, PHOTO).image
+    assert colour.shape == (96, 120, 3)
+    for channel in range(3):
+        assert np.array_equal(colour[..., channel], upscale(fast, np.ascontiguousarray(PHOTO[..., channel])).image)
+
+
+@pytest.mark.parametrize("tile", [16, 25, 48, 500])
+def test_tiles_leave_no_seam_when_the_pad_covers_the_receptive_field(tile):
+    model = scaled(PAN(features=8, up_features=8, blocks=4, scale=2), gain=0.5)
+    radius = maskguided.split(model, 1).facts.radius
+    fast = maskguided.wrap(model, 1, keep=1, halo=radius, patch_size=8).eval()
+    pad = radius + 6  # the whole network's, with its stem and first block
+    calls: list[tuple[int, int]] = []
+    whole = upscale(fast, PHOTO.astype(np.uint16) * 257).image
+    tiled = upscale(
+        fast, PHOTO.astype(np.uint16) * 257, tile=tile, tile_pad=pad, on_tile=lambda *c: calls.append(c)
+    ).image
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+    assert calls[-1][0] == calls[-1][1] == (-(-48 // tile)) * (-(-60 // tile))
+    if tile < 30:
+        torn = upscale(fast, PHOTO.astype(np.uint16) * 257, tile=tile, tile_pad=0).image
+        assert np.abs(whole.astype(int) - torn).max() > 100
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5, 0.75])
+def test_keep_holds_over_all_tiles_where_the_input_alone_ranks_the_patches(fast, keep):
+    """What is worth refining lies on the left; within each tile, as a head chooses, as much of the right is taken."""
+    rng = np.random.default_rng(0)
+    photo = np.dstack([rng.integers(0, 256, (64, 128)), *[np.full((64, 128), 90)] * 2]).astype(np.uint8)
+    photo[:, 64:] = 128 + (photo[:, 64:] > 128)  # noise of one grey level
+    fast.keep = keep
+    whole = upscale(fast, photo, tile=0).mask
+    by_tiles = upscale(fast, photo, tile=32, tile_pad=0).mask
+    assert by_tiles[:, :64].mean() == min(1, 2 * keep)
+    assert by_tiles[:, 64:].mean() == pytest.approx(max(0, 2 * keep - 1), abs=0.1)
+    assert (whole != by_tiles).mean() <= 0.15
+    fast.scorer = "head"
+    try:
+        alone = upscale(fast, photo, tile=32, tile_pad=0).mask
+    finally:
+        fast.scorer = "input"
+    assert (alone.reshape(2, 32, 4, 32).mean((1, 3)) == keep).all()
+
+
+def test_a_flat_image_in_tiles_is_not_refined(fast):
+    fast.keep = 0.5
+    assert not upscale(fast, np.full((64, 64), 7, np.uint8), tile=32).mask.any()
+
+
+def test_shapes_that_are_no_image(fast):
+    for shape in [(4, 4, 2), (4,), (1, 3, 4, 4)]:
+        with pytest.raises(ImageError, match="must be"):
+            upscale(fast, np.zeros(shape, np.uint8))
+    with pytest.raises(ArgumentError, match="tile=-1"):
+        upscale(fast, PHOTO, tile=-1)
+
+
+def test_the_overlay_tints_the_mask_and_nothing_else():
+    mask = np.zeros((48, 60), bool)
+    mask[8:16, 8:24] = True
+    shown = overlay(PHOTO, mask)
+    assert np.array_equal(shown[~mask], PHOTO[~mask])
+    assert (shown[mask] != PHOTO[mask]).any(1).mean() > 0.95
+
+
+def test_short_of_memory_a_tile_is_done_in_four_and_what_was_done_stays(fast, monkeypatch):
+    fast.keep, photo = 1, np.tile(PHOTO, (2, 2, 1))
+    whole = upscale(fast, photo, tile=0).image
+    restore, sizes, steps = fast.restore, [], []
+
+    def short_at_first(x, *args):
+        sizes.append(tuple(x.shape[2:]))
+        if len(sizes) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return restore(x, *args)
+
+    monkeypatch.setattr(fast, "restore", short_at_first)
+    done = upscale(fast, photo, tile=0, tile_pad=fast.split.facts.radius + 8, on_tile=lambda *at: steps.append(at))
+    assert np.abs(done.image.astype(int) - whole.astype(int)).max() <= 1
+    assert done.mask.all()
+    assert sizes[0] == photo.shape[:2]
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    monkeypatch.setattr(fast, "restore", lambda x: (_ for _ in ()).throw(RuntimeError("can't allocate memory: 1 TB")))
+    with pytest.raises(ArgumentError, match="out of memory even with tiles"):
+        upscale(fast, PHOTO)
+    monkeypatch.setattr(fast, "restore", lambda x: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match="something else"):
+        upscale(fast, PHOTO)
+
+
+def test_large_images_are_cut_into_tiles_by_themselves(fast, monkeypatch):
+    from maskguided import infer
+
+    monkeypatch.setattr(infer, "_LARGEST_WHOLE", 30 * 30)
+    monkeypatch.setattr(infer, "_TILE", 24)
+    steps = []
+    upscale(fast, PHOTO, on_tile=lambda *at: steps.append(at))
+    assert len(steps) == -(-PHOTO.shape[0] // 24) * -(-PHOTO.shape[1] // 24)
+    steps.clear()
+    upscale(fast, PHOTO, tile=0, on_tile=lambda *at: steps.append(at))
+    assert steps == [(1, 1)]
