@@ -279,7 +279,8 @@ def check_places(split: Split) -> None:
         if not _matters(split):
             raise CannotSplit(
                 f"{name}, split after block {split.split_at}: the image does not depend on the blocks after that. If "
-                "the network returns several, wrap it in a module that returns the right one alone"
+                "the network returns several, wrap it in a module that returns the right one alone; if those blocks "
+                "serve something else, cut earlier or name the ones that make the image (body=)"
             )
         if _is_mirrored(split):
             raise CannotSplit(
