@@ -17,6 +17,7 @@ from ..infer import pick_device, pick_dtype
 from ..networks import STARTER, load_network
 from ..pairs import read_pairs
 from ..split import probed
+from ..weights import write_whole
 from .console import out, progress_bar
 from .options import (
     Device,
@@ -103,9 +104,10 @@ def bench_command(
     out.print(header, markup=False)
     out.print(_table(rows))
     if json_file is not None:
-        json_file.write_text(json.dumps({"machine": header, "rows": bench.as_json(rows)}, indent=1) + "\n")
+        text = json.dumps({"machine": header, "rows": bench.as_json(rows)}, indent=1)
+        write_whole(json_file, lambda beside: beside.write_text(f"{text}\n"))
     if markdown is not None:
-        markdown.write_text(f"{header}\n\n{_markdown(rows)}\n")
+        write_whole(markdown, lambda beside: beside.write_text(f"{header}\n\n{_markdown(rows)}\n"))
 
 
 def _lines(rows: list[bench.Row]) -> list[tuple[str, ...]]:
