@@ -44,6 +44,11 @@ class Base:
     """(B, C', s*H', s*W'): what the coarse tail makes of the whole, once it is needed."""
 
     @property
+    def is_continued(self) -> bool:
+        """Whether windows are cut from more than the network takes: the image's size was none for them."""
+        return (self.grid.height, self.grid.width) != tuple(self.x.shape[2:])
+
+    @property
     def every(self) -> Tensor:
         """(B, count): the index of all patches."""
         return torch.arange(self.grid.count, device=self.x.device).expand(self.x.shape[0], -1)

@@ -31,6 +31,7 @@ from .patches import round_up, select
 from .probing import in_eval_mode
 from .settings import check_one_of
 from .split import Merge, Split
+from .wrapping import check_wrapped
 
 KEEPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 Progress = Callable[[str], None]
@@ -104,6 +105,7 @@ def calibrate(
     >>> fast.scorer, fast.keep == found.chosen.keep, found.chosen.macs <= 0.9
     ('linear', True, True)
     """
+    check_wrapped(fast)
     budget = Budget(max_drop_db, max_cost, max_time)
     check_one_of("fit", fit, ("all", "score", "context", "nothing"))
     if split_at is not None and fit != "all":
@@ -369,6 +371,12 @@ def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) 
 def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
     """LR and HR image as (1, C, H, W), where the network is."""
     given = image if isinstance(image, tuple) else (image,)
+    for x in given:
+        if not isinstance(x, Tensor):
+            raise ArgumentError(
+                f"calibrate: an image of type {type(x).__name__}; it takes LR tensors (C, H, W) in 0..1, or "
+                "pairs (LR, HR), in a list; `maskguided calibrate` reads files"
+            )
     like = next(fast.parameters())
     lr, *rest = ((x[None] if x.dim() == 3 else x).to(like.device, like.dtype) for x in given)
     hr = rest[0] if rest else None

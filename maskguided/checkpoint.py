@@ -19,7 +19,7 @@ from .guided import MaskGuided
 from .networks import load_network
 from .probing import in_eval_mode
 from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
-from .wrapping import refuse_wrapped, wrap
+from .wrapping import check_wrapped, refuse_wrapped, wrap
 
 STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"
 """What makes the network that ships with the package mask-guided."""
@@ -39,6 +39,7 @@ def save(fast: MaskGuided, path: str | Path) -> None:
     Of the network's own weights only those are in it that stages refine, all or end have changed.
     An existing file is replaced whole or not at all.
     """
+    check_wrapped(fast)
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path}: a maskguided file ends in .safetensors")

@@ -28,6 +28,7 @@ from .training.pool import batches
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE, Given, Options, loss, prepare, train_only
 from .weights import write_whole
+from .wrapping import check_wrapped
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Recipe:
         for name in ("steps", "batch", "crop"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}={getattr(self, name)}: use 1 or more")
-        if self.rate <= 0 or not 0 <= self.ema < 1:
+        if not 0 < self.rate < float("inf") or not 0 <= self.ema < 1:
             raise ArgumentError(f"rate={self.rate}, ema={self.ema}: use a rate above 0 and an ema of 0 to below 1")
         if self.pool and self.pool < self.batch:
             raise ArgumentError(f"pool={self.pool}: use 0, or at least the batch of {self.batch}")
@@ -126,6 +127,7 @@ def fit(
         CheckpointError: `checkpoint` is of another run.
         MissingDependency: timm, accelerate (`pip install 'maskguided[train]'`) or basicsr is not installed.
     """
+    check_wrapped(fast)
     recipe = recipe or Recipe()
     folders = [hr] if isinstance(hr, (str, Path)) else list(hr)
     run = _Run(fast, stage, recipe, None if checkpoint is None else Path(checkpoint), logs)

@@ -7,9 +7,10 @@ that are refined in it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ _FIXED_POOLS = ("avg_pool2d", "max_pool2d")
 _MEANS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
 _DEVIATIONS = ("std", "var", "std_mean", "var_mean")
 _REDUCTIONS = ("mean", "sum", "amax", "amin", "logsumexp", *_DEVIATIONS)
-_SECOND_POWERS = ("norm", "vector_norm")
+_SECOND_POWERS = ("norm", "vector_norm", "linalg_vector_norm")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias")
 _BATCH_NORM = (*_NORM, "training", "momentum", "eps")
 _INSTANCE_NORM = (*_NORM, "use_input_stats", "momentum", "eps")
@@ -36,9 +37,16 @@ class Reading(NamedTuple):
     """A sum, or a norm, stands for itself; else it will be divided by the size of the map, so a mean is meant."""
     flat: bool = False
     """(B, C, h*w) reduced over its last dimension, and a pool as large as a window, are over the whole map."""
+    rows: Literal["groups", "stacked", "unknown"] = "groups"
+    """What a map is that has several times as many rows as there are windows: groups of the channels of each, as after
+    x.reshape(b * groups, -1, h, w), or maps of all windows one after the other, as after torch.cat. Unknown: each row
+    is taken alone, for statistics must not pass from image to image."""
 
 
-READINGS = (Reading(), Reading(total=True), Reading(flat=True), Reading(total=True, flat=True))
+READ_PLAINLY = Reading()
+_ROWS: tuple[Literal["groups", "stacked"], ...] = ("groups", "stacked")
+READINGS = tuple(itertools.starmap(Reading, itertools.product((True, False), (False, True), _ROWS)))
+"""Sums as they stand first: where a ratio of sums is what counts, both would do, but for what is added to a divisor."""
 
 
 class GlobalOps(TorchFunctionMode):
@@ -84,7 +92,8 @@ class PerImage(GlobalOps):
         strangers: shapes of tensors that are no windows though there are as many of them.
         noted: where the shapes of such tensors are kept.
 
-    `doubtful` says afterwards whether another reading may have given something else.
+    `doubtful` says afterwards whether another reading may have given something else, `folded` whether `Reading.rows` is
+    why.
     """
 
     def __init__(
@@ -94,13 +103,13 @@ class PerImage(GlobalOps):
         owned: Callable[[int, int], Tensor] | None = None,
         window: tuple[int, int] = (1, 1),
         *,
-        reading: Reading = READINGS[0],
+        reading: Reading = READ_PLAINLY,
         strangers: frozenset[tuple[int, ...]] = frozenset(),
         noted: set[tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.k, self.windows, self.owned, self.window, self.reading = k, windows, owned, window, reading
-        self.strangers, self.noted, self.doubtful = strangers, noted, False
+        self.strangers, self.noted, self.doubtful, self.folded = strangers, noted, False, False
 
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         if is_global(func, args, kwargs):
@@ -122,13 +131,19 @@ class PerImage(GlobalOps):
         return self._combined(func.__name__, func(self._weighed(x, func.__name__, args, kwargs), *args, **kwargs))
 
     def _folded(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
-        """Of a map whose channels lie in groups along the batch, as after x.reshape(b * groups, -1, h, w)."""
+        """Of a map with several rows for a window (see `Reading.rows`)."""
         groups, rest = divmod(x.shape[0], self.windows)
         # Else it is no map of all windows, or a norm has weights for as many channels as there are now.
         if rest or groups < 2 or x.dim() != 4 or func.__name__ in _NORMS:
             if rest and self.noted is not None:
                 self.noted.add(tuple(x.shape))
             return func(x, *args, **kwargs)
+        self.doubtful = self.folded = True
+        if self.reading.rows == "unknown":
+            return func(x, *args, **kwargs)
+        if self.reading.rows == "stacked":
+            each = [self.reduce(func, part, args, kwargs) for part in torch.split(x, self.windows)]
+            return tuple(map(torch.cat, zip(*each, strict=True))) if isinstance(each[0], tuple) else torch.cat(each)
 
         def folded(value: Tensor) -> Tensor:
             return value.reshape(x.shape[0], x.shape[1], *value.shape[2:])
@@ -275,7 +290,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if name in _REDUCTIONS or name in _SECOND_POWERS:
         dims = _dims(name, args, kwargs)
         rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
-        return dims in ({2, 3}, {1, 2}) or (len(rest) == 1 and dims == rest and name not in _DEVIATIONS)
+        return dims in ({2, 3}, {1, 2}, {1, 2, 3}) or (len(rest) == 1 and dims == rest and name not in _DEVIATIONS)
     if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
         return _given(_BATCH_NORM, args, kwargs).get("running_mean") is None
     if name == "group_norm":

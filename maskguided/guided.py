@@ -185,13 +185,11 @@ class MaskGuided(Knobs):
     def finish(self, base: Base, index: Tensor) -> Tensor:
         """`refine` for the last time; or the network as it is, where all patches are refined and windows cost more.
 
-        That is where they overlap by halos, or an image that is free to choose (min_gain_db) chooses all.
+        That is where they overlap by halos, or are cut from a map that had to be continued, or where an image that is
+        free to choose (min_gain_db) chooses all.
         """
-        if (
-            index.shape[1] == base.grid.count
-            and self._all_go_on
-            and (not self.exchange or self.min_gain_db is not None)
-        ):
+        dearer = not self.exchange or self.min_gain_db is not None or base.is_continued
+        if index.shape[1] == base.grid.count and self._all_go_on and dearer:
             return self._cropped(self.split.rest(base.state), base)
         return self.refine(base, index, last=True)
 

@@ -37,8 +37,9 @@ def read_image(path: str | Path) -> Image:
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
     is_jpeg = stored[:2] == b"\xff\xd8"
     image: Image | None = cv2.imdecode(content, upright if is_jpeg else as_it_is) if content.size else None
-    if image is not None and image.shape[2:] != (4,) and (b"eXIf" in stored or b"EXIF" in stored):
-        image = cv2.imdecode(content, upright)
+    if image is not None and (b"eXIf" in stored or b"EXIF" in stored):
+        turned = cv2.imdecode(content, upright)
+        image = _turned_like(turned, image) if image.shape[2:] == (4,) else turned
     if image is None:
         raise ImageError(f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)}")
     if path.suffix.lower() in _PAGED and (pages := cv2.imcount(str(path))) > 1:
@@ -46,6 +47,16 @@ def read_image(path: str | Path) -> Image:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
     return _swapped(image)
+
+
+def _turned_like(upright: Image, image: Image) -> Image:
+    """`image` with its alpha channel, turned and mirrored as its colours are in `upright`."""
+    for mirrored in (image, image[:, ::-1]):
+        for quarters in range(4):
+            turned = np.rot90(mirrored, quarters)
+            if np.array_equal(turned[..., :3], upright):
+                return np.ascontiguousarray(turned)
+    return image
 
 
 def write_image(path: str | Path, image: Image) -> None:

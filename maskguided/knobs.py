@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -122,8 +123,7 @@ class Knobs(nn.Module):
 
     @patch_size.setter
     def patch_size(self, side: int) -> None:
-        check_aligned("patch_size", side, 1, self.split.multiple_of)
-        self._patch_size = side
+        self._patch_size = check_aligned("patch_size", side, 1, self.split.multiple_of)
         self.forget_estimate()
 
     @property
@@ -133,8 +133,7 @@ class Knobs(nn.Module):
 
     @halo.setter
     def halo(self, width: int) -> None:
-        check_aligned("halo", width, 0, self.split.multiple_of)
-        self._halo = width
+        self._halo = check_aligned("halo", width, 0, self.split.multiple_of)
         self.forget_estimate()
 
     @property
@@ -152,6 +151,18 @@ class Knobs(nn.Module):
                 f"wrap(fast.unwrap(), merge={merge!r})"
             )
         self._merge: Merge = merge
+
+    @property
+    def split_at(self) -> tuple[int, ...]:
+        """Blocks after which the network is cut. Decided when it is wrapped."""
+        return self.split.cuts
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "split_at" or (name in ("coarse_tail", "context", "head") and isinstance(value, (str, dict))):
+            raise ArgumentError(
+                f"{name}={value!r}: that is decided when a network is wrapped; wrap(fast.unwrap(), {name}={value!r})"
+            )
+        super().__setattr__(name, value)
 
     def forget_estimate(self) -> None:
         """What patches bring is estimated for windows of one kind."""

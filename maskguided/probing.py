@@ -181,18 +181,18 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def no_leftovers() -> Iterator[None]:
     """Within it, memory that torch.empty gives is NaN, so that what relies on what was there before shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     deterministic: Any = torch.utils.deterministic
     filled = deterministic.fill_uninitialized_memory
     try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms spends seconds importing a compiler
         deterministic.fill_uninitialized_memory = True
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operations that have no deterministic way: here none is needed
             yield
     finally:
         deterministic.fill_uninitialized_memory = filled
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
 
 
 def forget_results(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from .coarse import CoarseTail
 from .errors import ArgumentError, first_line
 from .patches import Grid, round_up
 from .probing import untouched
-from .split import Merge, Split
+from .split import Merge, Split, as_whole
 from .windows import on_windows
 
 Scorer = Literal["input", "coarse", "linear", "head"]
@@ -125,7 +125,10 @@ def check_cuts(split: Split, merge: Merge, context: Context) -> None:
 
 def check_onward(shares: float | Sequence[float], further: int) -> tuple[float, ...]:
     """`shares`, one of which may stand alone; refused where they do not fit the cuts."""
-    given = tuple(shares) if isinstance(shares, Sequence) and not isinstance(shares, str) else (shares,)
+    try:
+        given: tuple[object, ...] = (shares,) if isinstance(shares, str) else tuple(shares)  # type: ignore[arg-type]
+    except TypeError:  # a number
+        given = (shares,)
     if len(given) != further:
         raise ArgumentError(
             f"onward={given}: one share for each cut after the first; this network has {further} of them"
@@ -158,13 +161,13 @@ def check_min_gain(least: float | None, estimate: object) -> float | None:
     """`least`; refused where nothing estimates what a patch brings, or where it is no such value."""
     if least is None:
         return None
+    if isinstance(least, str) or not float(least) >= 0:
+        raise ArgumentError(f"min_gain_db={least!r}: use 0 dB (refine all patches) or more")
     if estimate is None:
         raise ArgumentError(
             f"min_gain_db={least}: nothing estimates yet what a patch brings; calibrate(..., per_image=True), or "
             "`maskguided calibrate --per-image`, first"
         )
-    if isinstance(least, str) or not float(least) >= 0:
-        raise ArgumentError(f"min_gain_db={least!r}: use 0 dB (refine all patches) or more")
     return float(least)
 
 
@@ -205,12 +208,14 @@ def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ArgumentError(f"{name}={value!r}; use one of {', '.join(map(repr, allowed))}")
 
 
-def check_aligned(name: str, value: int, least: int, multiple: int) -> None:
-    """Refuse a size in LR pixels that is too small, or no multiple of what the network works on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_aligned(name: str, value: object, least: int, multiple: int) -> int:
+    """`value`, a size in LR pixels; refused where it is too small, or no multiple of what the network works on."""
+    size = as_whole(value)
+    if size is None or size < least:
         raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")
-    if value % multiple:
+    if size % multiple:
         raise ArgumentError(
-            f"{name}={value}: this network works on multiples of {multiple} LR pixels; "
-            f"use {value // multiple * multiple or multiple} or {round_up(value, multiple)}"
+            f"{name}={size}: this network works on multiples of {multiple} LR pixels; "
+            f"use {size // multiple * multiple or multiple} or {round_up(size, multiple)}"
         )
+    return size

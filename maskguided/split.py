@@ -13,8 +13,9 @@ A Split is made by an adapter (adapter.py) or automatically (automatic/); both o
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -107,7 +108,7 @@ class Split(ABC):
         if isinstance(split_at, bool) or not isinstance(split_at, int) or not 1 <= split_at < len(blocks):
             raise ArgumentError(
                 f"split_at={split_at!r}: this {type(model).__name__} has {len(blocks)} blocks; "
-                f"use 1 to {len(blocks) - 1}"
+                f"use 1 to {len(blocks) - 1}" + ("" if isinstance(split_at, int) else ", a whole number")
             )
         self.model = model
         self.blocks = blocks
@@ -341,12 +342,21 @@ def first_and_later(split_at: Cuts) -> tuple[int | Literal["auto"], tuple[int, .
     >>> first_and_later((4, 8, 12))
     (4, (8, 12))
     """
-    if not isinstance(split_at, Sequence) or isinstance(split_at, str):
-        return split_at, ()
-    cuts = tuple(split_at)
-    if not cuts or not all(isinstance(n, int) for n in cuts) or list(cuts) != sorted(set(cuts)):
+    if not isinstance(split_at, Iterable) or isinstance(split_at, str):
+        number = as_whole(split_at)
+        return (split_at if number is None else number), ()  # type: ignore[return-value]  # which a Split refuses
+    cuts = [n for n in map(as_whole, split_at) if n is not None]
+    if not cuts or len(cuts) < len(tuple(split_at)) or cuts != sorted(set(cuts)):
         raise ArgumentError(f"split_at={split_at!r}: several cuts are numbers of blocks that rise, as (4, 8, 12)")
-    return cuts[0], cuts[1:]
+    return cuts[0], tuple(cuts[1:])
+
+
+def as_whole(value: object) -> int | None:
+    """`value` as an int, where it is a whole number of whatever library; None where it is none."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def choose(split_at: int | Literal["auto"], blocks: int) -> int:

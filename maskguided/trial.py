@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from .exchange import Exchange
-from .global_ops import READINGS, PerImage, Reading
+from .global_ops import READ_PLAINLY, READINGS, PerImage, Reading
 from .patches import Grid, gather, scatter
 
 Shape = tuple[int, ...]
@@ -24,7 +24,7 @@ class Trial:
     """Whether they give what the whole map gives at the end of the body."""
     image: bool = False
     """Whether they do so in the image."""
-    reading: Reading = READINGS[0]
+    reading: Reading = READ_PLAINLY
     """Of global operations that could mean two things."""
     strangers: frozenset[Shape] = frozenset()
     """Shapes of what padding, convolutions and reductions get that is no map of windows: of weights, mostly."""
@@ -68,12 +68,14 @@ def try_windows(
                 patches = tail(parts)
             pairs = [*((whole[name], parts[name]) for name in written), (image, patches)]
             same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
-            found = Trial(all(same[:-1]), same[-1], reading, frozenset(noted))
+            found = Trial(all(same[:-1]), same[-1], reading if all(same[:-1]) else READ_PLAINLY, frozenset(noted))
         except Exception:  # whatever a foreign network raises: it does not work so
             found = Trial(strangers=frozenset(noted))
         best = found if not best.body and (found.body or reading == READINGS[0]) else best
         if (best.body and best.image) or not statistics.doubtful:
             break
+    if not best.body and statistics.folded:
+        best = replace(best, reading=best.reading._replace(rows="unknown"))
     return best
 
 

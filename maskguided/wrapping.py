@@ -28,6 +28,8 @@ def wrap(
 ) -> MaskGuided:
     """Make `model` restore globally and refine locally. The model is held, not changed.
 
+    Load its weights first: a coarse tail may be a copy of its tail.
+
     Args:
         model: a super-resolution network: (B, C, H, W) in, (B, C', s*H, s*W) out.
         split_at: how many of its blocks run on the whole image; "auto": half. Several numbers, as (4, 8, 12): after
@@ -52,7 +54,16 @@ def wrap(
     return MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
 
 
+def check_wrapped(fast: object) -> None:
+    """Refuse a network that is to be wrapped first."""
+    if not isinstance(fast, MaskGuided):
+        raise ArgumentError(f"{type(fast).__name__} is no wrapped network: give what maskguided.wrap makes of it")
+
+
 def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse a network that is wrapped already."""
+    """Refuse a network that is wrapped already, or holds one that is."""
     if isinstance(model, MaskGuided):
         raise ArgumentError("this network is wrapped already: set its keep, or give fast.unwrap() for another wrap")
+    within = [name for name, part in model.named_modules() if isinstance(part, MaskGuided)]
+    if within:
+        raise ArgumentError(f"{within[0]} of this {type(model).__name__} is wrapped already: it is fast as it is")

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from skimage import data
 from support import image, need_shared, official_pan, scaled
 from torch import nn
 
@@ -188,6 +189,27 @@ def test_photographs_are_turned_as_their_exif_says(tmp_path):
     exif[0x0112] = 6
     Image.fromarray(np.zeros((10, 20, 3), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_alpha_is_turned_with_its_colours(orientation, tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 20, 4), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "rgba.png", exif=exif)
+    Image.fromarray(np.ascontiguousarray(pixels[..., [3, 0, 1]])).save(tmp_path / "rgb.png", exif=exif)
+    found = read_image(tmp_path / "rgba.png")
+    assert np.array_equal(found[..., [3, 0, 1]], read_image(tmp_path / "rgb.png"))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_lossy_formats_keep_their_quality(suffix, tmp_path):
+    photo = data.astronaut()[:128, 128:256]
+    write_image(tmp_path / f"a{suffix}", photo)
+    error = np.square(read_image(tmp_path / f"a{suffix}").astype(float) - photo).mean()
+    assert 10 * np.log10(255**2 / error) > 34, "of quality 95; at 60 it is 30"
 
 
 @pytest.mark.parametrize(

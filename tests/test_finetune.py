@@ -333,6 +333,8 @@ def test_what_cannot_be_trained(photos, tmp_path):
         finetune.fit(wrapped(), photos, "head", QUICK, lr=tmp_path)
     with pytest.raises(ArgumentError, match="steps=0"):
         Recipe(steps=0)
+    with pytest.raises(ArgumentError, match="rate=nan"):
+        Recipe(rate=float("nan"))
     with pytest.raises(ArgumentError, match="pool=8: use 0, or at least the batch of 16"):
         Recipe(pool=8)
     with pytest.raises(ArgumentError, match="distill=2"):

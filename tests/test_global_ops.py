@@ -34,7 +34,20 @@ def by_groups(y):
     return (groups * torch.sigmoid(3 * F.adaptive_avg_pool2d(groups, 1))).reshape(y.shape)
 
 
+def stacked(y):
+    """Two branches one after the other along the batch."""
+    both = torch.cat([y, 2 - y])
+    return torch.cat((both * torch.sigmoid(both.mean((2, 3), keepdim=True))).chunk(2), 1)[:, 8:24]
+
+
+def masked(y):
+    """A mean of what is larger than 1.6, which may be a single pixel."""
+    chosen = (y > 1.6).float()
+    return (y * chosen).sum((2, 3), keepdim=True) / chosen.sum((2, 3), keepdim=True).clamp_min(1)
+
+
 VECTORS = {
+    "masked mean": masked,
     "sum over size": lambda y: mean_of(y, y.sum((2, 3), keepdim=True)),
     "contrast": contrast,
     "mean of means": lambda y: y.mean(3).mean(2)[..., None, None],
@@ -50,6 +63,11 @@ MAPS = {
     "norm": lambda y: y * (n := torch.norm(y, dim=(2, 3), keepdim=True)) / (n.mean(1, keepdim=True) + 1e-6),
     "channels last": grn,
     "groups": by_groups,
+    "stacked": stacked,
+    "vector norm": lambda y: (
+        y * (n := torch.linalg.vector_norm(y, dim=(2, 3), keepdim=True)) / (n.mean(1, True) + 1e-6)
+    ),
+    "over channels, too": lambda y: y - y.mean((1, 2, 3), keepdim=True),
     "plain total": lambda y: y / (1 + 0.01 * y.sum((2, 3), keepdim=True).abs()),
 }
 ROWS_FIRST = ("contrast", "mean of means")
@@ -98,6 +116,21 @@ def test_all_windows_are_the_network(name):
         assert difference(by_windows(fast, x), net(x)) < 1e-5
     fast.global_ops = "window"
     assert difference(by_windows(fast, x), net(x)) > 1e-4, "alone each window must have another statistic"
+
+
+@pytest.mark.parametrize("name", ["groups", "stacked"])
+@pytest.mark.parametrize("local", [False, True])
+def test_no_image_depends_on_another_of_its_batch(name, local):
+    """Nor where windows cannot exchange, so that nothing tells what the rows of the batch are."""
+
+    class Rolled(Block):
+        def forward(self, x):
+            return super().forward(x.roll(1, 3) if local else x)
+
+    fast = maskguided.wrap(network(lambda: Rolled(name)), 2, keep=0.4)
+    assert fast.exchange != local
+    x = torch.cat([image(1, 3, 32, 48), 5 * image(1, 3, 32, 48, seed=1)])
+    assert difference(fast(x), torch.cat([fast(x[:1]), fast(x[1:])])) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64)])
@@ -166,3 +199,24 @@ def test_radius_of_groups_in_the_batch_is_that_of_their_convolutions():
     )
     facts = maskguided.split(net, 2).facts
     assert (facts.multiple_of, facts.body_radius) == (1, 4)
+
+
+class Pooled(nn.Module):
+    """SMFANet's modulation: maxima of cells, of which any size of map has a whole number."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        maxima = F.adaptive_max_pool2d(x, (height // 8, width // 8))
+        return x + F.relu(self.conv(x)) * torch.sigmoid(F.interpolate(maxima, size=(height, width), mode="nearest"))
+
+
+@pytest.mark.parametrize("size", [(32, 48), (33, 47)])
+def test_all_patches_are_the_network_where_the_map_had_to_be_continued_for_its_windows(size):
+    net, x = network(Pooled), image(2, 3, *size)
+    fast = maskguided.wrap(net, 2, keep=1)
+    assert fast.split.multiple_of == 8
+    assert difference(fast(x), net(x)) < 1e-5

@@ -59,6 +59,11 @@ def test_other_windows_end_what_was_estimated_for_these():
         ("global_ops", "none", "global_ops='none'; use one of"),
         ("coarse_on", "some", "coarse_on='some'; use one of"),
         ("onward", (0.5,), "this network has 0 of them"),
+        ("patch_size", True, "patch_size=True: use a whole number"),
+        ("min_gain_db", -1, "min_gain_db=-1: use 0 dB"),
+        ("split_at", 4, r"split_at=4: that is decided when a network is wrapped; wrap\(fast.unwrap\(\), split_at=4\)"),
+        ("context", "linear", "context='linear': that is decided when"),
+        ("coarse_tail", "light", "coarse_tail='light': that is decided when"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_and_changes_nothing(name, value, text):
@@ -67,6 +72,14 @@ def test_a_wrong_value_is_refused_and_changes_nothing(name, value, text):
     with pytest.raises(ArgumentError, match=text):
         setattr(fast, name, value)
     assert getattr(fast, name) == before
+
+
+def test_numbers_of_other_libraries_will_do():
+    fast = pan(split_at=np.int64(2), patch_size=np.int32(16), halo=torch.tensor(1))
+    assert (fast.split_at, fast.patch_size, fast.halo) == ((2,), 16, 1)
+    assert isinstance(fast.patch_size, int)
+    fast = pan(split_at=np.array([1, 2, 4]), onward=np.array([0.5, 0.25]))
+    assert (fast.split_at, fast.onward) == ((1, 2, 4), (0.5, 0.25))
 
 
 def test_a_single_further_cut_takes_a_bare_share():
@@ -94,6 +107,15 @@ def test_a_wrapped_network_is_not_wrapped_again(tmp_path):
     for again in (maskguided.wrap, lambda network: maskguided.load(tmp_path / "pan.safetensors", network)):
         with pytest.raises(ArgumentError, match="wrapped already: set its keep"):
             again(fast)
+    with pytest.raises(ArgumentError, match="0 of this Sequential is wrapped already"):
+        maskguided.wrap(torch.nn.Sequential(fast))
+    for what in (
+        lambda network: maskguided.save(network, tmp_path / "x.safetensors"),
+        lambda network: maskguided.calibrate(network, []),
+        lambda network: maskguided.finetune.fit(network, tmp_path),
+    ):
+        with pytest.raises(ArgumentError, match="PAN is no wrapped network"):
+            what(fast.unwrap())
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(ArgumentError, match="is a folder; name a file"):
         maskguided.save(fast, tmp_path / "folder.safetensors")

@@ -92,6 +92,14 @@ else:
     assert done.returncode == 0, done.stderr
 
 
+def test_wrapping_imports_no_compiler():
+    """It takes seconds, of each command."""
+    code = "import sys, torch; before = set(sys.modules); import maskguided; maskguided.starter(); "
+    code += "print(*[name for name in ('torch._inductor', 'torch._dynamo') if name in set(sys.modules) - before])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
 def test_the_version_is_one():
     from importlib.metadata import version
 

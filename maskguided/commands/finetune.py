@@ -12,6 +12,7 @@ import typer
 from rich.progress import Progress
 
 from .. import checkpoint, finetune
+from ..errors import ArgumentError
 from ..infer import pick_device
 from ..networks import load_network
 from ..training.stages import PAPER, STAGES, Options, check_stage
@@ -68,6 +69,8 @@ def finetune_command(
     if threads:
         torch.set_num_threads(threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
+    if not set(stages) <= set(STAGES):
+        raise ArgumentError(f"--stage {stage}: use {', '.join(STAGES)}, several as coarse,head, or paper")
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
     for name in stages:  # all are asked for before any is trained
