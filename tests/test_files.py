@@ -209,7 +209,7 @@ def test_lossy_formats_keep_their_quality(suffix, tmp_path):
     photo = data.astronaut()[:128, 128:256]
     write_image(tmp_path / f"a{suffix}", photo)
     error = np.square(read_image(tmp_path / f"a{suffix}").astype(float) - photo).mean()
-    assert 10 * np.log10(255**2 / error) > 34, "of quality 95; at 60 it is 30"
+    assert 10 * np.log10(255**2 / error) > 37, "of quality 95; at 60 it is 33"
 
 
 @pytest.mark.parametrize(
