@@ -51,10 +51,13 @@ class LightTail(nn.Module):
 
     def forward(self, state: State, x: Tensor) -> Tensor:
         features = state[self.features]
-        detail = self.conv(features) if self.branch is None else self.conv(features) + self.branch(features)
+        detail = self.conv(features)
+        if self.branch is not None:
+            detail = detail.add_(self.branch(features))
         detail = F.pixel_shuffle(detail, self.factor)
         x = continued(x, *(side // self.scale for side in detail.shape[2:]))
-        return detail + F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
+        bilinear = F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
+        return bilinear.add_(detail)  # type: ignore[no-any-return]
 
 
 class CopiedTail(nn.Module):

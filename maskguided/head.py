@@ -141,7 +141,8 @@ def high_frequency(image: Tensor, patch: int) -> Tensor:
 def _detail(x: Tensor, size: int = 3) -> Tensor:
     """What a blur of size x size takes away."""
     edge = size // 2
-    return x - F.avg_pool2d(F.pad(x, (edge, edge, edge, edge), mode="replicate"), size, stride=1)
+    wide = F.pad(x, (edge, edge, edge, edge), mode="replicate")
+    return x - F.avg_pool2d(F.avg_pool2d(wide, (size, 1), stride=1), (1, size), stride=1)
 
 
 def _float_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
