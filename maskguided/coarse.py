@@ -57,7 +57,7 @@ class LightTail(nn.Module):
         detail = F.pixel_shuffle(detail, self.factor)
         x = continued(x, *(side // self.scale for side in detail.shape[2:]))
         bilinear = F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
-        return bilinear.add_(detail)  # type: ignore[no-any-return]
+        return bilinear.add_(detail)
 
 
 class CopiedTail(nn.Module):
