@@ -342,8 +342,8 @@ def first_and_later(split_at: Cuts) -> tuple[int | Literal["auto"], tuple[int, .
     >>> first_and_later((4, 8, 12))
     (4, (8, 12))
     """
-    if not isinstance(split_at, Iterable) or isinstance(split_at, str):
-        number = as_whole(split_at)
+    number = as_whole(split_at)
+    if number is not None or isinstance(split_at, str) or not isinstance(split_at, Iterable):
         return (split_at if number is None else number), ()  # a Split refuses what is no number
     cuts = [n for n in map(as_whole, split_at) if n is not None]
     if not cuts or len(cuts) < len(tuple(split_at)) or cuts != sorted(set(cuts)):

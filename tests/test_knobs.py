@@ -78,6 +78,7 @@ def test_numbers_of_other_libraries_will_do():
     fast = pan(split_at=np.int64(2), patch_size=np.int32(16), halo=torch.tensor(1))
     assert (fast.split_at, fast.patch_size, fast.halo) == ((2,), 16, 1)
     assert isinstance(fast.patch_size, int)
+    assert pan(split_at=torch.tensor(3)).split_at == (3,)
     fast = pan(split_at=np.array([1, 2, 4]), onward=np.array([0.5, 0.25]))
     assert (fast.split_at, fast.onward) == ((1, 2, 4), (0.5, 0.25))
 
