@@ -344,7 +344,7 @@ def first_and_later(split_at: Cuts) -> tuple[int | Literal["auto"], tuple[int, .
     """
     number = as_whole(split_at)
     if number is not None or isinstance(split_at, str) or not isinstance(split_at, Iterable):
-        return (split_at if number is None else number), ()  # a Split refuses what is no number
+        return (split_at if number is None else number), ()  # type: ignore[return-value]  # which a Split refuses
     cuts = [n for n in map(as_whole, split_at) if n is not None]
     if not cuts or len(cuts) < len(tuple(split_at)) or cuts != sorted(set(cuts)):
         raise ArgumentError(f"split_at={split_at!r}: several cuts are numbers of blocks that rise, as (4, 8, 12)")
