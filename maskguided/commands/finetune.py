@@ -69,8 +69,9 @@ def finetune_command(
     if threads:
         torch.set_num_threads(threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
-    if not set(stages) <= set(STAGES):
-        raise ArgumentError(f"--stage {stage}: use {', '.join(STAGES)}, several as coarse,head, or paper")
+    for name in stages:
+        if name not in STAGES:
+            raise ArgumentError(f"stage={name!r}: use {', '.join(STAGES)}, several as coarse,head, or paper")
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
     for name in stages:  # all are asked for before any is trained
