@@ -71,7 +71,7 @@ def finetune_command(
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     for name in stages:
         if name not in STAGES:
-            raise ArgumentError(f"stage={name!r}: use {', '.join(STAGES)}, several as coarse,head, or paper")
+            raise ArgumentError(f"stage={name!r}; use one of {', '.join(STAGES)}, several as coarse,head, or paper")
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
     for name in stages:  # all are asked for before any is trained
