@@ -183,13 +183,13 @@ class MaskGuided(Knobs):
         return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
     def finish(self, base: Base, index: Tensor) -> Tensor:
-        """`refine` for the last time; or the network as it is, where all patches are refined and windows cost more.
+        """`refine` for the last time; or the network as it is, where all patches are refined and that is better.
 
-        That is where they overlap by halos, or are cut from a map that had to be continued, or where an image that is
-        free to choose (min_gain_db) chooses all.
+        Windows cost more where they overlap by halos, or where an image that is free to choose (min_gain_db) chooses
+        all; cut from a map that had to be continued they are not quite exact.
         """
-        dearer = not self.exchange or self.min_gain_db is not None or base.is_continued
-        if index.shape[1] == base.grid.count and self._all_go_on and dearer:
+        better = not self.exchange or self.min_gain_db is not None or base.is_continued
+        if index.shape[1] == base.grid.count and self._all_go_on and better:
             return self._cropped(self.split.rest(base.state), base)
         return self.refine(base, index, last=True)
 

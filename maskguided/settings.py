@@ -15,7 +15,8 @@ from .coarse import CoarseTail
 from .errors import ArgumentError, first_line
 from .patches import Grid, round_up
 from .probing import untouched
-from .split import Merge, Split, as_whole
+from .split import Merge, Split
+from .values import as_number, as_whole
 from .windows import on_windows
 
 Scorer = Literal["input", "coarse", "linear", "head"]
@@ -142,10 +143,7 @@ def check_onward(shares: float | Sequence[float], further: int) -> tuple[float, 
 
 def as_share(name: str, value: object, right: str) -> float:
     """`value` as a number from 0 to 1; `right` is what an error says to use."""
-    try:
-        share = float("nan") if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        share = float("nan")
+    share = as_number(value)
     if not 0 <= share <= 1:
         raise ArgumentError(f"{name}={value!r}: {right}")
     return share
@@ -161,7 +159,7 @@ def check_min_gain(least: float | None, estimate: object) -> float | None:
     """`least`; refused where nothing estimates what a patch brings, or where it is no such value."""
     if least is None:
         return None
-    if isinstance(least, str) or not float(least) >= 0:
+    if not as_number(least) >= 0:
         raise ArgumentError(f"min_gain_db={least!r}: use 0 dB (refine all patches) or more")
     if estimate is None:
         raise ArgumentError(

@@ -13,7 +13,6 @@ A Split is made by an adapter (adapter.py) or automatically (automatic/); both o
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from .global_ops import Seen
 from .patches import round_up
 from .probing import Probe, image_of, no_leftovers, probe, untouched
 from .trial import Trial, grid_of_trial, try_windows
+from .values import as_whole
 
 State = dict[str, Tensor]
 """Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
@@ -345,18 +345,11 @@ def first_and_later(split_at: Cuts) -> tuple[int | Literal["auto"], tuple[int, .
     number = as_whole(split_at)
     if number is not None or isinstance(split_at, str) or not isinstance(split_at, Iterable):
         return (split_at if number is None else number), ()  # type: ignore[return-value]  # which a Split refuses
-    cuts = [n for n in map(as_whole, split_at) if n is not None]
-    if not cuts or len(cuts) < len(tuple(split_at)) or cuts != sorted(set(cuts)):
+    given = [as_whole(n) for n in split_at]
+    cuts = [n for n in given if n is not None]
+    if not cuts or cuts != given or cuts != sorted(set(cuts)):
         raise ArgumentError(f"split_at={split_at!r}: several cuts are numbers of blocks that rise, as (4, 8, 12)")
     return cuts[0], tuple(cuts[1:])
-
-
-def as_whole(value: object) -> int | None:
-    """`value` as an int, where it is a whole number of whatever library; None where it is none."""
-    try:
-        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return None
 
 
 def choose(split_at: int | Literal["auto"], blocks: int) -> int:

@@ -58,8 +58,10 @@ def try_windows(
     image = tail(whole)
     written = [name for name in writes if whole[name].dim() == 4]
     noted: set[Shape] = set()
-    best = Trial()
+    best, folded = Trial(), False
     for reading in READINGS:
+        if reading.rows == "stacked" and not folded:
+            continue  # the same as the one before
         statistics = PerImage(grid.count, grid.count, reading=reading, noted=noted)
         neighbours = Exchange(grid, every, [(windows[name], state[name]) for name in maps], noted=noted)
         try:
@@ -68,13 +70,15 @@ def try_windows(
                 patches = tail(parts)
             pairs = [*((whole[name], parts[name]) for name in written), (image, patches)]
             same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
-            found = Trial(all(same[:-1]), same[-1], reading if all(same[:-1]) else READ_PLAINLY, frozenset(noted))
+            holds = all(same[:-1])
+            found = Trial(holds, same[-1], reading if holds else READ_PLAINLY, frozenset(noted))
         except Exception:  # whatever a foreign network raises: it does not work so
             found = Trial(strangers=frozenset(noted))
+        folded |= statistics.folded
         best = found if not best.body and (found.body or reading == READINGS[0]) else best
         if (best.body and best.image) or not statistics.doubtful:
             break
-    if not best.body and statistics.folded:
+    if not best.body and folded:
         best = replace(best, reading=best.reading._replace(rows="unknown"))
     return best
 

@@ -7,9 +7,9 @@ import functools
 import pytest
 import torch
 from support import by_windows, difference, image, scaled
-from test_split import Base, Block, ConstantsAndDefaults, ResidualOutside, conv
 from torch import nn
 from torch.nn import functional as F
+from toys import Base, Block, ConstantsAndDefaults, ResidualOutside, conv
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided

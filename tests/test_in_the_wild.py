@@ -7,9 +7,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from support import by_windows, difference, image, scaled
-from test_split import Base, Block, ResidualOutside
 from torch import nn
 from torch.nn import functional as F
+from toys import Base, Block, ResidualOutside
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuidedError

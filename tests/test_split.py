@@ -9,160 +9,23 @@ import torch
 from support import OriginalEDSR, by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
+from toys import (
+    TOYS,
+    AttributesAndConcat,
+    Base,
+    ConstantsAndDefaults,
+    InPlace,
+    Nested,
+    ResidualOutside,
+    SizesAndVectors,
+    Strided,
+    conv,
+)
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided, MaskGuidedError
 from maskguided.automatic import find_bodies
 from maskguided.probing import image_of, probe
-
-
-def conv(a: int, b: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(a, b, 3, stride=stride, padding=1)
-
-
-class Block(nn.Module):
-    def __init__(self, c: int = 8) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = conv(c, c), conv(c, c)
-
-    def forward(self, x):
-        return x + self.conv2(F.relu(self.conv1(x)))
-
-
-class Base(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = conv(3, 8), conv(8, 12)
-        self.blocks = nn.ModuleList(Block() for _ in range(5))
-
-    def finish(self, x):
-        return F.pixel_shuffle(self.last(x), 2)
-
-
-class AttributesAndConcat(nn.Module):
-    """Blocks as attributes, all their outputs concatenated (the way of IMDN and RFDN)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = conv(3, 8)
-        self.B1, self.B2, self.B3, self.B4 = (Block() for _ in range(4))
-        self.fuse, self.last = nn.Conv2d(32, 8, 1), conv(8, 27)
-
-    def forward(self, x):
-        first = self.first(x)
-        one = self.B1(first)
-        two = self.B2(one)
-        three = self.B3(two)
-        four = self.B4(three)
-        fused = self.fuse(torch.cat([one, two, three, four], 1))
-        return F.pixel_shuffle(self.last(fused + first), 3)
-
-
-class ResidualOutside(Base):
-    """The sum stands between the blocks, so a skipped block must count as nothing, not as its input."""
-
-    def forward(self, x):
-        x = self.first(x)
-        for block in self.blocks:
-            x = x + 0.5 * block(x)
-        return self.finish(x)
-
-
-class InPlace(Base):
-    """The input changed in place, ReLU(inplace=True) right after the cut, `+=` onto a live value in the tail."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(conv(8, 8), nn.ReLU(inplace=True)) for _ in range(5))
-
-    def forward(self, x):
-        x.sub_(0.5)
-        first = self.first(x)
-        y = first * 1.0
-        for block in self.blocks:
-            y = block(y)
-        y += first
-        first *= 2
-        return self.finish(y + first)
-
-
-class SizesAndVectors(Base):
-    """Sizes read in the stem and used in the tail; a vector from global pooling that goes to the tail."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = nn.Linear(8, 8)
-
-    def forward(self, x):
-        _, _, h, w = x.shape
-        first = self.first(x)
-        gate = torch.sigmoid(self.gate(first.mean((2, 3))))
-        y = first
-        for block in self.blocks:
-            y = block(y)
-        y = y * gate[:, :, None, None]
-        return self.finish(y) + F.interpolate(x, size=(2 * h, 2 * w), mode="bilinear")
-
-
-class Nested(Base):
-    """Two groups of three: too few groups, so the blocks within them are the body."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(*(Block() for _ in range(3)), conv(8, 8)) for _ in range(2))
-
-    def forward(self, x):
-        y = first = self.first(x)
-        for group in self.blocks:
-            y = y + group(y)
-        return self.finish(y + first)
-
-
-class ConstantsAndDefaults(Base):
-    """Tensors made inside forward, a plain tensor attribute that forward replaces, and further arguments."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean = torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)
-
-    def forward(self, x, gain=1.0, flags=None):
-        self.mean = self.mean.type_as(x)
-        y = self.first((x - self.mean) * gain if flags is None else x)
-        for block in self.blocks:
-            y = block(y)
-        return self.finish(y * torch.tensor([0.5])) + torch.tensor([[[[0.1]]]])
-
-
-class Strided(Base):
-    """A PixelUnshuffle stem: features at half the LR size, sizes must be even."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = conv(12, 8), conv(8, 48)
-
-    def forward(self, x):
-        y = self.first(F.pixel_unshuffle(x, 2))
-        for block in self.blocks:
-            y = block(y)
-        return F.pixel_shuffle(self.last(y), 4) + F.interpolate(x, scale_factor=2, mode="nearest")
-
-
-class Tokens(Base):
-    """Blocks on tokens (B, H*W, C); the image comes among other results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
-
-    def forward(self, x):
-        y = self.first(x)
-        tokens = y.flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return {"image": self.finish(tokens.transpose(1, 2).reshape(y.shape)), "features": y}
-
-
-TOYS = [AttributesAndConcat, ResidualOutside, InPlace, SizesAndVectors, Nested, ConstantsAndDefaults, Strided, Tokens]
 
 
 @pytest.mark.parametrize("toy", TOYS)

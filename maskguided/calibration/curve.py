@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import ArgumentError
 from ..split import Merge
+from ..values import as_number
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Budget:
     def __post_init__(self) -> None:
         if len(self._given) > 1:
             raise ArgumentError(f"{self}: give one budget; the other is what is found")
-        if self.drop_db is not None and not _is_positive(self.drop_db):
+        if self.drop_db is not None and not as_number(self.drop_db) > 0:
             raise ArgumentError(f"{self}: use dB above 0, as 0.05")
-        if self.share is not None and not _is_positive(self.share):
+        if self.share is not None and not as_number(self.share) > 0:
             what = "MACs" if self.time is None else "time"
             raise ArgumentError(f"{self}: a share of the dense network's {what}, as 0.5")
 
@@ -83,10 +84,6 @@ class Calibration:
             *(f"  {p.keep:4.2f}  {p.macs:5.1%}  {_percent(p.time):>5}  {p.drop:7.3f}" for p in self.curve),
         ]
         return "\n".join(lines)
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and value > 0
 
 
 def _percent(share: float | None) -> str:

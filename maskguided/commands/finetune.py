@@ -12,7 +12,6 @@ import typer
 from rich.progress import Progress
 
 from .. import checkpoint, finetune
-from ..errors import ArgumentError
 from ..infer import pick_device
 from ..networks import load_network
 from ..training.stages import PAPER, STAGES, Options, check_stage
@@ -69,9 +68,6 @@ def finetune_command(
     if threads:
         torch.set_num_threads(threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
-    for name in stages:
-        if name not in STAGES:
-            raise ArgumentError(f"stage={name!r}; use one of {', '.join(STAGES)}, several as coarse,head, or paper")
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
     for name in stages:  # all are asked for before any is trained

@@ -152,7 +152,9 @@ def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
 def check_stage(fast: MaskGuided, stage: str) -> None:
     """Refuse a stage that is none, or that this network has nothing for."""
     if stage not in STAGES:
-        raise ArgumentError(f"stage={stage!r}; use one of {', '.join(STAGES)}")
+        raise ArgumentError(
+            f"stage={stage!r}; use one of {', '.join(STAGES)} (the command takes paper and coarse,head, too)"
+        )
     if stage == "coarse" and fast.coarse_tail is None:
         raise ArgumentError(
             "stage='coarse': with merge='features' there is no coarse tail to train; wrap with merge='image', and "
