@@ -163,7 +163,7 @@ class PerImage(GlobalOps):
         pixels = counts.reshape(-1, self.k, counts[0].numel())
         weight = (pixels[0].numel() / pixels.sum((1, 2))).repeat_interleave(self.k)
         weight = (weight.sqrt() if name in _SECOND_POWERS else weight).view(-1, *[1] * (x.dim() - 1))
-        return x * (counts * weight).to(x.dtype)
+        return x * (counts * weight).to(x.dtype if x.is_floating_point() else weight.dtype)
 
     def _counts(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor | None:
         """Of a map of windows, however its dimensions lie, the pixels that count, in a shape that goes with it."""
@@ -172,15 +172,22 @@ class PerImage(GlobalOps):
             return None  # the largest value is the same whichever window it is in
         high, wide = self.window
         if x.dim() == 3:  # (B*k, C, h*w)
-            ratio = math.isqrt(x.shape[2] * high // wide) / high
-            height, width = int(ratio * high), int(ratio * wide)
-            return self.owned(height, width).flatten(2) if height * width == x.shape[2] else None
-        last = name in (*_REDUCTIONS, *_SECOND_POWERS) and _dims(name, (x, *args), kwargs) == {1, 2}
-        height, width = x.shape[1:3] if last else x.shape[2:]
-        if height * wide != width * high:  # rows or columns that are taken together already
+            size = self._unflattened(x.shape[2])
+            return None if size is None else self.owned(*size).flatten(2)
+        dims = _dims(name, (x, *args), kwargs) if name in (*_REDUCTIONS, *_SECOND_POWERS) else {2, 3}
+        fits = [x.shape[n] * wide == x.shape[n + 1] * high for n in (1, 2)]
+        last = dims == {1, 2} or (dims == {1, 2, 3} and fits == [True, False])  # (B*k, h, w, C)
+        if not fits[0 if last else 1]:  # rows or columns that are taken together already
             return None
-        counts = self.owned(height, width)
+        counts = self.owned(*(x.shape[1:3] if last else x.shape[2:]))
         return counts.permute(0, 2, 3, 1) if last else counts
+
+    def _unflattened(self, pixels: int) -> tuple[int, int] | None:
+        """Height and width of a window's map of so many pixels."""
+        high, wide = self.window
+        ratio = math.isqrt(pixels * high // wide) / high
+        height, width = int(ratio * high), int(ratio * wide)
+        return (height, width) if height * width == pixels else None
 
     def _combined(self, name: str, each: Tensor) -> Tensor:
         """From what each window gives, (B*k, ...), what the image gives, for each of its windows."""
@@ -195,15 +202,23 @@ class PerImage(GlobalOps):
         elif name == "amin":
             found = apart.amin(1)
         else:
+            apart = apart if apart.is_floating_point() else apart.float()  # a count: (x > 0).sum((2, 3))
             found = apart.sum(1) if self.reading.total and name == "sum" else apart.mean(1)
         return found.repeat_interleave(self.k, dim=0)
 
     def _together(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         """A deviation of the windows as one map; pixels that do not count are put where they make no difference."""
-        if x.dim() != 4:
+        flat = x.dim() == 3  # (B*k, C, h*w)
+        size = self._unflattened(x.shape[2]) if flat else tuple(x.shape[2:])
+        if size is None:
             return func(x, *args, **kwargs)
-        x = x if self.owned is None else self._counted(x, args, kwargs)
+        x = x.reshape(*x.shape[:2], *size)
+        if self.owned is not None:
+            last = not flat and _dims(func.__name__, (x, *args), kwargs) == {1, 2}  # (B*k, h, w, C)
+            x = self._counted(x.permute(0, 3, 1, 2) if last else x, args, kwargs)
+            x = x.permute(0, 2, 3, 1) if last else x
         whole = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
+        whole = whole.flatten(2) if flat else whole
         result = func(whole, *args, **kwargs)
         if isinstance(result, tuple):
             return tuple(value.repeat_interleave(self.k, dim=0) for value in result)

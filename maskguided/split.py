@@ -13,6 +13,7 @@ A Split is made by an adapter (adapter.py) or automatically (automatic/); both o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -205,7 +206,10 @@ class Split(ABC):
     def trial(self) -> Trial:
         """How windows do on a small image."""
         step = self.multiple_of
-        grid = grid_of_trial(self.model, round_up(max(8, -(-self.probe.least // 2)), step))
+        patch = round_up(max(8, -(-self.probe.least // 2)), step)
+        while step <= _LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
+            patch += step  # a pool by 2 or 3 before a global mean fits by chance where it divides the patch
+        grid = grid_of_trial(self.model, patch)
         try:
             with untouched(self.model):
                 state = self.window((grid.height, grid.width))

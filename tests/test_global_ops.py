@@ -57,6 +57,9 @@ VECTORS = {
     "largest": lambda y: F.max_pool2d(y, (y.shape[2], y.shape[3])),
     "logsumexp": lambda y: 0.2 * torch.logsumexp(y.flatten(2), 2)[..., None, None],
     "deviation": lambda y: y.std((2, 3), keepdim=True),
+    "deviation, flattened": lambda y: y.flatten(2).std(2)[..., None, None],
+    "deviation, channels last": lambda y: y.permute(0, 2, 3, 1).std((1, 2))[..., None, None],
+    "number of pixels": lambda y: mean_of(y, (y > 1.6).sum((2, 3), keepdim=True).to(y.dtype)),
 }
 MAPS = {
     "group norm": lambda y: F.group_norm(y, 4),
@@ -68,6 +71,7 @@ MAPS = {
         y * (n := torch.linalg.vector_norm(y, dim=(2, 3), keepdim=True)) / (n.mean(1, True) + 1e-6)
     ),
     "over channels, too": lambda y: y - y.mean((1, 2, 3), keepdim=True),
+    "over all of a map, channels last": lambda y: y - y.permute(0, 2, 3, 1).mean((1, 2, 3)).view(-1, 1, 1, 1),
     "plain total": lambda y: y / (1 + 0.01 * y.sum((2, 3), keepdim=True).abs()),
 }
 ROWS_FIRST = ("contrast", "mean of means")
@@ -199,6 +203,27 @@ def test_radius_of_groups_in_the_batch_is_that_of_their_convolutions():
     )
     facts = maskguided.split(net, 2).facts
     assert (facts.multiple_of, facts.body_radius) == (1, 4)
+
+
+class Squeezed(nn.Module):
+    """A mean of what a pool has made of the map: the same over windows only where its step divides them."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.conv, self.gate, self.step = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 1), step
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        return x + y * torch.sigmoid(3 * self.gate(F.max_pool2d(y, self.step).mean((2, 3), keepdim=True)))
+
+
+@pytest.mark.parametrize("step", [2, 3, 5])
+def test_all_patches_are_the_network_where_a_mean_is_of_pooled_pixels(step):
+    net = network(lambda: Squeezed(step))
+    fast = maskguided.wrap(net, 2, keep=1)
+    for size in ((24, 32), (37, 29)):
+        x = image(2, 3, *size)
+        assert difference(fast(x), net(x)) < 1e-5
 
 
 class Pooled(nn.Module):
