@@ -46,8 +46,8 @@ def save(fast: MaskGuided, path: str | Path) -> None:
     added = {name: value for name, value in fast.state_dict().items() if name.partition(".")[0] in _ADDED}
     tensors = {name: v.detach().cpu().contiguous().clone() for name, v in {**added, **_trained(fast)}.items()}
     header = {"format": HEAD_FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_base(fast))}
-    save_file = safetensors_file("save_file")
-    write_whole(path, lambda beside: save_file(tensors, beside, metadata=header))
+    content = safetensors_file("save")(tensors, metadata=header)
+    write_whole(path, lambda beside: beside.write_bytes(content))  # whose error on a full disk is an OSError
 
 
 def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import fingerprint
 from .errors import ArgumentError, CheckpointError
 from .guided import MaskGuided
 from .optional import optional
@@ -54,8 +55,8 @@ class Recipe:
     precision: str = "no"
     """Mixed precision: "no", "bf16" or "fp16"."""
     pool: int = 0
-    """Different crops that the stages coarse, refine and head draw from; what they keep frozen is then run once per
-    crop and stays in memory (on PAN x4 a crop of 48x48 takes 1 to 2 MB). 0: crops do not end, and nothing is kept."""
+    """Different crops that the stages coarse, refine, head and joint draw from; what they keep frozen is then run once
+    per crop and stays in memory (on PAN x4 a crop of 48x48 takes 1 to 2 MB). 0: crops do not end, nothing is kept."""
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
@@ -108,7 +109,7 @@ def fit(
     Args:
         fast: a wrapped network for images in 0..1.
         hr: a folder of HR images, or several.
-        stage: coarse, refine, head, all or end; see training/stages.py.
+        stage: coarse, refine, head, all, end or joint; see training/stages.py.
         recipe: steps, batch, rates and losses.
         lr: a folder of LR images of the same names; without it LR is made by basicsr's bicubic.
         checkpoint: a file written every `every` steps; if it is there already, the run goes on from it.
@@ -160,7 +161,7 @@ class _Run:
         optim, schedulers = optional("timm.optim", "training", "train"), optional("timm.scheduler", "training", "train")
         _seed(recipe.seed)
         self.fast, self.stage, self.recipe, self.checkpoint = fast, stage, recipe, checkpoint
-        ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage == "end")
+        ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage in ("end", "joint"))
         device = next(fast.parameters()).device
         launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs
         if device.type == "cuda" and not launched:
@@ -241,11 +242,11 @@ class _Run:
             return 0
         try:
             content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            same = content["run"] == self._identity()
+            run, own = content["run"], self._identity()
+            differ = {name: run.get(name) for name in own if run.get(name) != own[name]}
         except Exception as error:  # whatever a damaged file makes torch raise
             raise CheckpointError(f"{self.checkpoint}: no checkpoint of a training run ({error})") from None
-        if not same:
-            differ = {k: v for k, v in content["run"].items() if self._identity().get(k) != v}
+        if differ:
             raise CheckpointError(
                 f"{self.checkpoint} is of another run, with {differ}; remove it, or give the same settings again"
             )
@@ -267,8 +268,10 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on."""
-        shapes = [list(p.shape) for p in self.parameters]
-        return {"stage": self.stage, **asdict(self.recipe), "shapes": shapes}
+        fast, shapes = self.fast, [list(p.shape) for p in self.parameters]
+        of_wrap = {"split_at": list(fast.split.cuts), "merge": fast.merge, "patch_size": fast.patch_size}
+        of_network = {"network": fingerprint(fast.unwrap())[:16], "shapes": shapes}
+        return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **of_network}
 
 
 def _copy_into(parameters: nn.Module, values: Sequence[Tensor]) -> None:

@@ -36,10 +36,13 @@ def read_image(path: str | Path) -> Image:
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
     is_jpeg = stored[:2] == b"\xff\xd8"
-    image: Image | None = cv2.imdecode(content, upright if is_jpeg else as_it_is) if content.size else None
-    if image is not None and (b"eXIf" in stored or b"EXIF" in stored):
-        turned = cv2.imdecode(content, upright)
-        image = _turned_like(turned, image) if image.shape[2:] == (4,) else turned
+    try:
+        image: Image | None = cv2.imdecode(content, upright if is_jpeg else as_it_is) if content.size else None
+        if image is not None and (b"eXIf" in stored or b"EXIF" in stored):
+            turned = cv2.imdecode(content, upright)
+            image = _turned_like(turned, image) if image.shape[2:] == (4,) else turned
+    except (cv2.error, MemoryError):
+        raise ImageError(f"{path}: more pixels than OpenCV or the memory can hold") from None
     if image is None:
         raise ImageError(f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)}")
     if path.suffix.lower() in _PAGED and (pages := cv2.imcount(str(path))) > 1:
@@ -82,7 +85,7 @@ def write_image(path: str | Path, image: Image) -> None:
         done, encoded = cv2.imencode(suffix, swapped, quality)  # where OpenCV cannot open such a path (Windows)
         if not done:
             raise ImageError(f"{path}: OpenCV could not encode {image.shape} {image.dtype} as {suffix}")
-        encoded.tofile(beside)
+        beside.write_bytes(encoded)  # not tofile, whose error does not say that a disk is full
 
     write_whole(path, write)
 

@@ -88,6 +88,11 @@ def test_numbers_out_of_range_are_refused_as_options(folder, option):
     assert "greater than or equal to" in done.output
 
 
+def test_more_threads_than_torch_survives_are_refused(folder):
+    done = run("upscale", "-i", folder / "in" / "a.png", "-o", folder / "x.png", "--threads", 100000)
+    assert "--threads 100000: use 1 to 1024" in str(done.exception)
+
+
 def test_a_format_that_is_not_written_fails_before_the_network_runs(folder, tmp_path):
     (tmp_path / "moving.gif").write_bytes((folder / "in" / "a.png").read_bytes())
     done = run("upscale", "-i", tmp_path, "-o", tmp_path / "out", "--device", "cpu")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -111,6 +114,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_whole(target, fail)
     assert target.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["result.png"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".safetensors"])
+def test_a_full_disk_is_said_of_the_file_itself(suffix, tmp_path):
+    resource = pytest.importorskip("resource")
+    target, before = tmp_path / f"result{suffix}", resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # no file may be longer
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            maskguided.save(fast, target) if suffix == ".safetensors" else write_image(target, noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert raised.value.filename == str(target)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saved_files_are_small_and_hold_no_base_weights(tmp_path):
@@ -224,6 +245,19 @@ def test_formats_that_cannot_hold_an_image_are_refused(name, pixels, text, tmp_p
     with pytest.raises(ImageError, match=text):
         write_image(tmp_path / name, pixels)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_of_too_many_pixels_is_an_image_error(tmp_path):
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, chunk in (
+        (b"IHDR", struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(100))),
+        (b"IEND", b""),
+    ):
+        content += struct.pack(">I", len(chunk)) + name + chunk + struct.pack(">I", zlib.crc32(name + chunk))
+    (tmp_path / "huge.png").write_bytes(content)
+    with pytest.raises(ImageError, match=r"huge\.png: more pixels than"):
+        read_image(tmp_path / "huge.png")
 
 
 def test_what_is_no_image_is_said_to_be_none(tmp_path):

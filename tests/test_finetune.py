@@ -17,6 +17,7 @@ from torch import Tensor
 import maskguided
 from maskguided import ArgumentError, CheckpointError, ImageError, finetune
 from maskguided.adapters.pan_net import PAN
+from maskguided.error_map import patch_error
 from maskguided.finetune import Recipe
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
@@ -54,6 +55,7 @@ OWN = {
     "refine": ("model.SCPA_trunk.2", "model.SCPA_trunk.3", "model.trunk_conv", "model.up", "model.att", "model.HR"),
     "all": ("model.", "coarse_tail."),
     "end": ("model.", "coarse_tail.", "head."),
+    "joint": ("model.", "coarse_tail."),
 }
 
 
@@ -96,6 +98,35 @@ def test_the_psnr_loss_is_what_is_lost_against_the_dense_image(stage):
     lost = (image - dense).square().mean((1, 2, 3))
     assert found == pytest.approx(float((10 * torch.log10((own + lost) / own)).mean() * np.log(10) / 10), rel=1e-4)
     assert found > 1e-5
+
+
+@pytest.mark.parametrize("pixel_loss", ["l1", "psnr"])
+@pytest.mark.parametrize("merge", ["image", "features"])
+def test_the_joint_stage_is_of_the_image_as_it_will_be(merge, pixel_loss):
+    """Its loss is that of a forward at this keep, the patches farthest from the dense image refined."""
+    tail = {"coarse_tail": "deep"} if merge == "image" else {"coarse_tail": None}
+    fast = wrapped(merge=merge, keep=0.4, **tail)
+    stages.train_only(fast, "joint")
+    lr, hr = torch.rand(2, 3, 24, 24), torch.rand(2, 3, 48, 48)
+    options = Options(pixel_loss=pixel_loss, distill=1)
+    given = stages.prepare(fast, "joint", lr, hr, options)
+    with torch.enable_grad():
+        found = stages.loss(fast, "joint", given, options)
+        found.backward()
+    with torch.no_grad():
+        dense = fast.unwrap()(lr)
+        fast.keep = 0
+        error = patch_error(fast, fast.run_base(lr), fast(lr), dense)
+        fast.keep = 0.4
+        image = fast(lr, score=error)
+        lost = (image - dense).abs().mean()
+        if pixel_loss == "psnr":
+            own = stages.luma(dense - hr).square().mean((1, 2, 3)) + 3e-4
+            lost = torch.log1p(stages.luma(image - dense).square().mean((1, 2, 3)) / own).mean()
+    assert float(found) == pytest.approx(float(lost), rel=1e-4)
+    assert float(found) > 1e-5
+    for part in (fast.model.conv_first, fast.model.SCPA_trunk[3], fast.model.conv_last):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
 
 
 def test_the_coarse_stage_learns_by_the_psnr_loss(photos):
@@ -248,6 +279,14 @@ def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
     finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
     with pytest.raises(CheckpointError, match="another run"):
         finetune.fit(wrapped(), photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
+    other = wrapped()
+    with torch.no_grad():
+        other.unwrap().conv_first.bias += 1
+    with pytest.raises(CheckpointError, match=r"another run, with {'network': '[0-9a-f]{16}'}"):
+        finetune.fit(other, photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
+    another = maskguided.wrap(wrapped().unwrap(), 3, merge="image", coarse_tail="deep", patch_size=8)
+    with pytest.raises(CheckpointError, match=r"another run, with {'split_at': \[2\]}"):
+        finetune.fit(another, photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
     (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "bad.pt")
@@ -324,7 +363,7 @@ def test_batches_share_the_same_numbers():
 def test_what_cannot_be_trained(photos, tmp_path):
     with pytest.raises(ArgumentError, match="merge='features' there is no coarse tail"):
         finetune.fit(wrapped(merge="features"), photos, "coarse", QUICK)
-    with pytest.raises(ArgumentError, match="use one of coarse, refine, head, all, end"):
+    with pytest.raises(ArgumentError, match="use one of coarse, refine, head, all, end, joint"):
         finetune.fit(wrapped(), photos, "body", QUICK)
     with pytest.raises(ImageError, match="use a smaller crop"):
         finetune.fit(wrapped(), photos, "head", Recipe(steps=1, crop=400))

@@ -28,6 +28,7 @@ from .options import (
     WeightFile,
     blocks,
     new_file,
+    use_threads,
 )
 
 
@@ -70,7 +71,7 @@ def bench_command(
     for path, suffix in ((json_file, ".json"), (markdown, ".md")):
         if path is not None:
             new_file(path, overwrite, suffix)
-    torch.set_num_threads(threads)
+    use_threads(threads)
     where = pick_device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     loaded = load_network(weights, model, scale)

@@ -24,6 +24,7 @@ from .options import (
     Threads,
     WeightFile,
     new_file,
+    use_threads,
     with_settings,
     wrapped,
 )
@@ -61,8 +62,7 @@ def calibrate_command(
     new_file(output, overwrite, ".safetensors")
     if plot is not None:
         new_file(plot, overwrite, *PICTURES)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
     like = next(network.parameters())

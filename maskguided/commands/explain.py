@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from .. import pictures
@@ -23,6 +22,7 @@ from .options import (
     WeightFile,
     new_file,
     ready,
+    use_threads,
     with_settings,
 )
 
@@ -42,8 +42,7 @@ def explain_command(
     **settings: Any,
 ) -> None:
     """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     new_file(output, overwrite, *PICTURES)
     if image.is_dir():
         raise ArgumentError(f"--input {image} is a folder; give one image")

@@ -26,6 +26,7 @@ from .options import (
     Threads,
     WeightFile,
     new_file,
+    use_threads,
     with_settings,
     wrapped,
 )
@@ -65,8 +66,7 @@ def finetune_command(
 ) -> None:
     """Train mask head, coarse tail or refine part on photographs; started again after a kill, it goes on."""
     new_file(output, overwrite, ".safetensors")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)

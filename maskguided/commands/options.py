@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
+import torch
 import typer
 from torch import nn
 
@@ -44,6 +46,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results th
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
 PICTURES = (".png", ".pdf", ".svg")
+_THREADS = 1024
 
 _SETTINGS: dict[str, Any] = {
     "onward": Annotated[
@@ -72,6 +75,15 @@ _SETTINGS: dict[str, Any] = {
         ),
     ],
 }
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch use that many threads of the CPU; all, where none are named."""
+    most = max(_THREADS, os.cpu_count() or 1)
+    if threads is not None and threads > most:
+        raise ArgumentError(f"--threads {threads}: use 1 to {most}")  # of too many, torch dies without a word
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

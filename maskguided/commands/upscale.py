@@ -32,6 +32,7 @@ from .options import (
     Threads,
     WeightFile,
     ready,
+    use_threads,
     with_settings,
 )
 
@@ -101,8 +102,7 @@ def upscale_command(
     **settings: Any,
 ) -> None:
     """Upscale an image or a folder of images; without --weights, x4 with the network that ships with maskguided."""
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if overwrite and skip_existing:
         raise ArgumentError("--overwrite and --skip-existing: existing results are replaced or left; give one")
     way = _Way(outscale, tile, tile_pad, alpha.value)

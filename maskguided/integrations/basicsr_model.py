@@ -70,7 +70,8 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         self._load(net, resumed)
         self._loaded, path["pretrain_network_g"] = resumed or given, None  # so that basicsr does not load it again
         # A network may have parameters that it does not use, and the stages that train all of it train them too.
-        self.opt.setdefault("find_unused_parameters", self.is_train and self.opt["train"]["stage"] in ("all", "end"))
+        whole = self.is_train and self.opt["train"]["stage"] in ("all", "end", "joint")
+        self.opt.setdefault("find_unused_parameters", whole)
         placed: nn.Module = super().model_to_device(net)
         return placed
 

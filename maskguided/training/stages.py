@@ -6,6 +6,7 @@
     head     the mask head, everything else frozen (the paper's M-Net)
     all      the network and the coarse tail, without the head (the paper's D-Net)
     end      everything at once (the paper's "end to end" ablation)
+    joint    the network, the coarse tail and the context, on the image as it will be: refined here, coarse there
 
 Source: Hu et al., "Restore Globally, Refine Locally", ECCV 2022, section 3.3: the paper runs all, refine, head.
 """
@@ -29,8 +30,8 @@ from ..patches import Grid, others, scatter, select
 from ..probing import untouched
 from ..split import State
 
-Stage = Literal["coarse", "refine", "head", "all", "end"]
-STAGES: tuple[Stage, ...] = ("coarse", "refine", "head", "all", "end")
+Stage = Literal["coarse", "refine", "head", "all", "end", "joint"]
+STAGES: tuple[Stage, ...] = ("coarse", "refine", "head", "all", "end", "joint")
 PAPER: tuple[Stage, ...] = ("all", "refine", "head")
 """The paper's three steps."""
 HeadLoss = Literal["rank", "l1", "none"]
@@ -44,14 +45,14 @@ class Options:
     """How the losses are put together."""
 
     distill: float = 0.5
-    """Share, 0..1, of the dense network's image (as it was before any training) in the target of coarse and refine; the
-    rest is the HR image. 0: the paper."""
+    """Share, 0..1, of the dense network's image (as it was before any training) in the target of coarse, refine and
+    joint; the rest is the HR image. 0: the paper."""
     head_loss: HeadLoss = "rank"
     """Supervision of the head. "rank": pairs of patches in the wrong order cost what confusing them loses; "l1": the
     paper, L1 to the normalised error map; "none": the image's own loss through a soft mask (ablation)."""
     pixel_loss: PixelLoss = "l1"
-    """Of coarse and refine. "l1": distance to the target. "psnr": the logarithm of how much more error on Y there is
-    than in the dense image, which is what PSNR below dense measures (`distill` has no say then)."""
+    """Of coarse, refine and joint. "l1": distance to the target. "psnr": the logarithm of how much more error on Y
+    there is than in the dense image, which is what PSNR below dense measures (`distill` has no say then)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.distill <= 1:
@@ -75,7 +76,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     """
     check_stage(fast, stage)
     fast.forget_estimate()
-    if stage in ("refine", "all", "end"):
+    if stage not in ("coarse", "head"):
         fast.own_network()
     fast.requires_grad_(False)
     parameters = _PARAMETERS[stage](fast)  # type: ignore[index]
@@ -247,6 +248,18 @@ def _end_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     return images + _score_loss(score, error, options)
 
 
+def _prepare_joint(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
+    return Given({"lr": lr, **_targets(fast, lr, hr, options)})
+
+
+def _joint_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+    """Of the whole image, in which as many patches are refined as `keep` says: those farthest from the target."""
+    base = fast.run_base(given.crops["lr"])
+    target = given.crops.get("dense", given.crops["hr"])
+    index = select(patch_error(fast, base, fast.coarse_image(base), target), base.grid.k(fast.keep))
+    return _to_targets(fast.refine(base, index), given, options)
+
+
 def _pixels(fast: MaskGuided, grid: Grid, index: Tensor) -> Tensor:
     """(B, 1, s*H, s*W), bool, whole patches: the HR pixels of the patches of `index`."""
     side = grid.patch_size * fast.scale
@@ -301,6 +314,7 @@ _PREPARE: dict[Stage, Callable[[MaskGuided, Tensor, Tensor, Options], Given]] = 
     "coarse": _prepare_coarse,
     "refine": _prepare_refine,
     "head": _prepare_head,
+    "joint": _prepare_joint,
 }
 REUSABLE = tuple(_PREPARE)
 """Stages of which much is frozen: what `prepare` makes of a crop may be kept."""
@@ -311,6 +325,7 @@ _LOSSES: dict[Stage, Callable[[MaskGuided, Given, Options], Tensor]] = {
     "head": _head_loss,
     "all": _all_loss,
     "end": _end_loss,
+    "joint": _joint_loss,
 }
 
 
@@ -345,4 +360,5 @@ _PARAMETERS: dict[Stage, Callable[[MaskGuided], list[nn.Parameter]]] = {
     "head": lambda fast: _parameters(fast.head),
     "all": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail),
     "end": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.head),
+    "joint": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.context),
 }
