@@ -52,7 +52,8 @@ class MaskGuided(Knobs):
             exchange borders or the network works on multiples of more than 8; else an eighth of the patch.
         merge: where refined patches go back. "features": into the map at the end of the body, and the
             network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
-            coarse tail having weights of its own and the network's tail running on the patches.
+            coarse tail having weights of its own and the network's tail running on the patches. Default: "features"
+            where the network allows it and no coarse_tail is named.
         scorer: "input" or "coarse": high frequency of the LR or of the coarse HR image, no training
             needed; "linear": a linear predictor of the error, which `calibrate` fits; "head": the mask head,
             once it is trained.
@@ -94,7 +95,7 @@ class MaskGuided(Knobs):
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        merge = merge or ("features" if split.can_skip and split.can_join else "image")
+        merge = merge or ("features" if split.can_skip and split.can_join and coarse_tail is None else "image")
         coarse_tail = coarse_tail or ("copy" if split.can_skip else "light")
         check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, context=context, global_ops=global_ops)
         check_possible(split, merge, coarse_tail, global_ops)

@@ -158,3 +158,9 @@ def test_windows_alone_are_refused_where_the_coarse_tail_runs_on_windows():
     with pytest.raises(ArgumentError, match="use 'all'"):
         fast.exchange = False
     assert fast.exchange
+
+
+def test_who_names_a_coarse_tail_gets_it():
+    assert pan().merge == "features"
+    assert pan(coarse_tail="light").merge == "image"
+    assert pan(coarse_tail="light", merge="features").merge == "features"

@@ -55,9 +55,11 @@ _SETTINGS: dict[str, Any] = {
             help="Share of the refined patches that goes on at each cut after the first: 0.6,0.3.", show_default="all"
         ),
     ],
-    "merge": Annotated[str | None, typer.Option(help="features or image.", show_default="features")],
+    "merge": Annotated[
+        str | None, typer.Option(help="features or image.", show_default="features, or image with --coarse-tail")
+    ],
     "coarse_tail": Annotated[
-        str | None, typer.Option(help="copy, light, deep or residual, with --merge image.", show_default="copy")
+        str | None, typer.Option(help="copy, light, deep or residual; not with --merge features.", show_default="copy")
     ],
     "coarse_on": Annotated[
         str | None, typer.Option(help="Where the coarse tail runs: all or unrefined patches.", show_default="all")
