@@ -36,7 +36,7 @@ _BEFORE_EXCHANGE = {"exchange": False}
 def save(fast: MaskGuided, path: str | Path) -> None:
     """Write what was added, what was trained, and the settings to `path` (.safetensors).
 
-    Of the network's own weights only those are in it that stages refine, all or end have changed.
+    Of the network's own weights only those are in it that stages refine, all, end or joint have changed.
     An existing file is replaced whole or not at all.
     """
     check_wrapped(fast)
@@ -147,12 +147,12 @@ def _saved(path: str | Path) -> Weights:
 def _load_added(fast: MaskGuided, tensors: Mapping[str, Tensor], content: Weights, path: str | Path) -> None:
     own, base = _base(fast), json.loads(content.metadata["base"])
     _check_same(path, base, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
-    if own["fingerprint"] != base["fingerprint"]:
+    trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
+    if own["fingerprint"] != base["fingerprint"] and not _has(fast.model, trained):
         warnings.warn(
             f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
             stacklevel=3,
         )
-    trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:
@@ -166,6 +166,12 @@ def _load_added(fast: MaskGuided, tensors: Mapping[str, Tensor], content: Weight
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     added.train(fast.training)
+
+
+def _has(model: nn.Module, trained: Mapping[str, Tensor]) -> bool:
+    """Whether what a file's training has made of a network is in `model` already."""
+    own = {_MODEL + name: value.cpu() for name, value in model.state_dict().items()}
+    return bool(trained) and all(name in own and torch.equal(own[name], value) for name, value in trained.items())
 
 
 def _check_same(path: str | Path, base: Mapping[str, Any], own: Mapping[str, Any]) -> None:

@@ -169,7 +169,7 @@ class _Run:
         # Else all runs of a process would have the precision of the first.
         optional("accelerate.state", "training", "train").AcceleratorState._reset_state()
         self.accelerator = accelerate.Accelerator(
-            cpu=device.type == "cpu" and not launched,
+            cpu=device.type == "cpu" and not (launched and torch.cuda.is_available()),  # else CPUs are not joined
             mixed_precision=recipe.precision,
             kwargs_handlers=[ddp],
         )

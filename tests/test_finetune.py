@@ -302,7 +302,7 @@ def test_a_refined_network_is_saved_with_what_was_trained(photos, tmp_path):
 
 
 PROCESSES = """
-import sys, torch, maskguided
+import accelerate, sys, torch, maskguided
 from support import scaled
 from maskguided import finetune
 from maskguided.adapters.pan_net import PAN
@@ -312,6 +312,7 @@ fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4, scale=2))
                        coarse_tail="deep", patch_size=8, halo=1)
 finetune.fit(fast, sys.argv[1], "coarse", finetune.Recipe(steps=20, batch=4, crop=16, warmup=2),
              checkpoint=sys.argv[2], every=20)
+assert accelerate.PartialState().num_processes == int(sys.argv[3])
 """
 
 
@@ -321,7 +322,7 @@ def test_two_processes_are_as_good_as_one(photos, tmp_path):
     for count in (1, 2):
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         done = subprocess.run(
-            [*launch, str(tmp_path / "run.py"), str(photos), str(tmp_path / f"{count}.pt")],
+            [*launch, str(tmp_path / "run.py"), str(photos), str(tmp_path / f"{count}.pt"), str(count)],
             capture_output=True, text=True, env=env, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

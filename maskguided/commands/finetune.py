@@ -50,7 +50,7 @@ def finetune_command(
     crop: Annotated[int, typer.Option(help="Side of a crop, LR pixels.", min=1)] = 48,
     rate: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
     distill: Annotated[float, typer.Option(help="Share of the dense image in the target, 0 to 1.")] = 0.5,
-    pixel_loss: Annotated[str, typer.Option(help="Of coarse and refine: l1, or psnr, what is lost to dense.")] = "l1",
+    pixel_loss: Annotated[str, typer.Option(help="Coarse, refine, joint: l1, or psnr, what is lost to dense.")] = "l1",
     head_loss: Annotated[str, typer.Option(help="rank, l1 (the paper) or none (no supervision).")] = "rank",
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16.")] = "no",
     every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
@@ -68,16 +68,17 @@ def finetune_command(
     new_file(output, overwrite, ".safetensors")
     use_threads(threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
+    options = Options(distill, head_loss, pixel_loss)  # type: ignore[arg-type]
+    recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
     network = load_network(weights, model, scale).model
+    torch.manual_seed(recipe.seed)  # parts that are new start as they did, when the command is given again
     fast = wrapped(network, head, split_at, **settings)
     for name in stages:  # all are asked for before any is trained
         check_stage(fast, name)
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    options = Options(distill, head_loss, pixel_loss)  # type: ignore[arg-type]
-    recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):
-        with _telling_what_is_kept(resume, every), Progress(transient=True) as bar:
+        with _telling_what_is_kept(saved, every), Progress(transient=True) as bar:
             task = bar.add_task(name, total=steps)
 
             def show(step: int, total: int, value: float, name: str = name, bar: Any = bar, task: Any = task) -> None:
@@ -94,11 +95,12 @@ def finetune_command(
 
 
 @contextmanager
-def _telling_what_is_kept(checkpoint: Path, every: int) -> Iterator[None]:
-    """Say after Ctrl-C whether the same command goes on from a checkpoint."""
+def _telling_what_is_kept(checkpoints: list[Path], every: int) -> Iterator[None]:
+    """Say after Ctrl-C which of the stages' checkpoints, if any is there, the same command goes on from."""
     try:
         yield
     except KeyboardInterrupt:
-        kept = f"the same command goes on from {checkpoint}" if checkpoint.exists() else "no step is kept yet"
+        last = next((file for file in reversed(checkpoints) if file.exists()), None)
+        kept = f"the same command goes on from {last}" if last else "no step is kept yet"
         typer.echo(f"interrupted; {kept} (written every {every} steps)", err=True)
         raise typer.Exit(130) from None

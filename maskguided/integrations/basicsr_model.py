@@ -13,10 +13,9 @@ from torch import nn
 from .. import checkpoint
 from ..errors import ArgumentError
 from ..infer import run_tiled
-from ..training.stages import STAGES
 from ..weights import write_whole
 from .basicsr_network import MaskGuidedSR
-from .basicsr_options import GIVEN
+from .basicsr_options import GIVEN, check_stage
 from .basicsr_plugin import import_basicsr
 
 _basicsr = import_basicsr()
@@ -188,8 +187,8 @@ def _check(opt: dict[str, Any]) -> None:
         )
     if "scale" not in opt:
         raise ArgumentError("the options lack scale; see examples/basicsr for whole files")
-    if opt["is_train"] and not opt["train"].get("stage"):
-        raise ArgumentError(f"train: stage is missing: which part to train; use one of {', '.join(STAGES)}")
+    if opt["is_train"]:
+        check_stage(opt["train"])
 
 
 def _table(results: dict[str, dict[str, float]]) -> str:

@@ -89,7 +89,9 @@ class MaskGuidedSR(MaskGuided):
         content = read(path, key)
         if content.metadata.get("format") == HEAD_FORMAT:
             checkpoint.load_onto(path, self)
-            return "what maskguided.save wrote: head and coarse tail loaded, the base stays as it is"
+            trained = any(name.startswith("model.") for name in content.tensors)
+            base = "and what was trained of the base" if trained else "the base stays as it is"
+            return f"what maskguided.save wrote: head and coarse tail loaded, {base}"
         names, entry = content.tensors.keys(), content.key or "a bare state dict"
         self.min_gain_db, self.estimate = None, None  # in these files `keep` decides
         own, tensors = self.state_dict(), checkpoint.without_estimate(checkpoint.complete(content.tensors))

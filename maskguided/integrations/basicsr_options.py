@@ -13,7 +13,9 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ArgumentError
-from ..settings import check_keys
+from ..settings import check_arguments, check_keys
+from ..training.stages import STAGES
+from ..training.stages import Options as StageOptions
 from .basicsr_plugin import import_basicsr
 
 Phase = Literal["train", "test"]
@@ -37,7 +39,16 @@ _NEEDED = {
     ),
     "test": ("val:save_img", "val:suffix"),
 }
-_NUMBERS = ("scale", "train:total_iter", "train:optim_g:lr", "logger:save_checkpoint_freq", "val:val_freq")
+_NUMBERS = (
+    "scale",
+    "train:total_iter",
+    "train:warmup_iter",
+    "train:ema_decay",
+    "train:optim_g:lr",
+    "logger:print_freq",
+    "logger:save_checkpoint_freq",
+    "val:val_freq",
+)
 # basicsr makes a folder of every other entry under `path`.
 _FILES = ("strict_load", "pretrain_network", "resume", "param_key")
 _FOLDERS = ("experiments_root", "models", "training_states", "log", "visualization", "results_root")
@@ -66,6 +77,8 @@ def check(options: Options, phase: Phase) -> None:
     for entry in _NUMBERS:
         _check_number(options, entry)
     _check_registered(options)
+    if phase == "train" and options["model_type"] == "MaskGuidedModel":
+        check_stage(options["train"])
     _check_paths(options)
     for name, dataset in options["datasets"].items():
         _check_dataset(f"datasets: {name}", dataset, options)
@@ -113,6 +126,19 @@ def _check_registered(options: Options) -> None:
     check_keys("network_g: type", [options["network_g"]["type"]], list(registries.ARCH_REGISTRY.keys()))
 
 
+def check_stage(train: Options) -> None:
+    """That the options name a stage and what it takes: said before basicsr moves an older run of that name aside."""
+    stage, given = train.get("stage"), train.get("stage_opt") or {}
+    if not stage:
+        raise ArgumentError(f"train: stage is missing: which part to train; use one of {', '.join(STAGES)}")
+    if stage not in STAGES:
+        raise ArgumentError(f"train: stage={stage!r}; use one of {', '.join(STAGES)}, each in a run of its own")
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"train: stage_opt: {given!r}: use entries, as {{head_loss: rank}}")
+    check_arguments("train: stage_opt", given, StageOptions)
+    StageOptions(**given)
+
+
 def _check_paths(options: Options) -> None:
     weights = options["network_g"].get("base_weights")
     if weights and not Path(weights).is_file():
@@ -134,6 +160,9 @@ def _check_dataset(where: str, dataset: Options, options: Options) -> None:
             raise ArgumentError(f"{where}: {name}: {dataset[name]}: no such file or folder (from {Path.cwd()})")
     if dataset["phase"] != "train" and not dataset.get("dataroot_gt") and (options.get("val") or {}).get("metrics"):
         raise ArgumentError(f"{where}: there is no dataroot_gt to compare with; give one, or set val: metrics: ~")
+    size, scale = dataset.get("gt_size"), options.get("scale")
+    if isinstance(size, int) and isinstance(scale, int) and scale and size % scale:
+        raise ArgumentError(f"{where}: gt_size: {size}: HR pixels; use a multiple of scale, {scale}")
     if dataset.get("num_worker_per_gpu") and not _workers_can_import():
         raise ArgumentError(
             f"{where}: num_worker_per_gpu: {dataset['num_worker_per_gpu']}: processes start anew here "
