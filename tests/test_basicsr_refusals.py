@@ -26,6 +26,9 @@ WRONG = {
     "no stage": (lambda o: o["train"].pop("stage"), "train: stage is missing"),
     "coarse": (lambda o: o["train"].update(stage="coarse"), "there is no coarse tail to train"),
     "stage_opt": (lambda o: o["train"].update(stage_opt={"distil": 1}), "did you mean 'distill'?"),
+    "stage_opt, a word": (lambda o: o["train"].update(stage_opt="psnr"), "stage_opt: 'psnr': use entries"),
+    "size of crops": (lambda o: o["datasets"]["train"].update(gt_size=62), "gt_size: 62: HR pixels; use a multiple of"),
+    "print_freq": (lambda o: o["logger"].update(print_freq="often"), "logger: print_freq: 'often' is text"),
     "optimizer": (lambda o: o["train"]["optim_g"].update(type="AdamW"), "type: AdamW: basicsr 1.4.2 does not know it"),
     "its arguments": (lambda o: o["train"]["optim_g"].update(momentum=1), "momentum"),
     "number": (lambda o: o["train"]["optim_g"].update(lr="1e-4"), "lr: '1e-4' is text to YAML; write !!float 1e-4"),
@@ -49,6 +52,16 @@ def test_wrong_options_are_one_sentence_and_exit_code_2(what, work, capfd):
     seen = capfd.readouterr().err
     assert text in seen
     assert "Traceback" not in seen
+
+
+@pytest.mark.parametrize("what", ["stage", "no stage", "stage_opt"])
+def test_an_older_run_stays_where_it_is(what, work, capfd):
+    options = small("train_edsr")
+    WRONG[what][0](options)
+    (older := Path("experiments") / options["name"]).mkdir(parents=True, exist_ok=True)
+    assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
+    assert older.exists()
+    assert not list(older.parent.glob(f"{options['name']}_archived*"))
 
 
 WRONG_COMMANDS = {

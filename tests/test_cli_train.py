@@ -12,6 +12,7 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
 from maskguided.errors import MaskGuidedError
 from maskguided.images import read_image, write_image
+from maskguided.weights import read
 
 WRAP = ["--split-at", "2", "--merge", "image", "--coarse-tail", "deep", "--patch-size", "8", "--halo", "1"]
 
@@ -53,6 +54,23 @@ def test_from_photographs_to_a_head_that_upscale_takes(folder):
     shown = run("upscale", "-i", folder / "lr", "-o", folder / "sr", *weights, "--head", second, "--device", "cpu")
     assert shown.exit_code == 0, shown.output
     assert read_image(folder / "sr" / "coffee_out.png").shape == (160, 160, 3)
+
+
+def test_the_same_command_starts_from_the_same_new_parts(folder):
+    """Else one that was killed would go on with a head of another coarse tail than it began with."""
+    need_basicsr("basicsr.utils.matlab_functions")
+    pytest.importorskip("timm")
+    pytest.importorskip("accelerate")
+    files = [folder / "once.safetensors", folder / "twice.safetensors"]
+    for file in files:
+        done = run(
+            "finetune", "--hr", folder / "hr", "-w", folder / "pan.pth", "-o", file, *WRAP, "--stage", "head",
+            "--steps", 1, "--batch", 2, "--crop", 16, "--device", "cpu",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+    once, twice = (read(file).tensors for file in files)
+    assert any(name.startswith("coarse_tail.branch") for name in once)
+    assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
 def test_images_decide_on_the_command_line(folder):
