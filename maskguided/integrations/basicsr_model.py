@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 from ..infer import run_tiled
 from ..weights import write_whole
 from .basicsr_network import MaskGuidedSR
-from .basicsr_options import GIVEN, check_stage
+from .basicsr_options import GIVEN, check_train
 from .basicsr_plugin import import_basicsr
 
 _basicsr = import_basicsr()
@@ -188,7 +188,7 @@ def _check(opt: dict[str, Any]) -> None:
     if "scale" not in opt:
         raise ArgumentError("the options lack scale; see examples/basicsr for whole files")
     if opt["is_train"]:
-        check_stage(opt["train"])
+        check_train(opt["train"])
 
 
 def _table(results: dict[str, dict[str, float]]) -> str:

@@ -18,6 +18,7 @@ from ..networks import load_network
 from ..settings import arguments_of, check_arguments, check_keys
 from ..training import stages
 from ..weights import HEAD_FORMAT, load_into, read
+from .basicsr_options import stage_options
 from .basicsr_plugin import import_basicsr
 
 
@@ -53,8 +54,7 @@ class MaskGuidedSR(MaskGuided):
 
     def start_stage(self, stage: str, options: Mapping[str, Any]) -> list[nn.Parameter]:
         """Make the parameters of a training stage, which are returned, the only ones that train."""
-        check_arguments("train: stage_opt", options, stages.Options)
-        self._stage = stage, stages.Options(**options)
+        self._stage = stage, stage_options(options)
         return stages.train_only(self, stage)
 
     @property

@@ -78,7 +78,7 @@ def check(options: Options, phase: Phase) -> None:
         _check_number(options, entry)
     _check_registered(options)
     if phase == "train" and options["model_type"] == "MaskGuidedModel":
-        check_stage(options["train"])
+        check_train(options["train"])
     _check_paths(options)
     for name, dataset in options["datasets"].items():
         _check_dataset(f"datasets: {name}", dataset, options)
@@ -126,17 +126,22 @@ def _check_registered(options: Options) -> None:
     check_keys("network_g: type", [options["network_g"]["type"]], list(registries.ARCH_REGISTRY.keys()))
 
 
-def check_stage(train: Options) -> None:
+def check_train(train: Options) -> None:
     """That the options name a stage and what it takes: said before basicsr moves an older run of that name aside."""
-    stage, given = train.get("stage"), train.get("stage_opt") or {}
+    stage = train.get("stage")
     if not stage:
         raise ArgumentError(f"train: stage is missing: which part to train; use one of {', '.join(STAGES)}")
     if stage not in STAGES:
         raise ArgumentError(f"train: stage={stage!r}; use one of {', '.join(STAGES)}, each in a run of its own")
+    stage_options(train.get("stage_opt") or {})
+
+
+def stage_options(given: Any) -> StageOptions:
+    """What the entries under `stage_opt` say."""
     if not isinstance(given, Mapping):
         raise ArgumentError(f"train: stage_opt: {given!r}: use entries, as {{head_loss: rank}}")
     check_arguments("train: stage_opt", given, StageOptions)
-    StageOptions(**given)
+    return StageOptions(**given)
 
 
 def _check_paths(options: Options) -> None:
