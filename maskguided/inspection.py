@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import nn
 
@@ -14,7 +13,7 @@ from .cost import macs
 from .errors import CannotSplit
 from .patches import round_up
 from .probing import untouched
-from .split import Facts, Split, probed
+from .split import Cuts, Facts, Split, probed
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count
 
@@ -40,6 +39,8 @@ class Inspection:
     """Share of the MACs of prefix, body and tail, 0..1."""
     candidates: tuple[str, ...] = ()
     """The runs of blocks found, best first; none are looked for where `body` names them."""
+    later: tuple[int, ...] = ()
+    """The cuts after the first, at which patches leave too."""
 
     @property
     def can_split(self) -> bool:
@@ -62,6 +63,8 @@ class Inspection:
             f"receptive field of the refined blocks: {_radius(facts.body_radius)}"
             f"; with the tail: {_radius(facts.radius)} (radius in LR pixels)",
         ]
+        if self.later:
+            lines.insert(-2, "patches leave after block " + " or ".join(map(str, self.later)) + " too")
         if self.candidates:
             lines.append("runs of blocks found, the best first (the outermost of those that hold most of the MACs):")
             lines += [f"  {candidate}" for candidate in self.candidates[:4]]
@@ -70,7 +73,7 @@ class Inspection:
 
 def inspect(
     model: nn.Module,
-    split_at: int | Literal["auto"] = "auto",
+    split_at: Cuts = "auto",
     *,
     adapter: str | None = None,
     body: str | Sequence[str] | None = None,
@@ -105,6 +108,7 @@ def inspect(
         _live(parts),
         _shares(parts),
         runs,
+        parts.cuts[1:],
     )
 
 

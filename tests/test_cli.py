@@ -98,6 +98,9 @@ def test_commands_take_the_settings_of_a_wrap(tmp_path):
     assert np.abs(found - upscale(fast, small).image).max() > 1
     refused = run("upscale", "-i", tmp_path / "small.png", "--overwrite", "--split-at", "4,8", "--onward", "x", code=1)
     assert "use shares from 0 to 1" in str(refused.exception)
+    idle = ("--overwrite", "--split-at", "4", "--coarse-on", "unrefined")
+    refused = run("upscale", "-i", tmp_path / "small.png", *idle, code=1)
+    assert "add --merge image" in str(refused.exception)
     commands = typer.main.get_command(app).commands
     for name in ("upscale", "calibrate", "finetune", "explain", "export"):
         taken = {parameter.name for parameter in commands[name].params}

@@ -24,6 +24,7 @@ from toys import (
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided, MaskGuidedError
+from maskguided.adapters.pan_net import PAN
 from maskguided.automatic import find_bodies
 from maskguided.probing import image_of, probe
 
@@ -245,6 +246,12 @@ def test_a_network_with_the_names_of_another_is_split_automatically():
     assert "another image" in found.missed["edsr"]
     with pytest.raises(CannotSplit, match="the parts give another image"):
         maskguided.split(net, 2, adapter="edsr")
+
+
+def test_inspect_tells_of_each_cut():
+    net = PAN(features=8, up_features=8, blocks=4)
+    assert "patches leave after block 2 or 3 too" in str(maskguided.inspect(net, (1, 2, 3)))
+    assert "patches leave" not in str(maskguided.inspect(net, 1))
 
 
 def test_inspect_takes_the_names_of_the_blocks():

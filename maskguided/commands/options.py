@@ -158,8 +158,14 @@ def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: An
     """`network` wrapped as a file says, or as the options say; what is None there is wrap's own choice."""
     given = {name: value for name, value in settings.items() if value is not None}
     if head is not None:
-        return checkpoint.load(head, network, **given, **({} if split_at == "auto" else {"split_at": split_at}))
-    return wrap(network, blocks(split_at), **given)
+        fast = checkpoint.load(head, network, **given, **({} if split_at == "auto" else {"split_at": split_at}))
+    else:
+        fast = wrap(network, blocks(split_at), **given)
+    if given.get("coarse_on") == "unrefined" and fast.merge != "image":
+        raise ArgumentError(
+            f"--coarse-on unrefined with merge={fast.merge}: there is no coarse image of its own; add --merge image"
+        )
+    return fast
 
 
 def ready(

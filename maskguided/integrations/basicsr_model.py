@@ -117,6 +117,18 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             raise ArgumentError(f"train: optim_g: {error}") from None
         self.optimizers.append(self.optimizer_g)
 
+    def setup_schedulers(self) -> None:
+        kind = self.opt["train"]["scheduler"]["type"]
+        try:
+            super().setup_schedulers()
+        except NotImplementedError:
+            raise ArgumentError(
+                f"train: scheduler: type: {kind}: basicsr {_basicsr.__version__} does not know it; use MultiStepLR or "
+                "CosineAnnealingRestartLR"
+            ) from None
+        except (TypeError, AssertionError) as error:
+            raise ArgumentError(f"train: scheduler: {error}") from None
+
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
         loss = self.net_g(self.lq, target=self.gt)

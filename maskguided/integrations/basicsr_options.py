@@ -66,6 +66,9 @@ def read_yaml(path: str) -> Options:
     if not isinstance(options, dict):
         raise ArgumentError(f"-opt {path}: a YAML file of options is needed, as in examples/basicsr; this holds none")
     require(options, _ALWAYS)
+    for section in ("datasets", "path"):
+        if not isinstance(options[section], Mapping):
+            raise ArgumentError(f"{section}: {options[section]!r}: use entries, as in examples/basicsr")
     return options
 
 
@@ -124,6 +127,9 @@ def _check_registered(options: Options) -> None:
     registries = import_basicsr("basicsr.utils.registry")
     check_keys("model_type", [options["model_type"]], list(registries.MODEL_REGISTRY.keys()))
     check_keys("network_g: type", [options["network_g"]["type"]], list(registries.ARCH_REGISTRY.keys()))
+    for name, dataset in options["datasets"].items():
+        require(options, (f"datasets:{name}:type",))
+        check_keys(f"datasets: {name}: type", [dataset["type"]], list(registries.DATASET_REGISTRY.keys()))
 
 
 def check_train(train: Options) -> None:
