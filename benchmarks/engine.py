@@ -27,7 +27,12 @@ from maskguided.timing import alternate, at_keep, ratio
 
 from .report import Row
 
-NETWORKS = ("pan", "edsr", "edsr-l", "rcan", "rrdbnet")
+NETWORKS = ("pan", "edsr", "edsr-l", "rcan", "rrdbnet", "msrresnet", "srvgg", "swinir")
+
+_SWINIR_LIGHT: dict[str, Any] = {
+    "window_size": 8, "embed_dim": 60, "depths": [6] * 4, "num_heads": [6] * 4, "mlp_ratio": 2,
+    "upscale": 4, "upsampler": "pixelshuffledirect",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,24 @@ class Way:
 
 
 def network(name: str) -> nn.Module:
-    """PAN x4, EDSR-baseline x4 (16 x 64), EDSR-L x4 (32 x 256), RCAN x4 (10 x 16 x 64) or RRDBNet x4 (23), seeded."""
+    """PAN, EDSR-baseline (16 x 64), EDSR-L (32 x 256), RCAN (10 x 16 x 64), or one that is split automatically.
+
+    Those are RRDBNet (23), MSRResNet (16 x 64), SRVGGNetCompact (32 x 64), light SwinIR (4 x 6 x 60). All x4, seeded.
+    """
     torch.manual_seed(0)
     if name == "pan":
         pan: nn.Module = PAN()
         return pan
-    module, cls, settings = {
+    known: dict[str, tuple[str, str, dict[str, Any]]] = {
         "edsr": ("edsr_arch", "EDSR", {}),
         "edsr-l": ("edsr_arch", "EDSR", {"num_feat": 256, "num_block": 32, "res_scale": 0.1}),
         "rcan": ("rcan_arch", "RCAN", {}),
         "rrdbnet": ("rrdbnet_arch", "RRDBNet", {}),
-    }[name]
+        "msrresnet": ("srresnet_arch", "MSRResNet", {}),
+        "srvgg": ("srvgg_arch", "SRVGGNetCompact", {"num_conv": 32}),
+        "swinir": ("swinir_arch", "SwinIR", _SWINIR_LIGHT),
+    }
+    module, cls, settings = known[name]
     model: nn.Module = getattr(import_basicsr(f"basicsr.archs.{module}"), cls)(num_in_ch=3, num_out_ch=3, **settings)
     return model
 
