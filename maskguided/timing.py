@@ -61,7 +61,7 @@ def at(
     fast: MaskGuided, setting: str, value: float, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[Tensor], Tensor]:
     """The same with any setting that can be changed: keep or min_gain_db."""
-    forward = forward or fast
+    forward = fast if forward is None else forward  # a compiled module has no truth value
 
     def run(x: Tensor) -> Tensor:
         setattr(fast, setting, value)
