@@ -49,6 +49,15 @@ READINGS = tuple(itertools.starmap(Reading, itertools.product((True, False), (Fa
 """Sums as they stand first: where a ratio of sums is what counts, both would do, but for what is added to a divisor."""
 
 
+class _FirstStep(NamedTuple):
+    """Rows, or columns, of a map that were taken together, as the first of two steps: x.sum(3).sum(2)."""
+
+    result: Tensor
+    func: Any
+    args: Any
+    kwargs: dict[str, Any]
+
+
 class GlobalOps(TorchFunctionMode):
     """Sees every torch function; `reduce` gets those that take in a whole map (B, C, H, W)."""
 
@@ -110,6 +119,14 @@ class PerImage(GlobalOps):
         super().__init__()
         self.k, self.windows, self.owned, self.window, self.reading = k, windows, owned, window, reading
         self.strangers, self.noted, self.doubtful, self.folded = strangers, noted, False, False
+        self.first_step: _FirstStep | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = super().__torch_function__(func, types, args, kwargs)
+        if self.owned is not None and args and is_first_step(func, args, kwargs):
+            self.first_step = _FirstStep(result, func, args, kwargs)
+        return result
 
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         if is_global(func, args, kwargs):
@@ -153,6 +170,11 @@ class PerImage(GlobalOps):
 
     def _weighed(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
         """`x` with nothing where pixels do not count, and the others as much larger where a mean is to be taken."""
+        first = self.first_step
+        if first is not None and x is first.result and name == first.func.__name__:
+            self.first_step = None  # which holds on to a map
+            pixels = self._weighed(first.args[0], name, (), {"dim": (2, 3)})
+            return first.func(pixels, *first.args[1:], **first.kwargs)  # type: ignore[no-any-return]
         counts = None if self.owned is None else self._counts(x, name, args, kwargs)
         if counts is None:
             return x
@@ -311,6 +333,14 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if name == "group_norm":
         return True
     return name == "instance_norm" and _given(_INSTANCE_NORM, args, kwargs).get("use_input_stats", True)
+
+
+def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `func` reduces a map (B, C, H, W) over its rows or its columns alone."""
+    name, x = getattr(func, "__name__", ""), args[0]
+    if name not in (*_REDUCTIONS, *_SECOND_POWERS) or not isinstance(x, Tensor) or x.dim() != 4:
+        return False
+    return 1 not in x.shape[2:] and _dims(name, args, kwargs) in ({2}, {3})
 
 
 def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
