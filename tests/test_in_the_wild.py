@@ -220,6 +220,36 @@ def test_blocks_on_the_enlarged_image():
     assert fast.cost(32, 32).ratio < 0.8
 
 
+class Pyramid(Base):
+    """LapSRN with one set of weights: the same blocks run once more, on the enlarged map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(4))
+        self.enlarge, self.last = nn.ConvTranspose2d(8, 8, 2, 2), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        y = self.first(x)
+        for _ in range(2):
+            for block in self.blocks:
+                y = block(y)
+            y = self.enlarge(y)
+        return self.last(y)
+
+
+def test_blocks_that_run_again_on_an_enlarged_map(tmp_path):
+    model = scaled(Pyramid())
+    fast = maskguided.wrap(model, 2, keep=1).eval()
+    assert fast.split.blocks == tuple(f"blocks.{number}" for number in range(4))
+    x = image(2, 3, 33, 47)
+    assert difference(by_windows(fast, x), model(x)) < 1e-5
+    fast.keep = 0.25
+    maskguided.save(fast, tmp_path / "pyramid.safetensors")
+    again = maskguided.load(tmp_path / "pyramid.safetensors", model).eval()
+    assert again.split.blocks == fast.split.blocks
+    assert torch.equal(again(x), fast(x))
+
+
 class Streams(NamedTuple):
     deep: torch.Tensor
     first: torch.Tensor

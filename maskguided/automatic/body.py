@@ -100,7 +100,8 @@ def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Can
     """The blocks that a user names, in the order in which the network calls them.
 
     Args:
-        body: their names, or a pattern for them in which * stands for one part of a name: "layers.*.blocks.*".
+        body: their names, or a pattern for them in which * stands for one part of a name: "layers.*.blocks.*". Where
+            names are the calls on one size of map, one by one, as in `Facts.blocks`, these calls alone are meant.
 
     Raises:
         ArgumentError: fewer than two modules of these names are called.
@@ -115,7 +116,11 @@ def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Can
             f"body={body!r}: {len(chosen)} of the modules that this {type(model).__name__} calls have such a name; "
             f"it takes 2 or more. It calls {', '.join(list(called)[:12])}"
         )
-    return _candidate(chosen, calls[-1].macs)
+    sizes: dict[Any, list[Call]] = {}
+    for call in chosen:
+        sizes.setdefault(call.out_shape, []).append(call)
+    run = next((group for group in sizes.values() if [call.name for call in group] == patterns), chosen)
+    return _candidate(run, calls[-1].macs)
 
 
 def _candidate(group: list[Call], total: int) -> Candidate:

@@ -139,7 +139,17 @@ class _Generaliser:
         for number in range(len(first.steps)):
             self._add(number)
         self.graph.output(self.made[first.image])
-        return Traced(self.model, self.graph, self.constants, self.values, self.calls, self.rounding)
+        return Traced(self.model, self.graph, self.constants, self.values, self._run_of_blocks(), self.rounding)
+
+    def _run_of_blocks(self) -> list[fx.Node]:
+        """The calls that make the run; a network may call its blocks again, on maps of another size."""
+        if len(self.calls) == len(self.blocks):
+            return self.calls
+        sizes: dict[Any, list[fx.Node]] = {}
+        for call in self.calls:
+            sizes.setdefault(self.values[call].shape, []).append(call)
+        wanted = [f"{MODEL}.{name}" for name in self.blocks]
+        return next((calls for calls in sizes.values() if [c.target for c in calls] == wanted), self.calls)
 
     def _add(self, number: int) -> None:
         """One step of all recordings as a node, and one node for each tensor of a nested result that is used."""
