@@ -308,28 +308,34 @@ def _matters(split: Split) -> bool:
 
 
 def _is_mirrored(split: Split) -> bool:
-    """Whether what is changed a quarter of the way along shows at three quarters, more than between the two."""
-    step, scale = split.multiple_of, split.scale
+    """Whether what is changed along the way shows as far from the other end, wherever that is."""
+    step = split.multiple_of
     if step > _LARGEST_STEP:
         return False
     length, breadth = (round_up(max(side, split.probe.least), step) for side in (_LENGTH, _LENGTH // 8))
-    maps = [name for name, kind in split.kinds.items() if kind == "map"]
-    for dim, size in ((-1, (breadth, length)), (-2, (length, breadth))):
-        state, at = split.window(size), length // 4 // step * step
-        changed = dict(state)
-        for name in maps:
-            value, ratio = state[name].clone(), state[name].shape[dim] / length
-            strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
-            noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0)).to(strip)
-            strip.add_(noise * value.std())
-            changed[name] = value
-        shown = (split.rest(changed) - split.rest(state)).abs().transpose(-1, dim)
-        along = shown.amax((0, 1, 2)).view(length // step, step * scale).amax(1)
-        here, there = along[at // step], along[(length - at) // step - 1]
-        between = along[length // step // 2 - 1 : length // step // 2 + 1].max()
-        if there > 0.3 * here and there > 3 * between:
-            return True
-    return False
+    # In one place it may come by chance: a block that ranks what it sees changes what ranks next, too.
+    places = [length // part // step * step for part in (4, 8, 3)]
+    return any(
+        all(_shows_mirrored(split, size, dim, at) for at in places)
+        for dim, size in ((-1, (breadth, length)), (-2, (length, breadth)))
+    )
+
+
+def _shows_mirrored(split: Split, size: tuple[int, int], dim: int, at: int) -> bool:
+    """Whether what is changed at `at` along `dim` shows as far from the other end, more than in the middle."""
+    state, length, step = split.window(size), size[dim], split.multiple_of
+    changed = dict(state)
+    for name in (name for name, kind in split.kinds.items() if kind == "map"):
+        value, ratio = state[name].clone(), state[name].shape[dim] / length
+        strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
+        noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0)).to(strip)
+        strip.add_(noise * value.std())
+        changed[name] = value
+    shown = (split.rest(changed) - split.rest(state)).abs().transpose(-1, dim)
+    along = shown.amax((0, 1, 2)).view(length // step, step * split.scale).amax(1)
+    here, there = along[at // step], along[(length - at) // step - 1]
+    between = along[length // step // 2 - 1 : length // step // 2 + 1].max()
+    return bool(there > 0.3 * here and there > 3 * between)
 
 
 _LENGTH = 64  # LR pixels, of the strips on which places are looked at

@@ -65,6 +65,26 @@ def test_a_patch_is_refined_where_it_is_or_the_network_is_refused(dims, split_at
     assert difference(refined[left], dense[left]) < 1e-3 < 1e-2 < difference(coarse[left], dense[left])
 
 
+class Ranking(nn.Module):
+    """CAMixerSR's way: half of the 4x4 windows, those of the largest score, go another way than the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.score, self.mix = nn.Conv2d(12, 12, 1), nn.Linear(12, 1), nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x):
+        windows = F.pixel_unshuffle(self.value(x), 4)
+        scores = self.score(F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)).squeeze(2)
+        order = scores.argsort(1).argsort(1).view(len(x), 1, *windows.shape[2:])
+        routed = torch.where(order < scores.shape[1] // 2, windows.square(), windows)
+        return x + self.mix(F.pixel_shuffle(routed, 4))
+
+
+@pytest.mark.parametrize("seed", [5, 6])  # with these a change on the left makes windows on the right change places
+def test_blocks_that_rank_what_they_see_mirror_nothing(seed):
+    assert maskguided.split(scaled(Ends(Ranking), seed=seed), 1).split_at == 1
+
+
 class TwoImages(Ends):
     def __init__(self, early: str, late: str) -> None:
         super().__init__()
