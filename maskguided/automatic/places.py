@@ -64,8 +64,8 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     """
     if len(traced.blocks) != len(blocks):
         raise CannotSplit(
-            f"tracing: the run of blocks has {len(blocks)} calls, its modules have {len(traced.blocks)}, and nothing tells "
-            f"which of these are meant. {ADAPTER}"
+            f"tracing: the run of blocks has {len(blocks)} calls, its modules have {len(traced.blocks)}, and "
+            f"nothing tells which of these are meant. {ADAPTER}"
         )
     nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
     position = {node: i for i, node in enumerate(nodes)}
