@@ -107,7 +107,7 @@ def list_images(path: Path) -> list[Path]:
         raise ImageError(f"{path}: no such file or folder")
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    found = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
     if not found:
         raise ImageError(f"{path}: no files are in this folder (folders in it are not searched)")
     return found

@@ -42,9 +42,11 @@ def test_a_folder_with_one_bad_file_gives_the_rest_and_exit_code_1(weights, tmp_
     folder_of_images(inputs)
     (inputs / "bad.png").write_bytes(b"no image")
     (inputs / "notes.txt").write_text("nor this")
+    (inputs / "link.png").symlink_to("nowhere.png")
     result = run("upscale", "-i", inputs, "-o", outputs, "--model", "pan", "--weights", weights, code=1)
     assert "bad.png: no image that can be read" in result.output
-    assert "2 of 5 failed" in result.output
+    assert "link.png: no such file" in result.output
+    assert "3 of 6 failed" in result.output
     assert sorted(p.name for p in outputs.iterdir()) == ["colour_out.png", "deep_out.tif", "grey_out.jpg"]
     assert read_image(outputs / "colour_out.png").shape == (192, 240, 3)
     assert read_image(outputs / "grey_out.jpg").shape == (192, 240)
