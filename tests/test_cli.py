@@ -55,6 +55,8 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--ext", "gif"], "--ext gif"),
         (["upscale", "-i", "{tmp}", "-o", "{tmp}/o.png"], "name a folder"),
         (["upscale", "-i", "{tmp}", "-o", "{tmp}/o", "--ext", "png"], "2 images would all be written to"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o/b.png", "--ext", "jpg"], "--ext jpg with --output"),
+        (["upscale", "-i", "{png}", "--split-at", "4", "--merge", "features", "--coarse-tail", "light"], "no other"),
         (["inspect", "--model", "pan"], "needs --weights"),
         (["bench", "-i", "{png}", "--keep", "a"], "'a' is not valid"),
         (["bench", "-i", "{png}", "--keep", "0.2,2"], "keep=2.0"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+PAGE = Path(__file__).parents[1] / "docs" / "new_backbone.md"
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -16,6 +17,10 @@ def test_example_runs(example):
     done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "largest difference to the dense image" in done.stdout
+    if example.name == "03_new_backbone_adapter.py":
+        shown = re.findall(r"^```text\n(.*?)^the parts together", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+        assert len(shown) == 1
+        assert shown[0] in done.stdout  # multiply-adds are the same everywhere
 
 
 def test_all_examples_are_there():
@@ -25,8 +30,7 @@ def test_all_examples_are_there():
 def test_the_code_of_the_page_on_new_backbones_runs(tmp_path):
     """What it quotes from its example is there, word for word; all else runs after it, its test under pytest."""
     example = next(path for path in EXAMPLES if path.name == "03_new_backbone_adapter.py").read_text()
-    page = (EXAMPLES[0].parents[1] / "docs" / "new_backbone.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     quoted = [b for b in blocks if b in example or textwrap.indent(b, "    ") in example]
     assert (len(quoted), len(blocks)) == (2, 5)
     test = tmp_path / "test_page.py"

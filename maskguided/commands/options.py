@@ -161,10 +161,12 @@ def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: An
         fast = checkpoint.load(head, network, **given, **({} if split_at == "auto" else {"split_at": split_at}))
     else:
         fast = wrap(network, blocks(split_at), **given)
-    if given.get("coarse_on") == "unrefined" and fast.merge != "image":
-        raise ArgumentError(
-            f"--coarse-on unrefined with merge={fast.merge}: there is no coarse image of its own; add --merge image"
-        )
+    for name in ("coarse_tail", "coarse_on"):
+        if fast.merge != "image" and given.get(name, "all") != "all":
+            raise ArgumentError(
+                f"--{name.replace('_', '-')} {given[name]} with merge {fast.merge}: the network's own tail runs on the "
+                "whole image, and there is no other; add --merge image"
+            )
     return fast
 
 

@@ -58,6 +58,8 @@ def _place(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path
     if output.suffix.lower() in SUFFIXES and not output.is_dir():
         if input.is_dir():
             raise ArgumentError(f"--output {output} is a file name, but --input {input} is a folder; name a folder")
+        if ext != "auto" and output.suffix.lower() != f".{ext.removeprefix('.')}".lower():
+            raise ArgumentError(f"--ext {ext} with --output {output}, whose suffix is its format; give one of them")
         return _not_itself(path, output)
     if output.suffix.lower() in _UNWRITTEN and not output.exists() and not input.is_dir():
         raise ArgumentError(f"--output {output}: results are written as {', '.join(s[1:] for s in SUFFIXES)}")
