@@ -28,7 +28,7 @@ from .error_map import dense_image, luma
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .patches import round_up, select
-from .probing import in_eval_mode
+from .probing import in_eval_mode, undone_by_failure
 from .settings import check_one_of
 from .split import Merge, Split
 from .wrapping import check_wrapped
@@ -96,7 +96,7 @@ def calibrate(
 
     Raises:
         ArgumentError: several budgets or an impossible one, no images, or images too small for the network or, without
-            HR, to be reduced.
+            HR, to be reduced. `fast` is then what it was.
 
     >>> from maskguided import wrap
     >>> from maskguided.adapters.pan_net import PAN
@@ -116,7 +116,7 @@ def calibrate(
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
     if split_at == "auto" and fast.model is not fast.unwrap():
         raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
-    with in_eval_mode(fast):
+    with undone_by_failure(fast, fast.model), in_eval_mode(fast):
         progress("running the dense network")
         known = [_known(fast, image) for image in images]
         if not known:

@@ -179,6 +179,22 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def undone_by_failure(wrapped: nn.Module, network: nn.Module) -> Iterator[None]:
+    """What is done within it to settings and parts of `wrapped`, all but the `network`, is undone by an exception."""
+    attributes = {**vars(wrapped), "_modules": dict(wrapped._modules)}
+    parts = [part for part in wrapped.children() if part is not network]
+    values = [(value, value.clone()) for part in parts for value in (*part.parameters(), *part.buffers())]
+    try:
+        yield
+    except BaseException:
+        vars(wrapped).clear()
+        vars(wrapped).update(attributes)
+        for value, before in values:
+            value.copy_(before)
+        raise
+
+
+@contextmanager
 def no_leftovers() -> Iterator[None]:
     """Within it, memory that torch.empty gives is NaN, so that what relies on what was there before shows."""
     before = torch.get_deterministic_debug_mode()

@@ -269,6 +269,17 @@ def timed_as(monkeypatch, price):
     monkeypatch.setattr(prices, "at_keep", at_keep)
 
 
+@pytest.mark.parametrize("settings", [{"max_cost": 0.01}, {"max_drop_db": 1e-9, "per_image": True}])
+def test_a_budget_that_cannot_be_met_changes_nothing(settings):
+    fast = wrapped(halo=0)
+    before = repr(fast), copy.deepcopy(fast.state_dict())
+    with pytest.raises(ArgumentError, match="allow more"):
+        maskguided.calibrate(fast, photographs(2), **settings)
+    assert (repr(fast), fast.min_gain_db, fast.estimate, fast.context) == (before[0], None, None, None)
+    assert before[1].keys() == fast.state_dict().keys()
+    assert all(torch.equal(value, before[1][name]) for name, value in fast.state_dict().items())
+
+
 def test_the_picture_shows_the_curve_in_what_the_budget_is_in(monkeypatch, tmp_path):
     timed_as(monkeypatch, lambda fast: 0.2 + fast.keep)
     shown = []
