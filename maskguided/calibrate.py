@@ -372,9 +372,10 @@ def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[T
     """LR and HR image as (1, C, H, W), where the network is."""
     given = image if isinstance(image, tuple) else (image,)
     for x in given:
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = getattr(x, "dtype", type(x).__name__)
             raise ArgumentError(
-                f"calibrate: an image of type {type(x).__name__}; it takes LR tensors (C, H, W) in 0..1, or "
+                f"calibrate: an image of type {kind}; it takes LR tensors (C, H, W), floats in 0..1, or "
                 "pairs (LR, HR), in a list; `maskguided calibrate` reads files"
             )
     like = next(fast.parameters())

@@ -152,6 +152,8 @@ class MaskGuided(Knobs):
             raise ArgumentError(f"input of type {type(x).__name__}; a network takes a tensor (B, {channels}, H, W)")
         if x.dim() != 4 or x.shape[1] != channels or not len(x):
             raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
+        if not x.is_floating_point():
+            raise ArgumentError(f"input of {x.dtype}; a network takes floats in its own range, as x.float() / 255")
         height, width = x.shape[2:]
         check_size(height, width)
         x = self.accepted(x)

@@ -128,6 +128,7 @@ def test_a_wrapped_network_is_not_wrapped_again(tmp_path):
         (np.zeros((1, 3, 16, 16)), None, "input of type ndarray; a network takes a tensor"),
         (torch.zeros(0, 3, 16, 16), None, r"input of shape \(0, 3, 16, 16\)"),
         (torch.zeros(1, 3, 0, 5), None, "an image of 0x5 pixels"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), None, "input of torch.uint8; a network takes floats"),
         (torch.zeros(1, 3, 16, 16), np.zeros((1, 2, 2)), "score of type ndarray; expected a tensor"),
     ],
 )
