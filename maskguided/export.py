@@ -18,6 +18,7 @@ from .errors import ArgumentError, ExportError, first_line
 from .guided import MaskGuided
 from .optional import optional
 from .weights import write_whole
+from .wrapping import check_wrapped
 
 _ONNX = "ONNX (a .pt2 file needs nothing more)"
 _WILD = 1e4
@@ -53,6 +54,7 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
     ...     export(fast, f"{folder}/net.pt2", torch.rand(1, 3, 32, 48)) < 1e-5
     True
     """
+    check_wrapped(fast)
     path = Path(path)
     written = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}.get(path.suffix.lower())
     if written is None:

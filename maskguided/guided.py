@@ -110,6 +110,8 @@ class MaskGuided(Knobs):
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer, self.coarse_on, self.global_ops = merge, keep, scorer, coarse_on, global_ops
         self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else onward
+        if not isinstance(head, dict | None):
+            raise ArgumentError(f"head={head!r}; give the settings of the mask head in a dict, as {{'hidden': 16}}")
         check_arguments("head", head or {}, MaskHead, skip=1)
         self.head = MaskHead(split.feature_channels, **(head or {}))
         self.linear = LinearScore(with_coarse=merge == "image")

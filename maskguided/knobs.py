@@ -158,7 +158,8 @@ class Knobs(nn.Module):
         return self.split.cuts
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "split_at" or (name in ("coarse_tail", "context", "head") and isinstance(value, (str, dict))):
+        part = name in ("coarse_tail", "context", "head")
+        if name == "split_at" or (part and not isinstance(value, nn.Module | None)):
             raise ArgumentError(
                 f"{name}={value!r}: that is decided when a network is wrapped; wrap(fast.unwrap(), {name}={value!r})"
             )

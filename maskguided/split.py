@@ -367,10 +367,15 @@ def choose(split_at: int | Literal["auto"], blocks: int) -> int:
     return max(1, blocks // 2) if split_at == "auto" else split_at
 
 
-def probed(model: nn.Module) -> Probe:
-    """`probe`, refusing what is not a network."""
+def check_module(model: object) -> None:
+    """Refuse what is no torch module."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+
+
+def probed(model: nn.Module) -> Probe:
+    """`probe`, refusing what is not a network."""
+    check_module(model)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise ArgumentError(f"{type(model).__name__} has lazy layers without weights yet: call it once first")
     scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)

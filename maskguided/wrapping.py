@@ -12,7 +12,7 @@ from .adapter import split
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .settings import check_arguments
-from .split import Cuts
+from .split import Cuts, check_module
 
 
 @torch.inference_mode(False)  # what is added must stay trainable wherever it is made
@@ -62,6 +62,7 @@ def check_wrapped(fast: object) -> None:
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Refuse a network that is wrapped already, or holds one that is."""
+    check_module(model)
     if isinstance(model, MaskGuided):
         raise ArgumentError("this network is wrapped already: set its keep, or give fast.unwrap() for another wrap")
     within = [name for name, part in model.named_modules() if isinstance(part, MaskGuided)]

@@ -64,6 +64,8 @@ def test_other_windows_end_what_was_estimated_for_these():
         ("split_at", 4, r"split_at=4: that is decided when a network is wrapped; wrap\(fast.unwrap\(\), split_at=4\)"),
         ("context", "linear", "context='linear': that is decided when"),
         ("coarse_tail", "light", "coarse_tail='light': that is decided when"),
+        ("head", 3, "head=3: that is decided when"),
+        ("context", 5, "context=5: that is decided when"),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_and_changes_nothing(name, value, text):
@@ -95,6 +97,9 @@ def test_a_single_further_cut_takes_a_bare_share():
     [
         ({"kep": 0.2}, "wrap: 'kep' is not known; did you mean 'keep'"),
         ({"head": {"hiden": 4}}, "head: 'hiden' is not known; did you mean 'hidden'"),
+        ({"head": 3}, "head=3; give the settings of the mask head in a dict"),
+        ({"head": {"hidden": 2.5}}, "hidden=2.5; use a whole number"),
+        ({"head": {"hidden": "a"}}, "hidden='a'; use a whole number"),
     ],
 )
 def test_a_setting_that_is_none_is_named_with_the_nearest(settings, text):
@@ -114,9 +119,13 @@ def test_a_wrapped_network_is_not_wrapped_again(tmp_path):
         lambda network: maskguided.save(network, tmp_path / "x.safetensors"),
         lambda network: maskguided.calibrate(network, []),
         lambda network: maskguided.finetune.fit(network, tmp_path),
+        lambda network: maskguided.export(network, tmp_path / "x.pt2", torch.zeros(1, 3, 16, 16)),
     ):
         with pytest.raises(ArgumentError, match="PAN is no wrapped network"):
             what(fast.unwrap())
+    for again in (maskguided.wrap, lambda network: maskguided.load(tmp_path / "pan.safetensors", network)):
+        with pytest.raises(ArgumentError, match=r"a torch\.nn\.Module is needed, not NoneType"):
+            again(None)
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(ArgumentError, match="is a folder; name a file"):
         maskguided.save(fast, tmp_path / "folder.safetensors")
