@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,7 +21,9 @@ _POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
 _FIXED_POOLS = ("avg_pool2d", "max_pool2d")
 _MEANS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
 _DEVIATIONS = ("std", "var", "std_mean", "var_mean")
-_REDUCTIONS = ("mean", "sum", "amax", "amin", "logsumexp", *_DEVIATIONS)
+_EXTREMES = ("max", "min")
+"""With where they are, which is left as each window has it."""
+_REDUCTIONS = ("mean", "sum", "amax", "amin", "logsumexp", *_DEVIATIONS, *_EXTREMES)
 _SECOND_POWERS = ("norm", "vector_norm", "linalg_vector_norm")
 _NORM = ("input", "running_mean", "running_var", "weight", "bias")
 _BATCH_NORM = (*_NORM, "training", "momentum", "eps")
@@ -119,13 +122,13 @@ class PerImage(GlobalOps):
         super().__init__()
         self.k, self.windows, self.owned, self.window, self.reading = k, windows, owned, window, reading
         self.strangers, self.noted, self.doubtful, self.folded = strangers, noted, False, False
-        self.first_step: _FirstStep | None = None
+        self.first_steps: deque[_FirstStep] = deque(maxlen=4)  # each holds on to a map
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = super().__torch_function__(func, types, args, kwargs)
         if self.owned is not None and args and is_first_step(func, args, kwargs):
-            self.first_step = _FirstStep(result, func, args, kwargs)
+            self.first_steps.append(_FirstStep(result, func, args, kwargs))
         return result
 
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
@@ -145,7 +148,10 @@ class PerImage(GlobalOps):
             return self._normalised(x, func.__name__, (x, *args), kwargs)
         if func.__name__ in _DEVIATIONS:
             return self._together(func, x, args, kwargs)
-        return self._combined(func.__name__, func(self._weighed(x, func.__name__, args, kwargs), *args, **kwargs))
+        each = func(self._weighed(x, func.__name__, args, kwargs), *args, **kwargs)
+        if func.__name__ in _EXTREMES:
+            return type(each)((self._combined(func.__name__, each.values), each.indices))
+        return self._combined(func.__name__, each)
 
     def _folded(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         """Of a map with several rows for a window (see `Reading.rows`)."""
@@ -160,19 +166,18 @@ class PerImage(GlobalOps):
             return func(x, *args, **kwargs)
         if self.reading.rows == "stacked":
             each = [self.reduce(func, part, args, kwargs) for part in torch.split(x, self.windows)]
-            return tuple(map(torch.cat, zip(*each, strict=True))) if isinstance(each[0], tuple) else torch.cat(each)
+            return _each(torch.cat, zip(*each, strict=True), each[0]) if isinstance(each[0], tuple) else torch.cat(each)
 
         def folded(value: Tensor) -> Tensor:
             return value.reshape(x.shape[0], x.shape[1], *value.shape[2:])
 
         result = self.reduce(func, x.reshape(self.windows, -1, *x.shape[2:]), args, kwargs)
-        return tuple(map(folded, result)) if isinstance(result, tuple) else folded(result)
+        return _each(folded, result, result) if isinstance(result, tuple) else folded(result)
 
     def _weighed(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
         """`x` with nothing where pixels do not count, and the others as much larger where a mean is to be taken."""
-        first = self.first_step
-        if first is not None and x is first.result and name == first.func.__name__:
-            self.first_step = None  # which holds on to a map
+        first = next((step for step in self.first_steps if step.result is x), None)
+        if first is not None and name == first.func.__name__:
             pixels = self._weighed(first.args[0], name, (), {"dim": (2, 3)})
             return first.func(pixels, *first.args[1:], **first.kwargs)  # type: ignore[no-any-return]
         counts = None if self.owned is None else self._counts(x, name, args, kwargs)
@@ -219,9 +224,9 @@ class PerImage(GlobalOps):
             found = (squares.sum(1) if self.reading.total else squares.mean(1)).sqrt()
         elif name == "logsumexp":
             found = apart.logsumexp(1)
-        elif name in ("amax", "adaptive_max_pool2d", "max_pool2d"):
+        elif name in ("amax", "max", "adaptive_max_pool2d", "max_pool2d"):
             found = apart.amax(1)
-        elif name == "amin":
+        elif name in ("amin", "min"):
             found = apart.amin(1)
         else:
             apart = apart if apart.is_floating_point() else apart.float()  # a count: (x > 0).sum((2, 3))
@@ -296,6 +301,11 @@ class LocalOnly(GlobalOps):
         return result + 0 * x if keeps_size else result
 
 
+def _each(change: Callable[[Any], Any], values: Iterable[Any], like: tuple[Any, ...]) -> Any:
+    """A tuple of the kind of `like`: torch.max gives one whose entries have names."""
+    return type(like)(tuple(map(change, values)))
+
+
 def _given(names: tuple[str, ...], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
@@ -338,7 +348,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether `func` reduces a map (B, C, H, W) over its rows or its columns alone."""
     name, x = getattr(func, "__name__", ""), args[0]
-    if name not in (*_REDUCTIONS, *_SECOND_POWERS) or not isinstance(x, Tensor) or x.dim() != 4:
+    if name not in (*_REDUCTIONS, *_SECOND_POWERS) or name in _EXTREMES or not isinstance(x, Tensor) or x.dim() != 4:
         return False
     return 1 not in x.shape[2:] and _dims(name, args, kwargs) in ({2}, {3})
 

@@ -46,7 +46,21 @@ def masked(y):
     return (y * chosen).sum((2, 3), keepdim=True) / chosen.sum((2, 3), keepdim=True).clamp_min(1)
 
 
+def grouped_largest(y):
+    """The largest values of groups of channels in the batch, by name."""
+    groups = y.reshape(y.shape[0] * 4, -1, *y.shape[2:])
+    return groups.max(3, keepdim=True).values.max(2, keepdim=True).values.reshape(*y.shape[:2], 1, 1)
+
+
+def both_at_once(y):
+    """Two means, the first steps of which come before the second ones."""
+    rows, squares = y.mean(3), y.square().mean(3)
+    return (squares.mean(2) - 0.5 * rows.mean(2).square())[..., None, None]
+
+
 VECTORS = {
+    "both at once": both_at_once,
+    "largest of groups": grouped_largest,
     "masked mean": masked,
     "sum over size": lambda y: mean_of(y, y.sum((2, 3), keepdim=True)),
     "contrast": contrast,
@@ -56,6 +70,9 @@ VECTORS = {
     "viewed": lambda y: y.reshape(*y.shape[:2], -1).mean(-1)[..., None, None],
     "pool of the map's size": lambda y: F.avg_pool2d(y, y.shape[2:]),
     "largest": lambda y: F.max_pool2d(y, (y.shape[2], y.shape[3])),
+    "largest, flattened": lambda y: torch.max(y.flatten(2), 2)[0][..., None, None],
+    "largest of the largest": lambda y: y.max(3, keepdim=True).values.max(2, keepdim=True).values,
+    "smallest": lambda y: y.sub(2).flatten(2).min(2, keepdim=True)[0][..., None],
     "logsumexp": lambda y: 0.2 * torch.logsumexp(y.flatten(2), 2)[..., None, None],
     "deviation": lambda y: y.std((2, 3), keepdim=True),
     "deviation, flattened": lambda y: y.flatten(2).std(2)[..., None, None],
