@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -56,9 +55,9 @@ class _FirstStep(NamedTuple):
     """Rows, or columns, of a map that were taken together, as the first of two steps: x.sum(3).sum(2)."""
 
     result: Tensor
-    func: Any
-    args: Any
-    kwargs: dict[str, Any]
+    name: str
+    weighed: Tensor
+    """The same of the pixels that count."""
 
 
 class GlobalOps(TorchFunctionMode):
@@ -122,14 +121,22 @@ class PerImage(GlobalOps):
         super().__init__()
         self.k, self.windows, self.owned, self.window, self.reading = k, windows, owned, window, reading
         self.strangers, self.noted, self.doubtful, self.folded = strangers, noted, False, False
-        self.first_steps: deque[_FirstStep] = deque(maxlen=4)  # each holds on to a map
+        self.first_steps: list[_FirstStep] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = super().__torch_function__(func, types, args, kwargs)
         if self.owned is not None and args and is_first_step(func, args, kwargs):
-            self.first_steps.append(_FirstStep(result, func, args, kwargs))
+            self._take_first_step(result, func, args, kwargs)
         return result
+
+    def _take_first_step(self, result: Any, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        x, name = args[0], func.__name__
+        if x.shape[0] != self.windows or tuple(x.shape) in self.strangers:
+            return
+        pixels = self._weighed(x, name, (), {"dim": (2, 3)})
+        if pixels is not x:
+            self.first_steps.append(_FirstStep(result, name, func(pixels, *args[1:], **kwargs)))
 
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         if is_global(func, args, kwargs):
@@ -176,10 +183,9 @@ class PerImage(GlobalOps):
 
     def _weighed(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
         """`x` with nothing where pixels do not count, and the others as much larger where a mean is to be taken."""
-        first = next((step for step in self.first_steps if step.result is x), None)
-        if first is not None and name == first.func.__name__:
-            pixels = self._weighed(first.args[0], name, (), {"dim": (2, 3)})
-            return first.func(pixels, *first.args[1:], **first.kwargs)  # type: ignore[no-any-return]
+        for first in self.first_steps:
+            if x is first.result and name == first.name:
+                return first.weighed
         counts = None if self.owned is None else self._counts(x, name, args, kwargs)
         if counts is None:
             return x
@@ -348,7 +354,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether `func` reduces a map (B, C, H, W) over its rows or its columns alone."""
     name, x = getattr(func, "__name__", ""), args[0]
-    if name not in (*_REDUCTIONS, *_SECOND_POWERS) or name in _EXTREMES or not isinstance(x, Tensor) or x.dim() != 4:
+    if name not in (*_REDUCTIONS, *_SECOND_POWERS) or not isinstance(x, Tensor) or x.dim() != 4:
         return False
     return 1 not in x.shape[2:] and _dims(name, args, kwargs) in ({2}, {3})
 

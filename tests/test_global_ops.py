@@ -21,6 +21,12 @@ def contrast(y):
     return mean_of(y, (y - mean).pow(2).sum(3, keepdim=True).sum(2, keepdim=True)).pow(0.5) + mean
 
 
+def deviation_in_steps(y):
+    """Both row means are taken before either is taken on, and one of them twice."""
+    mean, square = y.mean(3, keepdim=True), (y * y).mean(3, keepdim=True)
+    return (square.mean(2, keepdim=True) - mean.mean(2, keepdim=True).square()).sqrt() + mean.mean(2, keepdim=True)
+
+
 def grn(y):
     """ConvNeXt V2's global response norm, channels last."""
     last = y.permute(0, 2, 3, 1)
@@ -66,6 +72,7 @@ VECTORS = {
     "contrast": contrast,
     "mean of means": lambda y: y.mean(3).mean(2)[..., None, None],
     "mean of means, columns first": lambda y: y.mean(2, keepdim=True).mean(3, keepdim=True),
+    "deviation, in steps": deviation_in_steps,
     "flattened": lambda y: y.flatten(2).mean(2)[..., None, None],
     "viewed": lambda y: y.reshape(*y.shape[:2], -1).mean(-1)[..., None, None],
     "pool of the map's size": lambda y: F.avg_pool2d(y, y.shape[2:]),
