@@ -218,8 +218,8 @@ class PerImage(GlobalOps):
     def _unflattened(self, pixels: int) -> tuple[int, int] | None:
         """Height and width of a window's map of so many pixels."""
         high, wide = self.window
-        ratio = math.isqrt(pixels * high // wide) / high
-        height, width = int(ratio * high), int(ratio * wide)
+        height = int(math.sqrt(pixels * high / wide) + 0.5)  # torch.compile does not know math.isqrt
+        width = height * wide // high
         return (height, width) if height * width == pixels else None
 
     def _combined(self, name: str, each: Tensor) -> Tensor:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
-from support import NETWORKS, image
+from support import NETWORKS, difference, image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import maskguided
+from maskguided.global_ops import PerImage, Reading
+from maskguided.patches import Grid, gather, owned
 
 SETTINGS = [
     {"merge": "features"},
@@ -53,6 +57,21 @@ def test_the_host_waits_for_nothing(name, settings):
 def test_the_graph_does_not_break(name, settings):
     found = torch._dynamo.explain(wrapped(name, settings))(image(1, 3, 23, 29))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+@pytest.mark.parametrize("total", [lambda y: y.flatten(2).mean(2), lambda y: y.mean(3).mean(2)])
+def test_a_mean_over_all_windows_is_in_the_graph_at_any_size(total):
+    def means(x):
+        grid, every = Grid(x.shape[2], x.shape[3], 8), torch.arange(6).expand(len(x), -1)
+        counts, reading = functools.partial(owned, every, grid), Reading(flat=True)
+        with PerImage(6, 6 * len(x), counts, grid.window, reading=reading):
+            return total(gather(x, every, grid))
+
+    torch._dynamo.reset()
+    graph = torch.compile(means, backend="eager", fullgraph=True, dynamic=True)
+    for size in ((13, 21), (15, 19)):
+        x = image(2, 3, *size)
+        assert difference(graph(x), x.mean((2, 3)).repeat_interleave(6, dim=0)) < 1e-6
 
 
 @pytest.mark.gpu
