@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError, ExportError, first_line
+from .errors import ArgumentError, ExportError, MissingDependency, first_line
 from .guided import MaskGuided
 from .optional import optional
+from .probing import in_eval_mode
 from .weights import write_whole
 from .wrapping import check_wrapped
 
@@ -42,8 +43,9 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
         The largest difference between what the file makes of `example` and what `fast` makes of it.
 
     Raises:
-        ArgumentError: another suffix, or a network that is not on the CPU.
-        ExportError: the network cannot be exported, or the file gives another image by more than 1e-3 of the range.
+        ArgumentError: another suffix, no tensor, or a network that is not on the CPU.
+        ExportError: the network cannot be exported, or its file not be run, or that gives another image, by more than
+            1e-3 of the range.
         MissingDependency: onnx, onnxscript or onnxruntime is not installed.
 
     >>> import tempfile
@@ -59,6 +61,8 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
     written = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}.get(path.suffix.lower())
     if written is None:
         raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")
+    if not isinstance(example, Tensor):
+        raise ArgumentError(f"export: example of type {type(example).__name__}; give an image, a tensor (B, C, H, W)")
     if example.device.type != "cpu" or next(fast.parameters()).device.type != "cpu":
         raise ArgumentError("export: move the network and the example to the CPU first")
     if fast.min_gain_db is not None:
@@ -67,14 +71,14 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
             "ends min_gain_db"
         )
     write, run = written
-    fast = fast.eval()
-    expected = fast(example)
-    reach = float(expected.abs().max())
-    if not reach <= _WILD * max(1.0, float(example.abs().max())):
-        raise ExportError(
-            f"the network's own image reaches {reach:.2g} on this example, so a file cannot be checked on it"
-        )
-    program = _program(fast, example)
+    with in_eval_mode(fast):
+        expected = fast(example)
+        reach = float(expected.abs().max())
+        if not reach <= _WILD * max(1.0, float(example.abs().max())):
+            raise ExportError(
+                f"the network's own image reaches {reach:.2g} on this example, so a file cannot be checked on it"
+            )
+        program = _program(fast, example)
     found: list[float] = []
 
     def write_and_check(beside: Path) -> None:
@@ -137,8 +141,13 @@ def _write_onnx(program: Any, path: Path) -> None:
 
 
 def _run_onnx(path: Path, example: Tensor) -> Tensor:
-    session = onnx_session(path)
-    (image,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+    try:
+        session = onnx_session(path)
+        (image,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+    except MissingDependency:
+        raise
+    except Exception as error:  # an operation that it has not in this dtype; its errors have no class in common
+        raise ExportError(f"onnxruntime cannot run this network in {example.dtype}: {first_line(error)}") from error
     return torch.from_numpy(image)
 
 

@@ -94,6 +94,24 @@ def test_a_wrong_file_is_not_written(tmp_path, monkeypatch):
         maskguided.export(fast, tmp_path / "net.pth", photo(20, 20))
 
 
+def test_a_network_in_training_stays_so(tmp_path):
+    fast = maskguided.wrap(NETWORKS["edsr-original"]().train(), patch_size=8)
+    fast.model.head.eval()
+    before = [module.training for module in fast.modules()]
+    maskguided.export(fast, tmp_path / "net.pt2", photo(20, 20))
+    assert [module.training for module in fast.modules()] == before
+    assert {True, False} == set(before)
+
+
+def test_what_onnxruntime_cannot_run_is_said_in_a_sentence(tmp_path):
+    fast = maskguided.wrap(NETWORKS["edsr-original"](), patch_size=8).bfloat16()
+    with pytest.raises(ExportError, match=r"onnxruntime cannot run this network in torch\.bfloat16: "):
+        maskguided.export(fast, tmp_path / "net.onnx", photo(20, 20).bfloat16())
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ArgumentError, match=r"example of type ndarray; give an image, a tensor"):
+        maskguided.export(fast, tmp_path / "net.onnx", photo(20, 20).numpy())
+
+
 def test_the_command(tmp_path):
     def run(*args):
         return CliRunner().invoke(cli.app, ["export", *map(str, args)])
