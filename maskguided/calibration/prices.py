@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +18,16 @@ _ROUNDS = 3
 _IMAGES = 6  # that are timed: the first of them
 
 
-class Prices(Protocol):
+class Prices:
     """The price of a wrapped network on some images, as a share of the dense network's."""
 
     def at(self, keep: float) -> float:
         """The price at a keep."""
+        raise NotImplementedError
 
     def keep(self, budget: float) -> float:
         """The largest keep that costs no more than this; 0 where none does."""
+        return max((share for share in (step / 1000 for step in range(1001)) if self.at(share) <= budget), default=0.0)
 
 
 class Ends(NamedTuple):
@@ -35,7 +37,7 @@ class Ends(NamedTuple):
     whole: int
 
 
-class Macs:
+class Macs(Prices):
     """Prices in multiply-adds. Each patch refined costs the same, so few are counted.
 
     Args:
@@ -88,12 +90,8 @@ class Macs:
             each += self._counted[size][3] * grid.count
         return min(max((budget - first) / max(each, 1.0), 0.0), 1.0)
 
-    def keep(self, budget: float) -> float:
-        """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
-        return _largest(self.at, budget)
 
-
-class Spread:
+class Spread(Prices):
     """So many patches of each image that an equal slope is reached on all: what a keep on average means to each.
 
     Args:
@@ -125,12 +123,8 @@ class Spread:
             numbers.append(k if k <= self._whole * len(slopes) else len(slopes))
         return self._macs.of(numbers, self._ends)
 
-    def keep(self, budget: float) -> float:
-        """The largest keep that costs no more than this share of the dense MACs; 0 where none does."""
-        return _largest(self.at, budget)
 
-
-class Clock:
+class Clock(Prices):
     """Prices in seconds: timed at a few keeps beside the dense network, A B A B, and interpolated.
 
     Args:
@@ -150,11 +144,3 @@ class Clock:
         """Share of the dense network's time, over the images."""
         (low, cheap), (high, dear) = next(pair for pair in pairwise(self._points) if keep <= pair[1][0])
         return cheap + (keep - low) / (high - low) * (dear - cheap)
-
-    def keep(self, budget: float) -> float:
-        """The largest keep that takes no more than this share of the dense network's time; 0 where none does."""
-        return _largest(self.at, budget)
-
-
-def _largest(price: Callable[[float], float], budget: float) -> float:
-    return max((share for share in (step / 1000 for step in range(1001)) if price(share) <= budget), default=0.0)
