@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from skimage import data
 from support import need_basicsr, scaled
 from typer.testing import CliRunner
@@ -129,3 +132,25 @@ def test_wrong_input_is_one_sentence_and_no_file(folder, arguments, text):
     assert isinstance(done.exception, MaskGuidedError), done.output
     assert text in str(done.exception)
     assert not list(folder.glob("x.*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("calibrate", "-i", "a.png", "-w", "net.safetensors", "-o", "net.safetensors"),
+        ("calibrate", "-i", ".", "-w", "net.safetensors", "-o", "b.safetensors", "--plot", "a.png"),
+        ("explain", "-i", "a.png", "-o", "a.png", "-w", "net.safetensors"),
+        ("finetune", "--hr", ".", "-w", "net.safetensors", "-o", "../x/net.safetensors"),
+    ],
+)
+def test_no_result_replaces_what_it_is_made_from(folder, tmp_path, monkeypatch, arguments):
+    """With --overwrite a network's only weights, or a photograph, were gone."""
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    save_file(torch.load(folder / "pan.pth")["params"], "net.safetensors")
+    write_image("a.png", data.astronaut()[:32, :32])
+    before = Path("net.safetensors").read_bytes(), Path("a.png").read_bytes()
+    done = run(*arguments, "--overwrite")
+    assert isinstance(done.exception, MaskGuidedError)
+    assert "would replace a file that it is made from" in str(done.exception)
+    assert (Path("net.safetensors").read_bytes(), Path("a.png").read_bytes()) == before

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import checkpoint, pictures
 from ..calibrate import calibrate
+from ..images import list_images
 from ..networks import load_network
 from ..pairs import Pair, check_sizes, read_pairs
 from .options import (
@@ -59,9 +60,10 @@ def calibrate_command(
     **settings: Any,
 ) -> None:
     """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
-    new_file(output, overwrite, ".safetensors")
+    new_file(output, overwrite, ".safetensors", inputs=[weights])
     if plot is not None:
-        new_file(plot, overwrite, *PICTURES)
+        given = [path for place in (images, hr) if place is not None for path in list_images(place)]
+        new_file(plot, overwrite, *PICTURES, inputs=given)
     use_threads(threads)
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)

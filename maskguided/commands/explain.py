@@ -43,7 +43,7 @@ def explain_command(
 ) -> None:
     """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
     use_threads(threads)
-    new_file(output, overwrite, *PICTURES)
+    new_file(output, overwrite, *PICTURES, inputs=[image])
     if image.is_dir():
         raise ArgumentError(f"--input {image} is a folder; give one image")
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -107,8 +107,11 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def new_file(path: Path, overwrite: bool, *suffixes: str) -> Path:
-    """`path`, if a result may be written there: asked before the work, not after it. Its folder is made."""
+def new_file(path: Path, overwrite: bool, *suffixes: str, inputs: Iterable[Path | None] = ()) -> Path:
+    """`path`, if a result may be written there: asked before the work, not after it. Its folder is made.
+
+    Of the command's own `inputs` none is replaced, whatever `overwrite` says.
+    """
     if suffixes and path.suffix.lower() not in suffixes:
         known = ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1) + suffixes[-1]
         raise ArgumentError(f"{path}: name a file that ends in {known}")
@@ -116,6 +119,8 @@ def new_file(path: Path, overwrite: bool, *suffixes: str) -> Path:
         raise ArgumentError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
         raise ArgumentError(f"{path} exists already; add --overwrite to replace it")
+    if any(given is not None and given.resolve() == path.resolve() for given in inputs):
+        raise ArgumentError(f"{path} would replace a file that it is made from; give it another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
