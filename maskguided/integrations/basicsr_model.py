@@ -13,9 +13,10 @@ from torch import nn
 from .. import checkpoint
 from ..errors import ArgumentError
 from ..infer import run_tiled
+from ..training.stages import check_crop
 from ..weights import write_whole
 from .basicsr_network import MaskGuidedSR
-from .basicsr_options import GIVEN, check_train
+from .basicsr_options import GIVEN, check_train, stage_options
 from .basicsr_plugin import import_basicsr
 
 _basicsr = import_basicsr()
@@ -84,6 +85,12 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         self._trained = net.start_stage(train["stage"], train.get("stage_opt") or {})
         count, every = (sum(p.numel() for p in group) for group in (self._trained, net.parameters()))
         _logger().info(f"Stage {train['stage']}: training {count:,} of {every:,} parameters")
+        size = self.opt["datasets"]["train"].get("gt_size")
+        if size:
+            try:
+                check_crop(net, train["stage"], size // net.scale, stage_options(train.get("stage_opt") or {}))
+            except ArgumentError as error:
+                _logger().warning(f"datasets: train: gt_size: {size}: {error}")
         if train["stage"] in ("head", "end") and net.scorer != "head":
             _logger().warning(f"scorer: {net.scorer} ranks the patches, so validation does not see the head")
 
