@@ -122,12 +122,18 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
     Raises:
         CheckpointError: as `load`, or it was made for another cut, merge, coarse tail or head.
     """
+    content = check_made_for(path, fast)
+    _load_added(fast, without_estimate(content.tensors), content, path)
+
+
+def check_made_for(path: str | Path, fast: MaskGuided) -> Weights:
+    """What `save` wrote, if it was made for the cut, merge, coarse tail and head of `fast`; else a CheckpointError."""
     content = _saved(path)
     settings, own = json.loads(content.metadata["settings"]), _settings(fast)
     for what in ("split_at", "merge", "head", *(["coarse_tail"] if fast.merge == "image" else [])):
         if settings[what] != own[what]:
             raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")
-    _load_added(fast, without_estimate(content.tensors), content, path)
+    return content
 
 
 def without_estimate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

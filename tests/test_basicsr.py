@@ -74,6 +74,23 @@ def test_upscale_takes_the_base_of_basicsr_and_the_head_of_the_run(work):
     assert read_image(Path("out/0_out.png")).shape == (80, 88, 3)
 
 
+def test_a_trained_head_is_not_tested_at_another_cut(work, log, capfd):
+    """The weights fit there as well, so the table was of a head that nobody had trained for it."""
+    options = small("train_edsr")
+    options["train"]["total_iter"] = 1
+    run("train", options)
+    file = write(small("test_edsr", split_at=1), "x.yml")
+    assert main("basicsr", "test", "-opt", file) == 2
+    assert "made with split_at=2; this network has split_at=1" in " ".join(capfd.readouterr().err.split())
+    assert main("basicsr", "test", "-opt", file, "--force_yml", "network_g:scorer=input") is None  # no head is asked
+
+
+def test_crops_of_one_patch_are_warned_of(work, log):
+    options = small("train_edsr", patch_size=16)
+    run("train", options)
+    assert said(log, "gt_size: 64: stage='head': a crop of 16 LR pixels is one patch of patch_size=16")
+
+
 def test_resume_goes_on_on_the_cpu(work, log):
     options = small("train_edsr")
     options["train"]["ema_decay"] = 0.5

@@ -193,7 +193,12 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             write_whole(folder / f"net_g_{label}_base.pth", lambda path: torch.save({"params": weights}, path))
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
-        seen = self.get_bare_model(net).load(load_path, key=param_key, strict=strict)
+        bare: MaskGuidedSR = self.get_bare_model(net)
+        beside = Path(load_path).with_name(f"{Path(load_path).stem}_maskguided.safetensors")
+        trained_for_it = bare.scorer == "head" or bare.coarse_tail is not None
+        if not self.is_train and trained_for_it and beside.is_file():
+            checkpoint.check_made_for(beside, bare)  # the weights fit any cut, and would say nothing
+        seen = bare.load(load_path, key=param_key, strict=strict)
         _logger().info(f"Loading {load_path}: {seen}")
 
 
