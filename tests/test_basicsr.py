@@ -107,6 +107,17 @@ def test_resume_goes_on_on_the_cpu(work, log):
     assert not torch.equal(weights(path)["head.squeeze.weight"], weights(path, "params_ema")["head.squeeze.weight"])
 
 
+def test_a_state_that_was_half_written_is_named(work, capfd):
+    options = small("train_edsr")
+    run("train", options)
+    state = Path("experiments", options["name"], "training_states", "2.state")
+    state.write_bytes(state.read_bytes()[: state.stat().st_size // 2])
+    assert main("basicsr", "train", "-opt", write(options, "x.yml"), "--auto_resume") == 2
+    seen = " ".join(capfd.readouterr().err.split())
+    assert "2.state: no training state that can be read" in seen
+    assert "Traceback" not in seen
+
+
 def test_a_stage_that_changes_the_base_saves_it_and_learns_from_the_one_that_was_given(work):
     options = small("train_edsr")
     options["train"]["stage"] = "refine"

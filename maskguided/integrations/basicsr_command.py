@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError
 from . import basicsr_options
 from .basicsr_options import GIVEN, Options, Phase
 from .basicsr_plugin import import_basicsr, register
@@ -59,7 +59,13 @@ def load_resume_state(options: Options) -> Options | None:
         return None
     if not Path(path).is_file():
         raise ArgumentError(f"path: resume_state: {path}: no such file (from {Path.cwd()})")
-    state: Options = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: Options = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file makes torch raise: basicsr writes it in place
+        raise CheckpointError(
+            f"{path}: no training state that can be read, as of a run that was killed while it was written; remove it, "
+            f"and --auto_resume goes on from the one before ({' '.join(str(error).split())})"
+        ) from None
     options["path"][GIVEN] = options["path"].get("pretrain_network_g")
     import_basicsr("basicsr.utils").check_resume(options, state["iter"])
     return state
