@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from basicsr_runs import main, small, write
+
+from maskguided.images import write_image
 
 WRONG = {
     "unknown key": (lambda o: o["network_g"].update(kep=0.5), "'kep' is not known; did you mean 'keep'?"),
@@ -44,6 +47,13 @@ WRONG = {
     "pretrained": (lambda o: o["path"].update(pretrain_network_g="no.pth"), "pretrain_network_g: no.pth: no such file"),
     "resume": (lambda o: o["path"].update(resume_state="no.state"), "resume_state: no.state: no such file"),
     "lack": (lambda o: o["logger"].pop("print_freq"), "the options lack logger: print_freq"),
+    "tile": (lambda o: o["val"].update(tile="all"), "val: tile: 'all' is text"),
+    "batch": (lambda o: o["datasets"]["train"].update(batch_size_per_gpu=16), "use dataset_enlarge_ratio: 6 or more"),
+    "crops": (lambda o: o["datasets"]["train"].update(gt_size=96), "is smaller than patch size (24, 24)"),
+    "crops, workers": (
+        lambda o: o["datasets"]["train"].update(gt_size=96, num_worker_per_gpu=1), "datasets: LQ (20, 22) is smaller"
+    ),
+    "pairs": (lambda o: o["datasets"]["train"].update(dataroot_gt="more"), "lq and gt datasets have different"),
     "two bases": (lambda o: o["path"].update(pretrain_network_base="pan.pth"), "mean the same; give one"),
 }  # fmt: skip
 
@@ -53,6 +63,7 @@ def test_wrong_options_are_one_sentence_and_exit_code_2(what, work, capfd):
     change, text = WRONG[what]
     options = small("train_edsr")
     change(options)
+    write_image(Path("more/0.png"), np.zeros((80, 88, 3), np.uint8))  # one image, where LR has three
     assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
     seen = capfd.readouterr().err
     assert text in seen

@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,13 @@ def run(phase: Phase, arguments: list[str]) -> None:
     if phase == "train":
         replaced["load_resume_state"] = load_resume_state
     with _set(sys, argv=argv), _set(pipeline, **replaced):
-        getattr(pipeline, f"{phase}_pipeline")(os.getcwd())  # noqa: PTH109  # basicsr joins strings to it
+        try:
+            getattr(pipeline, f"{phase}_pipeline")(os.getcwd())  # noqa: PTH109  # basicsr joins strings to it
+        except (AssertionError, ValueError) as error:
+            if not _of_images(error):
+                raise
+            said = str(error).strip().splitlines()[-1]  # the lines before are a worker process's traceback
+            raise ArgumentError(f"datasets: {said.rpartition('Error: ')[2]}") from None
 
 
 def load_resume_state(options: Options) -> Options | None:
@@ -99,6 +106,12 @@ def _checked(parse_options: Any, phase: Phase, rest: list[str]) -> Any:
         return options, parsed
 
     return parse
+
+
+def _of_images(error: Exception) -> bool:
+    """Whether basicsr's data sets say it: that pairs are missing, or images are too small."""
+    trace = "".join(traceback.format_exception(error))  # with that of a worker process, which stands in the text
+    return f"{Path('basicsr', 'data')}{os.sep}" in trace and bool(str(error).strip())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import multiprocessing
 import os
 from collections.abc import Iterable, Mapping
@@ -41,6 +42,7 @@ _NEEDED = {
 }
 _NUMBERS = (
     "scale",
+    "datasets:train:batch_size_per_gpu",
     "train:total_iter",
     "train:warmup_iter",
     "train:ema_decay",
@@ -48,6 +50,8 @@ _NUMBERS = (
     "logger:print_freq",
     "logger:save_checkpoint_freq",
     "val:val_freq",
+    "val:tile",
+    "val:tile_pad",
 )
 # basicsr makes a folder of every other entry under `path`.
 _FILES = ("strict_load", "pretrain_network", "resume", "param_key")
@@ -174,10 +178,27 @@ def _check_dataset(where: str, dataset: Options, options: Options) -> None:
     size, scale = dataset.get("gt_size"), options.get("scale")
     if isinstance(size, int) and isinstance(scale, int) and scale and size % scale:
         raise ArgumentError(f"{where}: gt_size: {size}: HR pixels; use a multiple of scale, {scale}")
+    if dataset["phase"] == "train":
+        _check_batch(where, dataset)
     if dataset.get("num_worker_per_gpu") and not _workers_can_import():
         raise ArgumentError(
             f"{where}: num_worker_per_gpu: {dataset['num_worker_per_gpu']}: processes start anew here "
             f"({multiprocessing.get_start_method()}), where basicsr cannot be imported beside this torchvision; use 0"
+        )
+
+
+def _check_batch(where: str, dataset: Options) -> None:
+    """basicsr leaves out what is no whole batch: with fewer images than that it trains nothing, and says nothing."""
+    folder, times = dataset.get("dataroot_gt") or "", dataset.get("dataset_enlarge_ratio", 1)
+    paired = dataset["type"] == "PairedImageDataset" and not dataset.get("meta_info_file")
+    if not paired or not folder or not Path(folder).is_dir() or Path(folder).suffix == ".lmdb":
+        return
+    batch = dataset["batch_size_per_gpu"]
+    count = sum(path.is_file() and not path.name.startswith(".") for path in Path(folder).iterdir())
+    if count * times < batch:
+        raise ArgumentError(
+            f"{where}: {count} images of {folder}, {times} times each, are less than batch_size_per_gpu: {batch}, so "
+            f"no step would be run; use dataset_enlarge_ratio: {math.ceil(batch / max(count, 1))} or more"
         )
 
 
