@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,6 +71,9 @@ class Recipe:
         if self.precision not in ("no", "bf16", "fp16"):
             raise ArgumentError(f"precision={self.precision!r}; use 'no', 'bf16' or 'fp16'")
 
+
+_SINCE = ("halo", "exchange")
+"""What a checkpoint says of its run that older ones did not."""
 
 Watcher = Callable[[int, int, float], None]
 """Told (step, steps, loss) after each step; the command line draws its bar by one."""
@@ -136,6 +140,7 @@ def fit(
     crops = Crops(
         folders, scale=fast.scale, size=recipe.crop, lr=lr, seed=recipe.seed, grey=fast.split.probe.in_channels == 1
     )
+    run.images = crops.names
     start = run.resume()
     rank, processes = run.accelerator.process_index, run.accelerator.num_processes
     pool = recipe.pool if stage in REUSABLE else 0
@@ -161,6 +166,7 @@ class _Run:
         accelerate = optional("accelerate", "training", "train")
         optim, schedulers = optional("timm.optim", "training", "train"), optional("timm.scheduler", "training", "train")
         _seed(recipe.seed)
+        self.images = ""  # what they are called, once they are known
         self.fast, self.stage, self.recipe, self.checkpoint = fast, stage, recipe, checkpoint
         ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage in ("end", "joint"))
         device = next(fast.parameters()).device
@@ -229,6 +235,7 @@ class _Run:
             return
         content = {
             "run": self._identity(),
+            "images": self.images,
             "step": step,
             "parameters": [p.detach().cpu() for p in self.parameters],
             "average": None if self.average is None else [p.detach().cpu() for p in self.average.module],
@@ -244,12 +251,20 @@ class _Run:
         try:
             content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             run, own = content["run"], self._identity()
+            run = {**{name: own[name] for name in _SINCE}, **run}
             differ = {name: run.get(name) for name in own if run.get(name) != own[name]}
         except Exception as error:  # whatever a damaged file makes torch raise
             raise CheckpointError(f"{self.checkpoint}: no checkpoint of a training run ({error})") from None
         if differ:
             raise CheckpointError(
                 f"{self.checkpoint} is of another run, with {differ}; remove it, or give the same settings again"
+            )
+        seen = content.get("images", self.images)
+        if seen != self.images:
+            warnings.warn(
+                f"{self.checkpoint}: its {content['step']} steps saw other images ({seen}, here {self.images}); remove "
+                "it to train on these alone",
+                stacklevel=3,
             )
         _copy_into(self.parameters, content["parameters"])
         if self.average is not None:
@@ -271,8 +286,9 @@ class _Run:
         """What must be the same for a run to go on."""
         fast, shapes = self.fast, [list(p.shape) for p in self.parameters]
         of_wrap = {"split_at": list(fast.split.cuts), "merge": fast.merge, "patch_size": fast.patch_size}
+        since = {"halo": fast.halo, "exchange": fast.exchange}
         of_network = {"network": fingerprint(fast.unwrap())[:16], "shapes": shapes}
-        return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **of_network}
+        return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network}
 
 
 def _copy_into(parameters: nn.Module, values: Sequence[Tensor]) -> None:

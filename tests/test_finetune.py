@@ -402,3 +402,22 @@ def test_the_stage_refine_trains_windows_where_keep_is_less_than_a_patch(merge):
         value.backward()
     assert torch.isfinite(value)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in fast.split.model.SCPA_trunk[3].parameters())
+
+
+def test_other_images_or_windows_than_a_checkpoint_saw_are_named(photos, tmp_path):
+    """Other images, or another halo, were taken without a word; a stage that was done then saw none of them."""
+    kept = tmp_path / "a.checkpoint"
+    finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=kept)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in photos.iterdir():
+        (moved / path.name).symlink_to(path)
+    assert finetune.fit(wrapped(), moved, "coarse", QUICK, checkpoint=kept) == []
+    with pytest.warns(UserWarning, match=r"its 6 steps saw other images \(3, \w+, here 1, "):
+        finetune.fit(wrapped(), photos / "coffee.png", "coarse", QUICK, checkpoint=kept)
+    with pytest.raises(CheckpointError, match=r"of another run, with \{'halo': 1\}"):
+        finetune.fit(wrapped(halo=2), photos, "coarse", QUICK, checkpoint=kept)
+    content = torch.load(kept, weights_only=True)
+    del content["run"]["halo"], content["run"]["exchange"], content["images"]  # as an older version wrote it
+    torch.save(content, kept)
+    assert finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=kept) == []

@@ -7,6 +7,7 @@ the same crops in the same order.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,6 +58,13 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     def __len__(self) -> int:
         return 2**62  # crops do not end
+
+    @property
+    def names(self) -> str:
+        """How many images there are, and a hash of their names in their order; the folders may have moved."""
+        made = "" if self.lr_paths is None else " with LR"
+        digest = hashlib.sha256("\n".join(path.name for path in self.paths).encode())
+        return f"{len(self.paths)}{made}, {digest.hexdigest()[:8]}"
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng((self.seed, number))
