@@ -28,7 +28,7 @@ from .guided import MaskGuided
 from .optional import optional
 from .training.pool import batches
 from .training.samples import Batches, Crops
-from .training.stages import REUSABLE, Given, Options, check_crop, loss, prepare, train_only
+from .training.stages import REUSABLE, Given, Options, loss, prepare, too_small, train_only
 from .weights import write_whole
 from .wrapping import check_wrapped
 
@@ -134,7 +134,8 @@ def fit(
     """
     check_wrapped(fast)
     recipe = recipe or Recipe()
-    check_crop(fast, stage, recipe.crop, recipe.options)
+    if wrong := too_small(fast, stage, recipe.crop, recipe.options):
+        warnings.warn(wrong, stacklevel=2)
     folders = [hr] if isinstance(hr, (str, Path)) else list(hr)
     run = _Run(fast, stage, recipe, None if checkpoint is None else Path(checkpoint), logs)
     crops = Crops(

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from .. import checkpoint, finetune
 from ..infer import pick_device
 from ..networks import load_network
-from ..training.stages import PAPER, STAGES, Options, check_crop, check_stage
+from ..training.stages import PAPER, STAGES, Options, check_stage
 from .options import (
     Device,
     HeadFile,
@@ -75,7 +75,6 @@ def finetune_command(
     fast = wrapped(network, head, split_at, **settings)
     for name in stages:  # all are asked for before any is trained
         check_stage(fast, name)
-        check_crop(fast, name, crop, options)
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):

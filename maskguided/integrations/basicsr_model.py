@@ -13,7 +13,7 @@ from torch import nn
 from .. import checkpoint
 from ..errors import ArgumentError
 from ..infer import run_tiled
-from ..training.stages import check_crop
+from ..training.stages import too_small
 from ..weights import write_whole
 from .basicsr_network import MaskGuidedSR
 from .basicsr_options import GIVEN, check_train, stage_options
@@ -86,11 +86,9 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         count, every = (sum(p.numel() for p in group) for group in (self._trained, net.parameters()))
         _logger().info(f"Stage {train['stage']}: training {count:,} of {every:,} parameters")
         size = self.opt["datasets"]["train"].get("gt_size")
-        if size:
-            try:
-                check_crop(net, train["stage"], size // net.scale, stage_options(train.get("stage_opt") or {}))
-            except ArgumentError as error:
-                _logger().warning(f"datasets: train: gt_size: {size}: {error}")
+        options = stage_options(train.get("stage_opt") or {})
+        if size and (wrong := too_small(net, train["stage"], size // net.scale, options)):
+            _logger().warning(f"datasets: train: gt_size: {size}: {wrong}")
         if train["stage"] in ("head", "end") and net.scorer != "head":
             _logger().warning(f"scorer: {net.scorer} ranks the patches, so validation does not see the head")
 

@@ -163,13 +163,14 @@ def check_stage(fast: MaskGuided, stage: str) -> None:
         )
 
 
-def check_crop(fast: MaskGuided, stage: str, crop: int, options: Options) -> None:
-    """Refuse crops of a single patch where the head learns which patches come first: there is nothing to learn then."""
-    if stage in ("head", "end") and options.head_loss != "none" and crop <= fast.patch_size:
-        raise ArgumentError(
-            f"stage={stage!r}: a crop of {crop} LR pixels is one patch of patch_size={fast.patch_size}, and the head "
-            f"learns to rank several; use a larger crop, as {3 * fast.patch_size}"
-        )
+def too_small(fast: MaskGuided, stage: str, crop: int, options: Options) -> str | None:
+    """What is wrong with crops of a single patch: where the head learns which patches come first, nothing is learnt."""
+    if stage not in ("head", "end") or options.head_loss == "none" or crop > fast.patch_size:
+        return None
+    return (
+        f"stage={stage!r}: a crop of {crop} LR pixels is one patch of patch_size={fast.patch_size}, and the head "
+        f"learns to rank several, so it learns nothing; use a larger crop, as {3 * fast.patch_size}"
+    )
 
 
 def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
