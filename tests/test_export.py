@@ -122,5 +122,6 @@ def test_the_command(tmp_path):
     assert "32x40 -> 128x160 at keep=0.25" in done.output
     assert "exists already" in str(run("-o", tmp_path / "net.onnx", "--size", "32x40").exception)
     assert "HEIGHTxWIDTH" in str(run("-o", tmp_path / "b.onnx", "--size", "32").exception)
+    assert "is a folder; give one image" in str(run("-o", tmp_path / "b.pt2", "-i", tmp_path).exception)
     assert "is 40x50 only" in str(run("-o", tmp_path / "b.pt2", "-i", tmp_path / "a.png", "--size", "64x64").exception)
     assert "give --size" in str(run("-o", tmp_path / "b.onnx").exception)
