@@ -73,7 +73,7 @@ class Recipe:
 
 
 _SINCE = ("halo", "exchange")
-"""What a checkpoint says of its run that older ones did not."""
+"""What a checkpoint says of its run that older ones did not; often it follows from the rest."""
 
 Watcher = Callable[[int, int, float], None]
 """Told (step, steps, loss) after each step; the command line draws its bar by one."""
@@ -254,6 +254,7 @@ class _Run:
             run, own = content["run"], self._identity()
             run = {**{name: own[name] for name in _SINCE}, **run}
             differ = {name: run.get(name) for name in own if run.get(name) != own[name]}
+            differ = {name: value for name, value in differ.items() if name not in _SINCE} or differ
         except Exception as error:  # whatever a damaged file makes torch raise
             raise CheckpointError(f"{self.checkpoint}: no checkpoint of a training run ({error})") from None
         if differ:
