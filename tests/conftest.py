@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from basicsr_runs import log, trained, work  # noqa: F401  (fixtures of several files, made once)
 from hypothesis import HealthCheck, settings
-from support import scaled
+from support import need_basicsr, scaled
 
 from maskguided.adapters.pan_net import PAN
+from maskguided.images import write_image
 
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=1000)
@@ -32,6 +34,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("weights") / "pan.pth"
     torch.save({"params": scaled(PAN(features=8, up_features=8, blocks=4), gain=0.5).state_dict()}, path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three photographs to train on."""
+    need_basicsr("basicsr.utils.matlab_functions")
+    skimage = pytest.importorskip("skimage.data")
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("astronaut", "coffee", "chelsea"):
+        write_image(folder / f"{name}.png", getattr(skimage, name)()[:200, :220])
+    return folder
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

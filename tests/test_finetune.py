@@ -21,26 +21,16 @@ from maskguided import ArgumentError, CheckpointError, ImageError, finetune
 from maskguided.adapters.pan_net import PAN
 from maskguided.error_map import patch_error
 from maskguided.finetune import Recipe
-from maskguided.images import read_image, write_image
+from maskguided.images import write_image
 from maskguided.networks import load_network
 from maskguided.training import stages
 from maskguided.training.pool import batches
-from maskguided.training.samples import Batches, Crops, reduce
+from maskguided.training.samples import Batches, Crops
 from maskguided.training.stages import Given, Options, rank_loss
 
 pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 QUICK = Recipe(steps=6, batch=2, crop=16, warmup=1)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    need_basicsr("basicsr.utils.matlab_functions")
-    skimage = pytest.importorskip("skimage.data")
-    folder = tmp_path_factory.mktemp("photos")
-    for name in ("astronaut", "coffee", "chelsea"):
-        write_image(folder / f"{name}.png", getattr(skimage, name)()[:200, :220])
-    return folder
 
 
 def wrapped(**settings):
@@ -334,37 +324,6 @@ def test_two_processes_are_as_good_as_one(photos, tmp_path):
         assert done.returncode == 0, done.stderr
     one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True)["parameters"] for count in (1, 2))
     assert max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True)) < 1e-5
-
-
-def test_crops_depend_on_their_number_alone(photos):
-    crops = Crops([photos], scale=2, size=16)
-    again = Crops([photos], scale=2, size=16)
-    low, high = crops[5]
-    assert (low.shape, high.shape) == ((3, 16, 16), (3, 32, 32))
-    assert torch.equal(again[5][1], high)
-    assert not torch.equal(crops[6][1], high)
-    assert not torch.equal(Crops([photos], scale=2, size=16, seed=1)[5][1], high)
-
-
-def test_a_crop_of_the_reduced_image_is_the_reduced_image_there(photos, tmp_path):
-    """LR made on the fly is LR made of the whole image: the same crops come from a folder of it."""
-    lr = tmp_path / "lr"
-    for path in photos.iterdir():
-        write_image(lr / path.name, reduce(read_image(path), 4))
-    made, read = Crops([photos], scale=4, size=16), Crops([photos], scale=4, size=16, lr=lr)
-    for number in range(20):
-        a, b = made[number], read[number]
-        assert torch.equal(a[1], b[1])
-        assert float((a[0] - b[0]).abs().max()) < 1.5 / 255
-
-
-def test_batches_share_the_same_numbers():
-    whole = [list(b) for b in Batches(4, 1, 3)]
-    shares = [[list(b) for b in Batches(4, 1, 3, rank, 2)] for rank in (0, 1)]
-    assert whole == [[4, 5, 6, 7], [8, 9, 10, 11]]
-    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == whole
-    with pytest.raises(ArgumentError, match="multiple of 3"):
-        Batches(4, 0, 1, 0, 3)
 
 
 def test_what_cannot_be_trained(photos, tmp_path):

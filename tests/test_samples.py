@@ -1,0 +1,41 @@
+"""Training crops: which is number i depends on nothing else, and LR is LR of the whole image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskguided import ArgumentError
+from maskguided.images import read_image, write_image
+from maskguided.training.samples import Batches, Crops, reduce
+
+
+def test_crops_depend_on_their_number_alone(photos):
+    crops = Crops([photos], scale=2, size=16)
+    again = Crops([photos], scale=2, size=16)
+    low, high = crops[5]
+    assert (low.shape, high.shape) == ((3, 16, 16), (3, 32, 32))
+    assert torch.equal(again[5][1], high)
+    assert not torch.equal(crops[6][1], high)
+    assert not torch.equal(Crops([photos], scale=2, size=16, seed=1)[5][1], high)
+
+
+def test_a_crop_of_the_reduced_image_is_the_reduced_image_there(photos, tmp_path):
+    """LR made on the fly is LR made of the whole image: the same crops come from a folder of it."""
+    lr = tmp_path / "lr"
+    for path in photos.iterdir():
+        write_image(lr / path.name, reduce(read_image(path), 4))
+    made, read = Crops([photos], scale=4, size=16), Crops([photos], scale=4, size=16, lr=lr)
+    for number in range(20):
+        a, b = made[number], read[number]
+        assert torch.equal(a[1], b[1])
+        assert float((a[0] - b[0]).abs().max()) < 1.5 / 255
+
+
+def test_batches_share_the_same_numbers():
+    whole = [list(b) for b in Batches(4, 1, 3)]
+    shares = [[list(b) for b in Batches(4, 1, 3, rank, 2)] for rank in (0, 1)]
+    assert whole == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == whole
+    with pytest.raises(ArgumentError, match="multiple of 3"):
+        Batches(4, 0, 1, 0, 3)
