@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,6 +22,7 @@ from ..probing import Probe, untouched
 
 _LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
 _UNLIKE = 3  # times the MACs of another: no block beside it in one run
+Item = TypeVar("Item")
 NEAR_BEST = 0.65  # of another candidate's MACs: close enough for other reasons to decide
 
 
@@ -116,11 +117,21 @@ def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Can
             f"body={body!r}: {len(chosen)} of the modules that this {type(model).__name__} calls have such a name; "
             f"it takes 2 or more. It calls {', '.join(list(called)[:12])}"
         )
-    sizes: dict[Any, list[Call]] = {}
-    for call in chosen:
-        sizes.setdefault(call.out_shape, []).append(call)
-    run = next((group for group in sizes.values() if [call.name for call in group] == patterns), chosen)
+    run = on_one_size(chosen, patterns, name=lambda call: call.name, size=lambda call: call.out_shape)
     return _candidate(run, calls[-1].macs)
+
+
+def on_one_size(
+    calls: list[Item], names: Sequence[str], *, name: Callable[[Item], Any], size: Callable[[Item], Hashable]
+) -> list[Item]:
+    """The calls on one size of map that are `names`, one by one; all of them, where there are none such.
+
+    A network may call its blocks again, on maps of another size.
+    """
+    sizes: dict[Hashable, list[Item]] = {}
+    for call in calls:
+        sizes.setdefault(size(call), []).append(call)
+    return next((group for group in sizes.values() if list(map(name, group)) == list(names)), calls)
 
 
 def _candidate(group: list[Call], total: int) -> Candidate:

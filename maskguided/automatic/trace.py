@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ..errors import CannotSplit, first_line
 from ..probing import Probe
 from ..split import Kind
+from .body import on_one_size
 from .layout import Layout, find_layout
 from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, like, made_in, record
 from .sizes import BATCH, At, Rounding, Size, fit, size
@@ -142,14 +143,11 @@ class _Generaliser:
         return Traced(self.model, self.graph, self.constants, self.values, self._run_of_blocks(), self.rounding)
 
     def _run_of_blocks(self) -> list[fx.Node]:
-        """The calls that make the run; a network may call its blocks again, on maps of another size."""
+        """The calls that make the run, of all calls of its modules."""
         if len(self.calls) == len(self.blocks):
             return self.calls
-        sizes: dict[Any, list[fx.Node]] = {}
-        for call in self.calls:
-            sizes.setdefault(self.values[call].shape, []).append(call)
-        wanted = [f"{MODEL}.{name}" for name in self.blocks]
-        return next((calls for calls in sizes.values() if [c.target for c in calls] == wanted), self.calls)
+        names = [f"{MODEL}.{name}" for name in self.blocks]
+        return on_one_size(self.calls, names, name=lambda call: call.target, size=lambda call: self.values[call].shape)
 
     def _add(self, number: int) -> None:
         """One step of all recordings as a node, and one node for each tensor of a nested result that is used."""
