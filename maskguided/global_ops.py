@@ -22,14 +22,14 @@ _MEANS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
 _DEVIATIONS = ("std", "var", "std_mean", "var_mean")
 _EXTREMES = ("max", "min")
 """With where they are, which is left as each window has it."""
-_REDUCTIONS = ("mean", "sum", "amax", "amin", "logsumexp", *_DEVIATIONS, *_EXTREMES)
 _SECOND_POWERS = ("norm", "vector_norm", "linalg_vector_norm")
+_OVER_DIMS = frozenset(("mean", "sum", "amax", "amin", "logsumexp", *_DEVIATIONS, *_EXTREMES, *_SECOND_POWERS))
 _NORM = ("input", "running_mean", "running_var", "weight", "bias")
 _BATCH_NORM = (*_NORM, "training", "momentum", "eps")
 _INSTANCE_NORM = (*_NORM, "use_input_stats", "momentum", "eps")
 _GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
 _NORMS = ("batch_norm", "instance_norm", "group_norm")
-_NAMES = frozenset((*_POOLS, *_FIXED_POOLS, *_REDUCTIONS, *_SECOND_POWERS, *_NORMS))
+_NAMES = frozenset((*_POOLS, *_FIXED_POOLS, *_OVER_DIMS, *_NORMS))
 
 
 class Reading(NamedTuple):
@@ -207,7 +207,7 @@ class PerImage(GlobalOps):
         if x.dim() == 3:  # (B*k, C, h*w)
             size = self._unflattened(x.shape[2])
             return None if size is None else self.owned(*size).flatten(2)
-        dims = _dims(name, (x, *args), kwargs) if name in (*_REDUCTIONS, *_SECOND_POWERS) else {2, 3}
+        dims = _dims(name, (x, *args), kwargs) if name in _OVER_DIMS else {2, 3}
         fits = [x.shape[n] * wide == x.shape[n + 1] * high for n in (1, 2)]
         last = dims == {1, 2} or (dims == {1, 2, 3} and fits == [True, False])  # (B*k, h, w, C)
         if not fits[0 if last else 1]:  # rows or columns that are taken together already
@@ -340,7 +340,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if name in _POOLS:
         size = args[1] if len(args) > 1 else kwargs.get("output_size")
         return size == 1 or (isinstance(size, (tuple, list)) and tuple(size) == (1, 1))
-    if name in _REDUCTIONS or name in _SECOND_POWERS:
+    if name in _OVER_DIMS:
         dims = _dims(name, args, kwargs)
         rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
         return dims in ({2, 3}, {1, 2}, {1, 2, 3}) or (len(rest) == 1 and dims == rest and name not in _DEVIATIONS)
@@ -354,7 +354,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether `func` reduces a map (B, C, H, W) over its rows or its columns alone."""
     name, x = getattr(func, "__name__", ""), args[0]
-    if name not in (*_REDUCTIONS, *_SECOND_POWERS) or not isinstance(x, Tensor) or x.dim() != 4:
+    if name not in _OVER_DIMS or not isinstance(x, Tensor) or x.dim() != 4:
         return False
     return 1 not in x.shape[2:] and _dims(name, args, kwargs) in ({2}, {3})
 
@@ -367,7 +367,7 @@ def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if name in _FIXED_POOLS and x.dim() == 4:
         size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
         return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
-    return x.dim() == 3 and name in (*_REDUCTIONS, *_SECOND_POWERS) and _dims(name, args, kwargs) == {2}
+    return x.dim() == 3 and name in _OVER_DIMS and _dims(name, args, kwargs) == {2}
 
 
 def _dims(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:

@@ -314,24 +314,28 @@ def _is_mirrored(split: Split) -> bool:
         return False
     length, breadth = (round_up(max(side, split.probe.least), step) for side in (_LENGTH, _LENGTH // 8))
     # In one place it may come by chance: a block that ranks what it sees changes what ranks next, too.
-    places = [length // part // step * step for part in (4, 8, 3)]
-    return any(
-        all(_shows_mirrored(split, size, dim, at) for at in places)
-        for dim, size in ((-1, (breadth, length)), (-2, (length, breadth)))
-    )
+    places = {length // part // step * step for part in (4, 8, 3)}
+    for dim, size in ((-1, (breadth, length)), (-2, (length, breadth))):
+        state = split.window(size)
+        image = split.rest(state)
+        if all(_shows_mirrored(split, state, image, dim, length, at) for at in places):
+            return True
+    return False
 
 
-def _shows_mirrored(split: Split, size: tuple[int, int], dim: int, at: int) -> bool:
-    """Whether what is changed at `at` along `dim` shows as far from the other end, more than in the middle."""
-    state, length, step = split.window(size), size[dim], split.multiple_of
-    changed = dict(state)
+def _shows_mirrored(split: Split, state: State, image: Tensor, dim: int, length: int, at: int) -> bool:
+    """Whether what is changed at `at` along `dim`, of this length, shows as far from the other end, more than between.
+
+    `image` is what `state` gives unchanged.
+    """
+    changed, step = dict(state), split.multiple_of
     for name in (name for name, kind in split.kinds.items() if kind == "map"):
         value, ratio = state[name].clone(), state[name].shape[dim] / length
         strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
         noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0)).to(strip)
         strip.add_(noise * value.std())
         changed[name] = value
-    shown = (split.rest(changed) - split.rest(state)).abs().transpose(-1, dim)
+    shown = (split.rest(changed) - image).abs().transpose(-1, dim)
     along = shown.amax((0, 1, 2)).view(length // step, step * split.scale).amax(1)
     here, there = along[at // step], along[(length - at) // step - 1]
     between = along[length // step // 2 - 1 : length // step // 2 + 1].max()
