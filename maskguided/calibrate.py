@@ -373,7 +373,7 @@ def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[T
     given = image if isinstance(image, tuple) else (image,)
     for x in given:
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = getattr(x, "dtype", type(x).__name__)
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise ArgumentError(
                 f"calibrate: an image of type {kind}; it takes LR tensors (C, H, W), floats in 0..1, or "
                 "pairs (LR, HR), in a list; `maskguided calibrate` reads files"

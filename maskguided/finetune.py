@@ -137,11 +137,10 @@ def fit(
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
         warnings.warn(wrong, stacklevel=2)
     folders = [hr] if isinstance(hr, (str, Path)) else list(hr)
-    run = _Run(fast, stage, recipe, None if checkpoint is None else Path(checkpoint), logs)
     crops = Crops(
         folders, scale=fast.scale, size=recipe.crop, lr=lr, seed=recipe.seed, grey=fast.split.probe.in_channels == 1
     )
-    run.images = crops.names
+    run = _Run(fast, stage, recipe, crops.names, None if checkpoint is None else Path(checkpoint), logs)
     start = run.resume()
     rank, processes = run.accelerator.process_index, run.accelerator.num_processes
     pool = recipe.pool if stage in REUSABLE else 0
@@ -162,13 +161,18 @@ class _Run:
     """A stage in training: model, optimiser, schedule and average, and their checkpoint."""
 
     def __init__(
-        self, fast: MaskGuided, stage: str, recipe: Recipe, checkpoint: Path | None, logs: str | Path | None
+        self,
+        fast: MaskGuided,
+        stage: str,
+        recipe: Recipe,
+        images: str,
+        checkpoint: Path | None,
+        logs: str | Path | None,
     ) -> None:
         accelerate = optional("accelerate", "training", "train")
         optim, schedulers = optional("timm.optim", "training", "train"), optional("timm.scheduler", "training", "train")
         _seed(recipe.seed)
-        self.images = ""  # what they are called, once they are known
-        self.fast, self.stage, self.recipe, self.checkpoint = fast, stage, recipe, checkpoint
+        self.fast, self.stage, self.recipe, self.images, self.checkpoint = fast, stage, recipe, images, checkpoint
         ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage in ("end", "joint"))
         device = next(fast.parameters()).device
         launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs

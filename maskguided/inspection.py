@@ -59,12 +59,11 @@ class Inspection:
             f"cut after block {self.split_at}: "
             + ", ".join(f"{part} {share:.0%}" for part, share in self.shares.items())
             + " of the MACs",
+            *(["patches leave after block " + " or ".join(map(str, self.later)) + " too"] if self.later else []),
             "live values: " + ", ".join(f"{name} ({what})" for name, what in self.live.items()),
             f"receptive field of the refined blocks: {_radius(facts.body_radius)}"
             f"; with the tail: {_radius(facts.radius)} (radius in LR pixels)",
         ]
-        if self.later:
-            lines.insert(-2, "patches leave after block " + " or ".join(map(str, self.later)) + " too")
         if self.candidates:
             lines.append("runs of blocks found, the best first (the outermost of those that hold most of the MACs):")
             lines += [f"  {candidate}" for candidate in self.candidates[:4]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -18,12 +19,12 @@ _ROUNDS = 3
 _IMAGES = 6  # that are timed: the first of them
 
 
-class Prices:
+class Prices(ABC):
     """The price of a wrapped network on some images, as a share of the dense network's."""
 
+    @abstractmethod
     def at(self, keep: float) -> float:
         """The price at a keep."""
-        raise NotImplementedError
 
     def keep(self, budget: float) -> float:
         """The largest keep that costs no more than this; 0 where none does."""
