@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from .. import pictures
-from ..errors import ArgumentError
 from ..pairs import read_pairs
 from .options import (
     PICTURES,
@@ -21,6 +20,7 @@ from .options import (
     Threads,
     WeightFile,
     new_file,
+    one_image,
     ready,
     use_threads,
     with_settings,
@@ -44,8 +44,7 @@ def explain_command(
     """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
     use_threads(threads)
     new_file(output, overwrite, *PICTURES, inputs=[image])
-    if image.is_dir():
-        raise ArgumentError(f"--input {image} is a folder; give one image")
+    one_image(image)
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()
     like = next(fast.parameters())
     pair = read_pairs(image, None, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)[0]

@@ -22,6 +22,7 @@ from .options import (
     SplitAt,
     WeightFile,
     new_file,
+    one_image,
     ready,
     with_settings,
 )
@@ -65,9 +66,7 @@ def _example(path: Path | None, size: str | None, channels: int) -> Tensor:
         if sides is None:
             raise ArgumentError("the graph is for one size: give --size HEIGHTxWIDTH, or --input IMAGE")
         return _example_image(channels, *sides)
-    if path.is_dir():
-        raise ArgumentError(f"--input {path} is a folder; give one image")
-    image = read_pairs(path, None, torch.device("cpu"), torch.float32, False, grey=channels == 1)[0].lr
+    image = read_pairs(one_image(path), None, torch.device("cpu"), torch.float32, False, grey=channels == 1)[0].lr
     if sides is None:
         return image
     if image.shape[2] < sides[0] or image.shape[3] < sides[1]:

@@ -129,6 +129,13 @@ def new_file(path: Path, overwrite: bool, *suffixes: str, inputs: Iterable[Path 
     return path
 
 
+def one_image(path: Path) -> Path:
+    """`path`, if it is no folder."""
+    if path.is_dir():
+        raise ArgumentError(f"--input {path} is a folder; give one image")
+    return path
+
+
 def writable(folder: Path) -> None:
     """Refuse a folder in which no file can be made, or a folder to be in one."""
     while not folder.exists() and folder != folder.parent:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ArgumentError
+from ..images import list_images
 from ..settings import check_arguments, check_keys
 from ..training.stages import STAGES
 from ..training.stages import Options as StageOptions
@@ -193,12 +194,11 @@ def _check_batch(where: str, dataset: Options) -> None:
     paired = dataset["type"] == "PairedImageDataset" and not dataset.get("meta_info_file")
     if not paired or not folder or not Path(folder).is_dir() or Path(folder).suffix == ".lmdb":
         return
-    batch = dataset["batch_size_per_gpu"]
-    count = sum(path.is_file() and not path.name.startswith(".") for path in Path(folder).iterdir())
+    batch, count = dataset["batch_size_per_gpu"], len(list_images(Path(folder)))
     if count * times < batch:
         raise ArgumentError(
             f"{where}: {count} images of {folder}, {times} times each, are less than batch_size_per_gpu: {batch}, so "
-            f"no step would be run; use dataset_enlarge_ratio: {math.ceil(batch / max(count, 1))} or more"
+            f"no step would be run; use dataset_enlarge_ratio: {math.ceil(batch / count)} or more"
         )
 
 
