@@ -309,6 +309,8 @@ fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4, scale=2))
 finetune.fit(fast, sys.argv[1], "coarse", finetune.Recipe(steps=20, batch=4, crop=16, warmup=2),
              checkpoint=sys.argv[2], every=20)
 assert accelerate.PartialState().num_processes == int(sys.argv[3])
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, which aborts
 """
 
 
