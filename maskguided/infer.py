@@ -278,5 +278,6 @@ def _times(part: slice, scale: int) -> slice:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """The CPU's allocator has no error class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """The allocators of the CPU and of Apple's GPUs have no error class of their own."""
+    known = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in known)
