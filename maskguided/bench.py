@@ -47,8 +47,8 @@ class Row:
     """Where each image decides."""
     macs_ratio: float
     time_ratio: float
-    spread: float
-    """(largest - smallest) / median of the time ratios over the rounds."""
+    spread: float | None
+    """(largest - smallest) / median of the time ratios over the rounds; None for one round, which has none."""
     psnr: float | None
     """dB on Y, uint8, border = scale; mean over the images."""
     dense_psnr: float | None
@@ -127,7 +127,7 @@ def measure(
                     min_gain_db=point[1] if point[0] == "min_gain_db" else None,
                     macs_ratio=total_macs(fast, pairs, shares) / dense_macs,
                     time_ratio=timed.middle,
-                    spread=timed.spread,
+                    spread=timed.spread if rounds > 1 else None,
                     psnr=quality.get(point),
                     dense_psnr=quality.get(None),
                     dense_seconds=statistics.median(seconds[None]),

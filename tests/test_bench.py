@@ -39,6 +39,15 @@ def test_bench_without_options_measures_the_starter_as_it_is_used(tmp_path):
     assert own["macs_ratio"] == pytest.approx(starter.cost(*PHOTO.shape[:2]).ratio)
 
 
+def test_one_round_has_no_spread(weights, tmp_path):
+    write_image(tmp_path / "a.png", data.astronaut()[:24, :24].copy())
+    files = ["--json", tmp_path / "r.json", "--markdown", tmp_path / "r.md"]
+    run("bench", "-i", tmp_path / "a.png", "--rounds", 1, *files)
+    assert {row["spread"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]} == {None}
+    assert ", 1 round; dense" in (tmp_path / "r.md").read_text()
+    assert all(line.split(" | ")[7] == "-" for line in (tmp_path / "r.md").read_text().splitlines()[4:])
+
+
 def test_bench_lets_each_image_decide(tmp_path):
     """As the file says without options; MACs are those of what each image refines."""
     lr, hr = tmp_path / "lr", tmp_path / "hr"

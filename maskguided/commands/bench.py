@@ -96,10 +96,11 @@ def bench_command(
     with progress_bar("setting") as progress:
         task = progress.add_task("settings", total=len(settings))
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
+    often = f"{rounds} round{'s' * (rounds > 1)}"
     header = (
         f"{len(pairs)} image{'s' * (len(pairs) > 1)} of {lr.name}, {type(net).__name__}, "
         f"{bench.machine(threads)}, {dtype}, "
-        f"{'channels_last' if channels_last else 'contiguous'}, {rounds} rounds; dense: {rows[0].dense_seconds:.2f} s"
+        f"{'channels_last' if channels_last else 'contiguous'}, {often}; dense: {rows[0].dense_seconds:.2f} s"
         + (f", PSNR {rows[0].dense_psnr:.2f} dB (Y, uint8, border = scale)" if rows[0].dense_psnr is not None else "")
     )
     out.print(header, markup=False)
@@ -118,10 +119,11 @@ def _lines(rows: list[bench.Row]) -> list[tuple[str, ...]]:
     lines = [(*heads, "PSNR-Y", "to dense")]
     for row in rows:
         least = "" if row.min_gain_db is None else f"{row.min_gain_db:g}"
+        spread = "-" if row.spread is None else f"{row.spread:.0%}"
         quality = ("", "") if row.psnr is None else (f"{row.psnr:.2f}", f"{row.psnr - (row.dense_psnr or 0):+.2f}")
         lines.append((
             row.merge, str(row.split_at), str(row.patch_size), str(row.halo), *([least] if free else []),
-            f"{row.keep:.3g}", f"{row.macs_ratio:.3f}", f"{row.time_ratio:.3f}", f"{row.spread:.0%}", *quality,
+            f"{row.keep:.3g}", f"{row.macs_ratio:.3f}", f"{row.time_ratio:.3f}", spread, *quality,
         ))  # fmt: skip
     return lines
 
