@@ -157,6 +157,25 @@ def fit(
     return losses
 
 
+def is_main_process() -> bool:
+    """Whether this is the one of the processes that `fit` has joined which writes files; True for one alone."""
+    return not _joined() or torch.distributed.get_rank() == 0
+
+
+def leave_processes() -> None:
+    """End what `fit` has joined, after the last stage and where all went well: its threads may outlive the interpreter.
+
+    After an error another process may never come here, and some backends wait for it.
+    """
+    if _joined():
+        torch.distributed.destroy_process_group()
+        optional("accelerate.state", "training", "train").AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _joined() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class _Run:
     """A stage in training: model, optimiser, schedule and average, and their checkpoint."""
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,3 +157,33 @@ def test_no_result_replaces_what_it_is_made_from(folder, tmp_path, monkeypatch, 
     assert isinstance(done.exception, MaskGuidedError)
     assert "would replace a file that it is made from" in str(done.exception)
     assert (Path("net.safetensors").read_bytes(), Path("a.png").read_bytes()) == before
+
+
+COMMAND = """
+import sys, torch
+from maskguided.cli import app
+app(sys.argv[1:], standalone_mode=False)
+assert not torch.distributed.is_initialized(), "the processes are still joined"
+"""
+
+
+def test_two_processes_save_once_and_leave_their_group(folder, tmp_path):
+    """Several stages share a group; one process alone saves, and removes the checkpoints after that."""
+    need_basicsr("basicsr.utils.matlab_functions")
+    pytest.importorskip("timm")
+    pytest.importorskip("accelerate")
+    (tmp_path / "run.py").write_text(COMMAND)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [
+            *launch, tmp_path / "run.py", "finetune", "--hr", folder / "hr", "-w", folder / "pan.pth", "-o",
+            tmp_path / "net.safetensors", *WRAP, "--stage", "coarse,head", "--steps", "2", "--batch", "2",
+            "--crop", "16", "--device", "cpu", "--threads", "1",
+        ],
+        capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved to") == 1
+    assert done.stdout.count("trainable params") == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"run.py", "net.safetensors"}

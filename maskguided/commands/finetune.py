@@ -87,11 +87,14 @@ def finetune_command(
             finetune.fit(
                 fast, hr, name, recipe, lr=lr, checkpoint=resume, every=every, logs=logs, workers=workers, watch=show
             )
-        fast.print_trainable_parameters()
-    checkpoint.save(fast, output)
-    for resume in saved:
-        resume.unlink(missing_ok=True)
-    typer.echo(f"saved to {output}; use it with --head {output}")
+        if finetune.is_main_process():
+            fast.print_trainable_parameters()
+    if finetune.is_main_process():  # the others hold the same weights, and would remove checkpoints before it has saved
+        checkpoint.save(fast, output)
+        for resume in saved:
+            resume.unlink(missing_ok=True)
+        typer.echo(f"saved to {output}; use it with --head {output}")
+    finetune.leave_processes()
 
 
 @contextmanager
