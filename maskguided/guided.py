@@ -18,6 +18,7 @@ from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .knobs import Knobs
 from .patches import Grid, is_channels_last, others, round_up, scatter, select
+from .probing import copied
 from .settings import (
     CoarseOn,
     Context,
@@ -361,7 +362,9 @@ class MaskGuided(Knobs):
     def own_network(self) -> None:
         """From now on hold a copy of the network, to train it; the one that was given stays what it is."""
         if self.model is self._given[0]:
-            self.split = copy.deepcopy(self.split)
+            memo: dict[int, Any] = {}
+            copied(self.model, memo)  # first, for it may hold tensors that deepcopy alone refuses
+            self.split = copy.deepcopy(self.split, memo)
             self.model, self.constants = self.split.model, self.split.constants
 
     def extra_repr(self) -> str:

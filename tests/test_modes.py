@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import maskguided
 from maskguided import ArgumentError
+from maskguided.adapters.pan_net import PAN
 from maskguided.error_map import dense_image
 from maskguided.training import stages
 
@@ -89,3 +90,25 @@ def test_a_trained_copy_may_be_elsewhere_than_the_given_network(net):
     assert found.chosen.keep == fast.keep
     with pytest.raises(ArgumentError, match="this one is a trained copy"):
         maskguided.calibrate(fast, [image(1, 3, 32, 32)], split_at="auto")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("adapter", ["pan", "automatic"])
+def test_a_network_that_keeps_what_a_gradient_passed_through_can_be_trained_as_a_copy(adapter):
+    net = scaled(PAN(features=8, up_features=8, blocks=4))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.utils.weight_norm(module)  # whose forward leaves its weight among the attributes
+    fast, x = maskguided.wrap(net, 2, adapter=adapter), image(1, 3, 19, 23)
+    with torch.enable_grad():
+        before = fast(x)
+        before.sum().backward()
+    stages.train_only(fast, "refine")
+    assert fast.model is not net
+    assert fast.split.model is fast.model
+    assert fast.unwrap() is net
+    assert torch.equal(fast(x), before)
+    with torch.no_grad():
+        fast.model.conv_last.bias.add_(1)
+    torch.testing.assert_close(fast(x), before + 1)
+    assert not torch.equal(net.conv_last.bias, fast.model.conv_last.bias)
