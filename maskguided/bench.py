@@ -100,10 +100,13 @@ def measure(
     wraps = [setting.wrap(model, parts) for setting in settings]
     points_of = [setting.points(fast) for setting, fast in zip(settings, wraps, strict=True)]
     check_sizes(pairs, wraps[0].scale)
-    dense_macs = _dense_macs(model, pairs)
+    accepted, scale = wraps[0].accepted, wraps[0].scale
 
     def dense_network(x: Tensor) -> Tensor:
-        return image_of(model(x.clone()))  # a network may change its input
+        image = image_of(model(accepted(x.clone())))  # a network may change its input
+        return image[:, :, : x.shape[2] * scale, : x.shape[3] * scale]
+
+    dense_macs = _dense_macs(dense_network, model, pairs)
 
     for points, fast in zip(points_of, wraps, strict=True):
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
@@ -183,10 +186,10 @@ def quality(image: Tensor, pair: Pair, scale: int, metric: Callable[..., float] 
     return value
 
 
-def _dense_macs(model: nn.Module, pairs: Sequence[Pair]) -> int:
+def _dense_macs(dense_network: Network, model: nn.Module, pairs: Sequence[Pair]) -> int:
     """Over all images; each size is counted once."""
     sizes = [tuple(pair.lr.shape) for pair in pairs]
-    counted = {size: macs(model, size, pairs[0].lr, model) for size in set(sizes)}
+    counted = {size: macs(dense_network, size, pairs[0].lr, model) for size in set(sizes)}
     return sum(counted[size] for size in sizes)
 
 

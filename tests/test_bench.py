@@ -86,6 +86,18 @@ def test_bench_says_what_is_wrong_before_it_runs_anything(weights, tmp_path):
     assert not done
 
 
+def test_a_network_of_even_sizes_is_measured_on_images_of_odd_ones():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.PixelUnshuffle(2),
+        *(torch.nn.Conv2d(12, 12, 3, padding=1) for _ in range(4)),
+        torch.nn.PixelShuffle(2),
+    ).eval()
+    pair = bench.Pair("odd", torch.rand(1, 3, 33, 47), np.zeros((33, 47, 3), np.uint8))
+    (row,) = bench.measure(net, [pair], [bench.Setting("features", "auto", None, None, (1.0,))], 1)
+    assert row.psnr == pytest.approx(row.dense_psnr)
+
+
 def test_names_of_div2k_are_paired(tmp_path):
     write_image(tmp_path / "lr" / "0801x4.png", PHOTO)
     write_image(tmp_path / "hr" / "0801.png", resize(PHOTO, 4 * PHOTO.shape[0], 4 * PHOTO.shape[1]))
