@@ -33,6 +33,7 @@ from .settings import (
     default_sizes,
 )
 from .split import Kind, Merge, Split, State
+from .values import as_whole
 from .windows import on_windows
 
 Made = TypeVar("Made")
@@ -317,6 +318,8 @@ class MaskGuided(Knobs):
 
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`), in every image."""
+        if as_whole(height) is None or as_whole(width) is None:
+            raise ArgumentError(f"cost({height!r}, {width!r}): use whole numbers of LR pixels, 1 or more")
         check_size(height, width)
         keep, grid = self.keep, self.grid(height, width)
         guided, coarse = (self.macs_at(height, width, keep=share) for share in (keep, 0))

@@ -151,6 +151,12 @@ def test_the_cost_of_an_image_without_pixels_is_refused():
         pan().cost(0, 5)
 
 
+@pytest.mark.parametrize(("sides", "text"), [(("a", 3), r"cost\('a', 3\)"), ((3, 2.5), r"cost\(3, 2\.5\)")])
+def test_the_cost_of_sides_that_are_no_whole_numbers_is_refused(sides, text):
+    with pytest.raises(ArgumentError, match=f"{text}: use whole numbers of LR pixels"):
+        pan().cost(*sides)
+
+
 @pytest.mark.parametrize("tail", ["copy", "light"])
 @pytest.mark.parametrize("coarse_on", ["all", "unrefined"])
 @pytest.mark.parametrize("keep", [0, 0.4, 1])
