@@ -242,6 +242,8 @@ def test_the_network_stays_as_it_was(tmp_path):
         ([torch.rand(3, 40, 40)], {"max_drop_db": 0}, "max_drop_db=0"),
         ([torch.rand(3, 40, 40)], {"max_drop_db": 0.1, "max_cost": 0.5}, "one budget"),
         ([torch.rand(3, 40, 40)], {"max_drop_db": float("nan")}, "use dB above 0"),
+        ([torch.rand(3, 40, 40)], {"max_cost": 95}, r"max_cost=95: more than .* at most 1; for 95 percent use 0\.95"),
+        ([torch.rand(3, 40, 40)], {"max_time": 1.5}, r"max_time=1\.5: more than .* at most 1"),
         ([torch.rand(3, 40, 40)], {"max_cost": "0.6"}, "a share of the dense"),
         ([torch.zeros(3, 40, 40, dtype=torch.uint8)], {}, "an image of type torch.uint8; it takes LR tensors"),
         ("photos/", {"max_cost": 0.6}, "an image of type str; it takes LR tensors"),

@@ -25,6 +25,10 @@ class Budget:
         if self.share is not None and not as_number(self.share) > 0:
             what = "MACs" if self.time is None else "time"
             raise ArgumentError(f"{self}: a share of the dense network's {what}, as 0.5")
+        if self.share is not None and as_number(self.share) > 1:
+            percent = as_number(self.share) / 100
+            hint = f"; for {self.share} percent use {percent:g}" if 0.02 <= percent <= 1 else ""
+            raise ArgumentError(f"{self}: more than the dense network itself; use a share above 0, at most 1{hint}")
 
     @property
     def share(self) -> float | None:
