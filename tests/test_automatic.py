@@ -278,3 +278,9 @@ def test_a_light_tail_takes_an_image_that_the_network_enlarges():
     assert difference(fast(x), F.interpolate(x, scale_factor=2, mode="bilinear")) < 1e-6
     fast.keep = 1
     assert difference(by_windows(fast, x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("body", [3, [3], {"body.0": 1}.values()])
+def test_a_body_that_is_no_name_is_refused(body):
+    with pytest.raises(ArgumentError, match="use the blocks' names, or a pattern"):
+        maskguided.wrap(ResidualOutside(), body=body)

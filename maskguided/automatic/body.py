@@ -107,7 +107,12 @@ def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Can
     Raises:
         ArgumentError: fewer than two modules of these names are called.
     """
-    patterns = [body] if isinstance(body, str) else list(body)
+    try:
+        patterns = [body] if isinstance(body, str) else list(body)
+    except TypeError:  # a number
+        patterns = [body]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ArgumentError(f"body={body!r}: use the blocks' names, or a pattern for them, as 'layers.*.blocks.*'")
     wanted = re.compile("|".join(re.escape(pattern).replace(r"\*", r"[^.]+") for pattern in patterns))
     calls, _ = _recorded(model, probe)
     chosen = [call for call in calls[:-1] if wanted.fullmatch(call.name)]
