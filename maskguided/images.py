@@ -107,9 +107,13 @@ def list_images(path: Path) -> list[Path]:
         raise ImageError(f"{path}: no such file or folder")
     if path.is_file():
         return [path]
-    found = sorted(p for p in path.iterdir() if not p.is_dir() and not p.name.startswith("."))
+    inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    found = [p for p in inside if not p.is_dir()]
     if not found:
         raise ImageError(f"{path}: no files are in this folder (folders in it are not searched)")
+    if passed := len(inside) - len(found):
+        folders = "1 folder in it is" if passed == 1 else f"{passed} folders in it are"
+        warnings.warn(f"{path}: {folders} not searched for images", stacklevel=2)
     return found
 
 

@@ -139,3 +139,14 @@ def test_photographs_are_turned_upright(tmp_path, suffix):
     picture.save(tmp_path / f"plain.{suffix}")
     turned, plain = (read_image(tmp_path / f"{name}.{suffix}") for name in ("turned", "plain"))
     assert np.array_equal(turned, np.rot90(plain, -1))
+
+
+def test_folders_in_a_folder_are_said_to_be_left_out(folder, tmp_path):
+    write_image(tmp_path / "in" / "a.png", PHOTO)
+    write_image(tmp_path / "in" / "sub" / "b.png", PHOTO)
+    (tmp_path / "in" / ".hidden").mkdir()
+    with pytest.warns(UserWarning, match="in: 1 folder in it is not searched for images") as said:
+        done = run("upscale", "-i", tmp_path / "in", "-o", tmp_path / "out", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert len(said) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_out.png"]
