@@ -108,7 +108,7 @@ def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Can
         ArgumentError: fewer than two modules of these names are called.
     """
     try:
-        patterns = [body] if isinstance(body, str) else list(body)
+        patterns: list[Any] = [body] if isinstance(body, str) else list(body)
     except TypeError:  # a number
         patterns = [body]
     if not all(isinstance(pattern, str) for pattern in patterns):
