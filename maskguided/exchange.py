@@ -15,6 +15,7 @@ border; `Split.exchanges` tells whether a network has such a thing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -266,7 +267,15 @@ def _pointwise(func: Any, given: dict[str, Any]) -> Tensor:
     return result.permute(0, 2, 3, 1).reshape(count, height, width, -1).permute(0, 3, 1, 2)
 
 
+@functools.cache
+def _asked_for_when_compiled() -> None:
+    """Make torch.compile ask function modes for F.pad, which it otherwise looks into without doing so."""
+    torch.compiler.allow_in_graph(F.pad)
+
+
 def _pad(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
+    if not torch.compiler.is_compiling():
+        _asked_for_when_compiled()  # here: what it imports takes seconds, and most networks do not pad by hand
     sides, mode = (*given["pad"], 0, 0)[:4], given.get("mode", "constant")
     if len(given["pad"]) > 4 or min(sides) < 0 or mode == "circular" or given.get("value"):
         return func(**given)  # type: ignore[no-any-return]

@@ -6,8 +6,10 @@ import functools
 
 import pytest
 import torch
-from support import NETWORKS, difference, image
+from support import NETWORKS, difference, image, scaled
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from toys import Base, conv
 
 import maskguided
 from maskguided.global_ops import PerImage, Reading
@@ -57,6 +59,27 @@ def test_the_host_waits_for_nothing(name, settings):
 def test_the_graph_does_not_break(name, settings):
     found = torch._dynamo.explain(wrapped(name, settings))(image(1, 3, 23, 29))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+class PadsByHand(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        reflected = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.blocks = nn.ModuleList([reflected, nn.Sequential(nn.ReplicationPad2d(1), nn.Conv2d(8, 8, 3)), conv(8, 8)])
+
+    def forward(self, x):
+        y = self.first(x)
+        for block in self.blocks:
+            y = y + block(y)
+        return self.finish(y)
+
+
+def test_compiled_windows_see_their_neighbours_where_the_network_pads_by_hand():
+    fast, x = maskguided.wrap(scaled(PadsByHand()), 1, keep=0.4).eval(), image(1, 3, 21, 29)
+    assert fast.exchange
+    with torch.no_grad():
+        torch._dynamo.reset()
+        assert difference(torch.compile(fast, backend="eager", fullgraph=True)(x), fast(x)) < 1e-5
 
 
 @pytest.mark.parametrize("total", [lambda y: y.flatten(2).mean(2), lambda y: y.mean(3).mean(2)])
