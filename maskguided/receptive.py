@@ -140,9 +140,9 @@ def hits(values: State, dim: int) -> Iterator[Tensor]:
 
 
 def poisoned(state: State, maps: list[str], position: int, length: int, dim: int) -> State:
-    """`state` with NaN at LR `position` of `length` along `dim`, in all `maps`."""
+    """`state` with NaN at LR `position` of `length` along `dim`, in all `maps` that can hold one."""
     poisoned = dict(state)
-    for name in maps:
+    for name in (name for name in maps if state[name].is_floating_point()):
         value = state[name].clone()
         size = value.shape[dim]
         start = position * size // length

@@ -329,7 +329,7 @@ def _shows_mirrored(split: Split, state: State, image: Tensor, dim: int, length:
     `image` is what `state` gives unchanged.
     """
     changed, step = dict(state), split.multiple_of
-    for name in (name for name, kind in split.kinds.items() if kind == "map"):
+    for name in (name for name, kind in split.kinds.items() if kind == "map" and state[name].is_floating_point()):
         value, ratio = state[name].clone(), state[name].shape[dim] / length
         strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
         noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0)).to(strip)

@@ -153,4 +153,25 @@ class Tokens(Base):
         return {"image": self.finish(tokens.transpose(1, 2).reshape(y.shape)), "features": y}
 
 
-TOYS = [AttributesAndConcat, ResidualOutside, InPlace, SizesAndVectors, Nested, ConstantsAndDefaults, Strided, Tokens]
+class ChosenPixels(Base):
+    """A bool map says which pixels the blocks change, and another of whole numbers is added: no float is in either."""
+
+    def forward(self, x):
+        y = first = self.first(x)
+        chosen, largest = first.mean(1, keepdim=True) > 0, first.argmax(1, keepdim=True)
+        for block in self.blocks:
+            y = torch.where(chosen, block(y), y) + 0.01 * largest
+        return self.finish(y + torch.zeros(1, dtype=x.dtype))
+
+
+TOYS = [
+    AttributesAndConcat,
+    ResidualOutside,
+    InPlace,
+    SizesAndVectors,
+    Nested,
+    ConstantsAndDefaults,
+    Strided,
+    Tokens,
+    ChosenPixels,
+]

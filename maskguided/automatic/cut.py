@@ -67,7 +67,8 @@ class Frame:
             height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
         whole = _IMAGE in state or not self.enlarges
         full = (self.rounding.full(height), self.rounding.full(width)) if whole else (height, width)
-        return At(value.shape[0], height, width, *full, value.device, value.dtype)
+        like = next((state[n] for n in part.inputs if state[n].is_floating_point()), value)  # not a mask
+        return At(value.shape[0], height, width, *full, value.device, like.dtype)
 
 
 class AutomaticSplit(Split):
