@@ -191,6 +191,28 @@ def test_law_1_is_checked_when_wrapping(monkeypatch):
     assert maskguided.split(scaled(ResidualOutside()), check=False)
 
 
+def test_what_fails_last_is_told_not_that_a_size_was_rounded_otherwise():
+    class WindowsOutside(Base):
+        """Pads to a multiple of 4 and hands windows to its blocks."""
+
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            height, width = x.shape[2:]
+            y = self.first(F.pad(x, (0, -width % 4, 0, -height % 4)))
+            for block in self.blocks:
+                b, c, h, w = y.shape
+                tokens = y.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+                tokens = tokens + torch.relu(block(tokens))
+                y = tokens.view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
+            return self.finish(y)[:, :, : 2 * height, : 2 * width]
+
+    with pytest.raises(CannotSplit, match="takes nothing that lies on a map"):
+        maskguided.split(scaled(WindowsOutside()))
+
+
 def test_inspect_tells_what_it_sees():
     found = maskguided.inspect(scaled(SizesAndVectors()), 3)
     text = str(found)

@@ -10,6 +10,7 @@ cut.py     the graph in three, with the live values between the parts
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from contextlib import suppress
 from math import lcm
@@ -90,20 +91,23 @@ def _can_be_split(model: nn.Module, run: Candidate, probe: Probe, check: bool) -
 
 def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], probe: Probe, check: bool) -> Split:
     """Split after blocks `cuts` of `names`; the first rounding wins under which all sizes agree."""
-    runs, failures = recordings(model, names, probe), list[CannotSplit]()
+    runs, failures = recordings(model, names, probe), list[tuple[int, CannotSplit]]()
     for rounding in _roundings(probe):
+        done = 0
         try:
             traced = trace(model, names, runs, rounding)
+            done = 1
             split = AutomaticSplit(traced, cuts, names, probe)
+            done = 2
             if check:
                 check_whole(split)
         except CannotSplit as error:
-            failures.append(error)
+            failures.append((done, error))
         except ArgumentError:
             raise
         except Exception as error:  # whatever a foreign module raises on what the parts hand it
             text = f"running the parts of {type(model).__name__}: {type(error).__name__}: {error}. {ADAPTER}"
-            failures.append(CannotSplit(text))
+            failures.append((done, CannotSplit(text)))
         else:
             late: Split = split
             with suppress(CannotSplit):  # two blocks are faster to measure than half of them
@@ -112,7 +116,7 @@ def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], 
             if check:
                 check_places(split)
             return split
-    raise failures[0]
+    raise max(failures, key=operator.itemgetter(0))[1]  # of a wrong rounding trace fails, and that explains nothing
 
 
 def _block_number(split_at: int | Literal["auto"], cut: str | None, names: tuple[str, ...]) -> int:
