@@ -167,18 +167,16 @@ class MaskGuided(Knobs):
 
     def choose(self, base: Base, score: Tensor | None = None) -> Tensor:
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
+        expected = (base.x.shape[0], base.grid.rows, base.grid.cols)
+        if score is not None and not isinstance(score, Tensor):
+            raise ArgumentError(f"score of type {type(score).__name__}; expected a tensor {expected}")
+        if score is not None and score.shape != expected:
+            raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
         k = base.grid.k(self.keep) if self.min_gain_db is None else base.grid.count
         ordered = self.min_gain_db is not None or not self._all_go_on
         if k == 0 or (k == base.grid.count and not ordered):
             return base.every[:, :k]
-        if score is None:
-            score = self.score(base)
-        expected = (base.x.shape[0], base.grid.rows, base.grid.cols)
-        if not isinstance(score, Tensor):
-            raise ArgumentError(f"score of type {type(score).__name__}; expected a tensor {expected}")
-        if score.shape != expected:
-            raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
-        index = select(score, k)
+        index = select(self.score(base) if score is None else score, k)
         if self.min_gain_db is None or self.estimate is None:
             return index
         k = int((self.worth(base, index) > self.min_gain_db).sum(1).max())

@@ -146,6 +146,12 @@ def test_what_is_no_image_or_no_score_is_refused(x, score, text):
         pan()(x, score)
 
 
+@pytest.mark.parametrize("keep", [0, 0.5, 1])
+def test_a_score_is_checked_where_it_decides_nothing_too(keep):
+    with pytest.raises(ArgumentError, match=r"score of shape \(1, 1, 2\); expected \(1, 2, 2\)"):
+        pan(keep=keep, patch_size=8).explain(torch.rand(1, 3, 16, 16), torch.rand(1, 1, 2))
+
+
 def test_the_cost_of_an_image_without_pixels_is_refused():
     with pytest.raises(ArgumentError, match="an image of 0x5 pixels"):
         pan().cost(0, 5)
