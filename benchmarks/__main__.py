@@ -59,7 +59,7 @@ def _how(args: argparse.Namespace) -> str:
 
 
 def _engine(args: argparse.Namespace) -> Table:
-    table = Table("engine", f"Engine efficiency; {_how(args)}", args.threads)
+    table = Table("engine", f"Engine efficiency; {_how(args)}", args.threads, args.device)
     for size in [(256, 256)] + [(720, 1280)] * (args.device != "cpu"):
         for name in args.networks.split(","):
             for merge in args.merge.split(","):
@@ -69,7 +69,7 @@ def _engine(args: argparse.Namespace) -> Table:
 
 
 def _sizes(args: argparse.Namespace) -> Table:
-    table = Table("sizes", f"Time and MACs against dense; {_how(args)}", args.threads)
+    table = Table("sizes", f"Time and MACs against dense; {_how(args)}", args.threads, args.device)
     for name in [name for name in args.networks.split(",") if name in ("pan", "edsr")]:
         for side in (64, 128, 256, 512, 1024):
             table.add(engine.measure(name, engine.network(name), None, (0.1, 0.25, 0.5), (side, side), _way(args)))

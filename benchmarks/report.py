@@ -20,10 +20,11 @@ class Table:
     name: str
     what: str
     threads: int
+    device: str = "cpu"
     rows: list[Row] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.header = f"{self.what}; {machine(self.threads)}, {time.strftime('%Y-%m-%d')}"
+        self.header = f"{self.what}; {machine(self.threads, self.device)}, {time.strftime('%Y-%m-%d')}"
         print(f"\n## {self.name}\n\n{self.header}\n", flush=True)
 
     def add(self, rows: Iterable[Row]) -> None:

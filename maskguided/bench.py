@@ -140,10 +140,11 @@ def measure(
     return rows
 
 
-def machine(threads: int) -> str:
-    """Versions and machine type, for the line above a table."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return f"Python {platform.python_version()}, torch {torch.__version__}, {device}, {threads} thread(s)"
+def machine(threads: int, device: torch.device | str = "cpu") -> str:
+    """Versions and machine type, for the line above a table of what ran on `device`."""
+    on_gpu = torch.device(device).type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
+    return f"Python {platform.python_version()}, torch {torch.__version__}, {name}, {threads} thread(s)"
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -98,6 +98,13 @@ def test_a_network_of_even_sizes_is_measured_on_images_of_odd_ones():
     assert row.psnr == pytest.approx(row.dense_psnr)
 
 
+def test_a_table_names_what_it_ran_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {torch.device(device).index}")
+    assert "GPU" not in bench.machine(2)
+    assert "GPU 1, 2 thread(s)" in bench.machine(2, "cuda:1")
+
+
 def test_names_of_div2k_are_paired(tmp_path):
     write_image(tmp_path / "lr" / "0801x4.png", PHOTO)
     write_image(tmp_path / "hr" / "0801.png", resize(PHOTO, 4 * PHOTO.shape[0], 4 * PHOTO.shape[1]))

@@ -99,7 +99,7 @@ def bench_command(
     often = f"{rounds} round{'s' * (rounds > 1)}"
     header = (
         f"{len(pairs)} image{'s' * (len(pairs) > 1)} of {lr.name}, {type(net).__name__}, "
-        f"{bench.machine(threads)}, {dtype}, "
+        f"{bench.machine(threads, where)}, {dtype}, "
         f"{'channels_last' if channels_last else 'contiguous'}, {often}; dense: {rows[0].dense_seconds:.2f} s"
         + (f", PSNR {rows[0].dense_psnr:.2f} dB (Y, uint8, border = scale)" if rows[0].dense_psnr is not None else "")
     )
