@@ -29,6 +29,7 @@ from .optional import optional
 from .training.pool import batches
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE, Given, Options, loss, prepare, too_small, train_only
+from .values import as_whole
 from .weights import write_whole
 from .wrapping import check_wrapped
 
@@ -136,7 +137,11 @@ def fit(
     recipe = recipe or Recipe()
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
         warnings.warn(wrong, stacklevel=2)
+    if (as_whole(every) or 0) < 1:
+        raise ArgumentError(f"every={every!r}: steps from one checkpoint to the next; use a whole number, 1 or more")
     folders = [hr] if isinstance(hr, (str, Path)) else list(hr)
+    if not folders:
+        raise ArgumentError("hr=[]: no folder of HR images; give one or more")
     crops = Crops(
         folders, scale=fast.scale, size=recipe.crop, lr=lr, seed=recipe.seed, grey=fast.split.probe.in_channels == 1
     )

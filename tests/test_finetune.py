@@ -284,6 +284,12 @@ def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
         finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "bad.pt")
 
 
+@pytest.mark.parametrize(("hr", "every", "text"), [([], 1, r"hr=\[\]: no folder"), (None, 0, "every=0: steps from")])
+def test_what_fit_cannot_start_with(photos, hr, every, text):
+    with pytest.raises(ArgumentError, match=text):
+        finetune.fit(wrapped(), photos if hr is None else hr, "head", QUICK, every=every)
+
+
 def test_a_refined_network_is_saved_with_what_was_trained(photos, tmp_path):
     fast, x = wrapped(), image(1, 3, 33, 26)
     finetune.fit(fast, photos, "refine", QUICK)
