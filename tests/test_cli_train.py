@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -77,6 +78,17 @@ def test_the_same_command_starts_from_the_same_new_parts(folder):
     once, twice = (read(file).tensors for file in files)
     assert any(name.startswith("coarse_tail.branch") for name in once)
     assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_settings_that_are_given_are_kept_and_no_others_tried(folder):
+    done = run(
+        "calibrate", "-i", folder / "lr", "-w", folder / "pan.pth", "-o", folder / "kept.safetensors",
+        "--patch-size", 24, "--coarse-tail", "deep", "--max-cost", 0.9,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "--coarse-tail, --patch-size as given, so nothing is tried: split_at=2, half" in done.stderr
+    settings = json.loads(read(folder / "kept.safetensors").metadata["settings"])
+    assert [settings[name] for name in ("patch_size", "coarse_tail", "split_at")] == [24, "deep", 2]
 
 
 def test_images_decide_on_the_command_line(folder):

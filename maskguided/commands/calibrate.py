@@ -70,7 +70,14 @@ def calibrate_command(
     like = next(network.parameters())
     pairs = read_pairs(images, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)
     check_sizes(pairs, fast.scale)
-    search = "auto" if split_at == "auto" and head is None and settings["merge"] is None else None
+    fixed = [f"--{name.replace('_', '-')}" for name in _SEARCHED if settings[name] is not None]
+    search = "auto" if split_at == "auto" and head is None and not fixed else None
+    if split_at == "auto" and head is None and fixed:
+        typer.echo(
+            f"{', '.join(fixed)} as given, so nothing is tried: split_at={fast.split.split_at}, half of the blocks; "
+            "--split-at sets another",
+            err=True,
+        )
     with Progress(transient=True) as bar:
         task = bar.add_task("calibrating", total=None)
         found = calibrate(
@@ -89,6 +96,10 @@ def calibrate_command(
         pictures.curve_picture(found, plot)
     typer.echo(str(found))
     typer.echo(f"saved to {output}; use it with --head {output}")
+
+
+_SEARCHED = ("merge", "coarse_tail", "coarse_on", "patch_size", "halo")
+"""Settings that a search sets itself."""
 
 
 def _cut(pair: Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:
