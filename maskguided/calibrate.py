@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from .adapter import split
 from .calibration.closed_form import Known, fit_context, fit_gain, fit_score, fit_tail
 from .calibration.curve import Budget, Calibration, Point
+from .calibration.given import checked, several
 from .calibration.prices import Clock, Macs, Prices, Spread
 from .coarse import LightTail
 from .context import make_context
@@ -118,7 +119,7 @@ def calibrate(
         raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
     with undone_by_failure(fast, fast.model), in_eval_mode(fast):
         progress("running the dense network")
-        known = [_known(fast, image) for image in images]
+        known = [_known(fast, image) for image in several(fast, images)]
         if not known:
             raise ArgumentError("calibrate: no images; give a handful of LR images")
         fast.min_gain_db = None  # until the end, the same for all
@@ -224,7 +225,7 @@ def _within(fast: MaskGuided, lr: Tensor) -> Known:
 
 
 def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:
-    lr, hr = _checked(fast, image)
+    lr, hr = checked(fast, image)
     dense = dense_image(fast, lr)
     floor = _guessed_floor(fast, lr) if hr is None else _mse(dense, hr, fast.scale)
     return Known(lr, hr, dense, floor)
@@ -366,32 +367,3 @@ def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) 
         coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
         head=fast.head.settings,
     ).eval()  # fmt: skip
-
-
-def _checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """LR and HR image as (1, C, H, W), where the network is."""
-    given = image if isinstance(image, tuple) else (image,)
-    for x in given:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ArgumentError(
-                f"calibrate: an image of type {kind}; it takes LR tensors (C, H, W), floats in 0..1, or "
-                "pairs (LR, HR), in a list; `maskguided calibrate` reads files"
-            )
-    like = next(fast.parameters())
-    lr, *rest = ((x[None] if x.dim() == 3 else x).to(like.device, like.dtype) for x in given)
-    hr = rest[0] if rest else None
-    expected = (1, fast.split.probe.out_channels, lr.shape[-2] * fast.scale, lr.shape[-1] * fast.scale)
-    if lr.dim() != 4 or lr.shape[0] != 1 or (hr is not None and hr.shape != expected):
-        shapes = f"{tuple(lr.shape)}" + ("" if hr is None else f" and {tuple(hr.shape)}")
-        raise ArgumentError(
-            f"calibrate: an image of shape {shapes}; it takes (C, H, W) or (1, C, H, W), HR images x{fast.scale}"
-        )
-    if not all(bool(x.isfinite().all()) for x in (lr, *rest)):
-        raise ArgumentError("calibrate: an image with values that are no numbers (NaN or infinite)")
-    if min(lr.shape[2:]) < 3:
-        raise ArgumentError(
-            f"calibrate: an image of {lr.shape[2]}x{lr.shape[3]} LR pixels; PSNR leaves its border out, so use "
-            "images of 3x3 LR pixels or more"
-        )
-    return lr.contiguous(memory_format=torch.channels_last), hr

@@ -270,7 +270,7 @@ def _pointwise(func: Any, given: dict[str, Any]) -> Tensor:
 @functools.cache
 def _asked_for_when_compiled() -> None:
     """Make torch.compile ask function modes for F.pad, which it otherwise looks into without doing so."""
-    torch.compiler.allow_in_graph(F.pad)
+    torch.compiler.allow_in_graph(F.pad)  # type: ignore[no-untyped-call]
 
 
 def _pad(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
