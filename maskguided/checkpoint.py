@@ -187,8 +187,13 @@ def _check_same(path: str | Path, base: Mapping[str, Any], own: Mapping[str, Any
 
 
 def complete(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` of a wrapped network, with what older files lack: their score was linear in the energies themselves."""
-    return {**({"linear.root": torch.ones(())} if "linear.weight" in tensors else {}), **tensors}
+    """`tensors` of a wrapped network, with what older files lack.
+
+    Their score was linear in the energies themselves, and their estimate knew nothing of the patches around.
+    """
+    root = {"linear.root": torch.ones(())} if "linear.weight" in tensors else {}
+    around = {"estimate.around": torch.zeros_like(tensors[_ESTIMATE])} if _ESTIMATE in tensors else {}
+    return {**root, **around, **tensors}
 
 
 def fingerprint(model: nn.Module) -> str:

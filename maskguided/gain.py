@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .base import Base
 from .coarse import continued
@@ -25,9 +26,9 @@ _ROUNDING = 1 / 12 / 255**2
 class GainEstimate(nn.Module):
     """What refining a patch would take from its squared error, and what error would remain, in closed form.
 
-    The logarithms of both are linear in the logarithms of the patch's energies: what blurs take from the LR image, and
-    each channel of the features at the cut. `calibrate` fits the weights. Energies beyond what it has seen count as the
-    nearest that it has.
+    The logarithms of both are linear in the logarithms of the patch's energies and in the means of these over the patch
+    and those around it. Energies are what blurs take from the LR image, and each channel of the features at the cut.
+    `calibrate` fits the weights. Energies beyond what it has seen count as the nearest that it has.
 
     Args:
         channels: of the features at the cut.
@@ -36,6 +37,8 @@ class GainEstimate(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(2, len(BLURS) + channels), requires_grad=False)
+        self.around = nn.Parameter(torch.zeros_like(self.weight), requires_grad=False)
+        """Weights of the means over the patches around."""
         self.bias = nn.Parameter(torch.zeros(2), requires_grad=False)
         self.seen = nn.Parameter(torch.zeros(2, self.weight.shape[1]), requires_grad=False)  # least and most
         self.whole = nn.Parameter(torch.ones(()), requires_grad=False)
@@ -44,7 +47,9 @@ class GainEstimate(nn.Module):
     def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """What `log_energies` sees -> gain and remaining error, (B, rows, cols) each, mean squares on Y, float32."""
         least, most = self.seen.float()[:, None, :, None, None]
-        logs = torch.einsum("btij,ot->boij", seen.clamp(least, most), self.weight.float())
+        clamped = seen.clamp(least, most)
+        logs = torch.einsum("btij,ot->boij", clamped, self.weight.float())
+        logs = logs + torch.einsum("btij,ot->boij", around(clamped), self.around.float())
         gain, error = (logs + self.bias.float().view(1, 2, 1, 1)).exp().unbind(1)
         return gain, error + _ROUNDING
 
@@ -61,6 +66,11 @@ def log_energies(base: Base, features: str, patch: int) -> Tensor:
     own = base.state[features].float().square()
     means = energies(continued(base.x, height, width), None, patch), pool(own, patch * own.shape[-1] // width)
     return (torch.cat(means, 1) + LEAST).log()
+
+
+def around(x: Tensor) -> Tensor:
+    """Mean over each patch and those around it, as many as there are: (B, terms, rows, cols) -> the same."""
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def worth(index: Tensor, gain: Tensor, error: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from support import difference, image
 from test_calibrate import network, photographs, wrapped
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,9 +17,10 @@ import maskguided
 from maskguided import ArgumentError, export
 from maskguided.calibration.closed_form import Known, fit_gain
 from maskguided.error_map import dense_image, patch_error
-from maskguided.gain import worth
+from maskguided.gain import GainEstimate, worth
 from maskguided.infer import upscale
 from maskguided.training import stages
+from maskguided.weights import read
 
 
 def pairs(count: int = 4, side: int = 40) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -69,6 +71,29 @@ def test_the_estimate_is_near_to_what_it_was_fitted_to():
         true = worth(base.every, gain, patch_error(fast, base, one.dense, one.hr))[0]
         assert torch.corrcoef(torch.stack([every.log(), true.log()]))[0, 1] > 0.8
         assert 0.4 < float(every.sum() / true.sum()) < 2.5
+
+
+@torch.no_grad()
+def test_the_estimate_sees_the_patches_around():
+    estimate, logs = GainEstimate(1), torch.zeros(1, 4, 2, 3)
+    logs[0, 1, 0, 0], estimate.seen[1] = 1, 1
+    estimate.bias[0] = 2
+    assert estimate(logs)[0].log().flatten().tolist() == pytest.approx([2] * 6)
+    estimate.weight[0, 1], estimate.around[0, 1] = 3, 12
+    wanted = [2 + 3 + 12 / 4, 2 + 12 / 6, 2, 2 + 12 / 4, 2 + 12 / 6, 2]  # at a border there are fewer
+    assert estimate(logs)[0].log().flatten().tolist() == pytest.approx(wanted)
+
+
+def test_an_older_file_whose_estimate_sees_a_patch_alone_still_decides(tmp_path):
+    fast, _ = decided()
+    fast.estimate.around.zero_()
+    fast.min_gain_db, path = 0.01, tmp_path / "net.safetensors"
+    maskguided.save(fast, path)
+    content = read(path)
+    assert content.tensors.pop("estimate.around").shape == fast.estimate.weight.shape
+    save_file(content.tensors, path, content.metadata)
+    again = maskguided.load(path, fast.unwrap())
+    assert torch.equal(again.restore(x := photographs()[1])[1], fast.restore(x)[1])
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from ..base import Base
 from ..coarse import LightTail, continued
 from ..context import make_context, watch
 from ..error_map import patch_error
-from ..gain import LEAST, GainEstimate, log_energies
+from ..gain import LEAST, GainEstimate, around, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT
 from ..patches import select
@@ -126,15 +126,16 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
         base = fast.run_base(known.lr)
         gains.append(patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every)).flatten())
         errors.append(patch_error(fast, base, known.dense, known.hr).flatten())
-        seen.append(log_energies(base, fast.split.features, fast.patch_size).flatten(2)[0].double())
+        seen.append(log_energies(base, fast.split.features, fast.patch_size))
         images_of.append(torch.full_like(gains[-1], number, dtype=torch.long))
     wanted = torch.stack([torch.cat(gains), torch.cat(errors)]).double()  # (2, patches)
-    every = torch.cat(seen, 1)
-    weight, bias = _log_regression(every, wanted, torch.cat(images_of))
+    own, means = (torch.cat([logs.flatten(2)[0] for logs in of], 1).double() for of in (seen, map(around, seen)))
+    weights, bias = _log_regression(torch.cat([own, means]), wanted, torch.cat(images_of))
     fast.estimate = GainEstimate(fast.split.feature_channels).to(images[0].lr)
-    fast.estimate.weight.copy_(weight)
+    fast.estimate.weight.copy_(weights[:, : len(own)])
+    fast.estimate.around.copy_(weights[:, len(own) :])
     fast.estimate.bias.copy_(bias)
-    fast.estimate.seen.copy_(torch.stack([every.amin(1), every.amax(1)]))
+    fast.estimate.seen.copy_(torch.stack([own.amin(1), own.amax(1)]))
 
 
 def _log_regression(seen: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
