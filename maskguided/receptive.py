@@ -22,6 +22,7 @@ Part = Callable[[State], State]
 StateOf = Callable[[tuple[int, int]], State]
 
 _LENGTHS = (64, 128, 256, 512, 1024)
+_LINEAR = 3  # times as large on a strip of twice the length: more grows with its square
 _SAME = 1e-4  # of the range: more than rounding, less than another result
 _BREADTHS = (8, 32)  # the second for networks that take no such narrow maps
 
@@ -106,18 +107,41 @@ class _Deformable(TorchFunctionMode):
 def _extent(
     state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool, breadth: int
 ) -> int | None:
-    step = multiple_of
+    step, before = multiple_of, 0
     breadth = round_up(breadth, step)
     for length in _LENGTHS:
         length = round_up(length, step)
-        size = (length, breadth) if vertical else (breadth, length)
-        state = state_of(size)
-        middle = length // 2 // step * step
-        # A stride makes the answer depend on where in its period the pixel lies: try them all.
-        reaches = [_reach(state, part, maps, middle + at, length, -2 if vertical else -1) for at in range(step)]
-        if None not in reaches:
-            return max(r for r in reaches if r is not None)
+        state = state_of((length, breadth) if vertical else (breadth, length))
+        middle, farthest = length // 2 // step * step, 0
+        with _Largest() as largest:
+            # A stride makes the answer depend on where in its period the pixel lies: try them all.
+            for at in range(step):
+                reach = _reach(state, part, maps, middle + at, length, -2 if vertical else -1)
+                if reach is None:
+                    break
+                farthest = max(farthest, reach)
+            else:
+                return farthest
+        # Where each pixel is set against all others, longer strips tell nothing new, and fill the memory.
+        if largest.numel > _LINEAR * before > 0:
+            return None
+        before = largest.numel
     return None
+
+
+class _Largest(TorchFunctionMode):
+    """Notes how many numbers the largest tensor holds that is made within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple) else (result,):
+            if isinstance(made, Tensor):
+                self.numel = max(self.numel, made.numel())
+        return result
 
 
 def _reach(state: State, part: Part, maps: list[str], position: int, length: int, dim: int) -> int | None:

@@ -14,6 +14,7 @@ from toys import Base, Block, ConstantsAndDefaults, ResidualOutside, conv
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided
 from maskguided.global_ops import PerImage
+from maskguided.receptive import radius
 
 
 class Windowed(nn.Module):
@@ -284,3 +285,41 @@ def test_a_light_tail_takes_an_image_that_the_network_enlarges():
 def test_a_body_that_is_no_name_is_refused(body):
     with pytest.raises(ArgumentError, match="use the blocks' names, or a pattern"):
         maskguided.wrap(ResidualOutside(), body=body)
+
+
+def test_attention_over_the_whole_map_is_told_on_small_maps():
+    """Its time and memory grow with the square of the map."""
+    seen = []
+
+    class Attention(Block):
+        def forward(self, x):
+            flat = x.flatten(2)
+            seen.append(flat.shape[2])
+            return super().forward(x) + (flat @ (flat.mT @ flat).softmax(1)).view_as(x)
+
+    class Attending(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Attention() for _ in range(4))
+
+        def forward(self, x):
+            x = self.first(x)
+            for block in self.blocks:
+                x = block(x)
+            return self.finish(x)
+
+    facts = maskguided.inspect(scaled(Attending()), 2).facts
+    assert (facts.body_radius, facts.radius, facts.multiple_of) == (None, None, 1)
+    assert max(seen) <= 64 * 64
+
+
+def test_the_radius_is_not_looked_for_at_other_places_where_one_reaches_an_end():
+    runs = []
+
+    def mean(state):
+        runs.append(state["x"].shape)
+        return {"x": state["x"] + state["x"].mean((2, 3), keepdim=True)}
+
+    assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, mean, ["x"], 8) is None
+    assert len(runs) == len(set(runs))
+    assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, lambda s: {"x": F.avg_pool2d(s["x"], 8)}, ["x"], 8) == 7

@@ -47,10 +47,10 @@ def _unpadded(split: Split, multiple: int) -> int:
             split.body(split.window((height, width)))
         return list(seen.amounts)
 
+    if not pads(*split.probe.sizes_of(multiple)[0]):
+        return multiple
     side = lcm(96, multiple)
     least = pads(side, side)
-    if not least:
-        return multiple
     for unit in dict.fromkeys(lcm(multiple, unit) for unit in MULTIPLES):
         if pads(*split.probe.sizes_of(unit)[0]) == least:
             return unit
