@@ -213,6 +213,78 @@ def test_what_fails_last_is_told_not_that_a_size_was_rounded_otherwise():
         maskguided.split(scaled(WindowsOutside()))
 
 
+class Windowed(nn.Module):
+    """Cuts a map into windows of 4x4, runs a block on them, and puts them together."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, y):
+        return windowed(y, self.block)
+
+
+def windowed(y, block):
+    b, c, h, w = y.shape
+    tokens = y.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+    tokens = tokens + torch.relu(block(tokens - tokens.mean(1, keepdim=True)))
+    return tokens.view(b, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
+
+
+def test_what_takes_windows_is_no_block_but_a_module_around_it_is():
+    class Padded(Base):
+        def __init__(self, outside):
+            super().__init__()
+            layers = [nn.Linear(8, 8) for _ in range(4)]
+            self.outside = outside
+            self.blocks = nn.ModuleList(layers if outside else [Windowed(layer) for layer in layers])
+
+        def forward(self, x):
+            height, width = x.shape[2:]
+            y = self.first(F.pad(x, (0, -width % 4, 0, -height % 4)))
+            for block in self.blocks:
+                y = windowed(y, block) if self.outside else block(y)
+            return self.finish(y)[:, :, : 2 * height, : 2 * width]
+
+    text = r": blocks.2 takes nothing that lies on a map, only \(B\*.*, 16, 8\)\. .* a module around all three"
+    with pytest.raises(CannotSplit, match=text):
+        maskguided.split(scaled(Padded(True)))
+    model, x = scaled(Padded(False)), image(2, 3, 18, 13)
+    fast = maskguided.wrap(model, 2, keep=1)
+    with torch.no_grad():
+        assert difference(by_windows(fast, x), model(x)) < 1e-5
+        assert difference(by_windows(fast, x), scaled(Padded(True))(x)) < 1e-5
+
+
+def test_blocks_whose_work_is_not_counted_are_told_and_can_be_named():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.along = nn.LSTM(8, 8, batch_first=True)
+
+        def forward(self, x):
+            b, c, h, w = x.shape
+            made = self.along(x.permute(0, 2, 3, 1).reshape(b * h, w, c))[0]
+            return x + made.view(b, h, w, c).permute(0, 3, 1, 2)
+
+    class Recurrent(Base):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Rows() for _ in range(4))
+
+        def forward(self, x):
+            x = self.first(x)
+            for block in self.blocks:
+                x = block(x)
+            return self.finish(x)
+
+    model, x = scaled(Recurrent()), image(1, 3, 12, 9)
+    with pytest.raises(CannotSplit, match=r"4 x Rows \(blocks.0 .. blocks.3\).* are alike, but .* Name the blocks"):
+        maskguided.split(model)
+    parts = maskguided.split(model, body="blocks.*")
+    assert difference(parts.tail(parts.body(parts.prefix(x))), model(x)) < 1e-5
+
+
 def test_inspect_tells_what_it_sees():
     found = maskguided.inspect(scaled(SizesAndVectors()), 3)
     text = str(found)

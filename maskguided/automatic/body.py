@@ -70,6 +70,12 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
     calls, size = _recorded(model, probe)
     # Networks that enlarge the image before anything else have all their blocks there.
     runs = _runs(calls, size, _LARGEST) or _runs(calls, size, math.inf)
+    if not runs and (alike := _runs(calls, size, math.inf, least=0)):
+        names = "; ".join(f"{len(run.names)} x {run.class_name} ({run.names[0]} .. {run.names[-1]})" for run in alike)
+        raise CannotSplit(
+            f"finding the body: {names} are alike, but nothing they do counts among the MACs, as convolutions and "
+            "matrix products do and nn.LSTM does not. Name the blocks (body=)"
+        )
     if not runs:
         raise CannotSplit(
             f"finding the body: no two modules of {type(model).__name__} have one class, the same parameter shapes "
@@ -82,8 +88,8 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
     return sorted(runs, key=lambda run: (run in near, -run.depth, not run.mixed, run.share), reverse=True)
 
 
-def _runs(calls: list[Call], size: tuple[int, int], largest: float) -> list[Candidate]:
-    """The runs on maps of at most `largest` times the input's area."""
+def _runs(calls: list[Call], size: tuple[int, int], largest: float, least: int = 1) -> list[Candidate]:
+    """The runs on maps of at most `largest` times the input's area, whose blocks have `least` MACs or more."""
     groups: dict[Any, list[Call]] = {}
     for call in calls[:-1]:
         area = _area(call.out_shape or (), *size)
@@ -94,7 +100,8 @@ def _runs(calls: list[Call], size: tuple[int, int], largest: float) -> list[Cand
                 groups.setdefault((call.parent, call.out_shape), []).append(call)
     found = [_candidate(group, calls[-1].macs) for group in groups.values() if len(group) >= 2]
     whole = {run.names for run in found if not run.mixed}
-    return [run for run in found if run.share > 0 and not (run.mixed and run.names in whole)]
+    found = [run for run in found if not (run.mixed and (run.names in whole or not run.share))]
+    return [run for run in found if run.share > 0 or not least]
 
 
 def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Candidate:

@@ -82,9 +82,12 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     taken = [node for node in traced.blocks[split_at].all_input_nodes if not _made_anew(node, traced)]
     features = next((node for node in taken if traced.values[node].kind == "map"), None)
     if features is None:
+        shapes = [f"({', '.join(map(str, shape))})" for node in taken if (shape := _shape(node, traced))]
         raise CannotSplit(
-            f"cutting after block {split_at}: {traced.blocks[split_at].target} takes nothing that lies on a map. "
-            f"{ADAPTER}"
+            f"cutting after block {split_at}: {blocks[split_at]} takes nothing that lies on a map"
+            f"{', only ' + ' and '.join(shapes) if shapes else ''}. A block takes a map and gives one: where windows "
+            "are cut out before it and put together after it, the block is a module around all three, to be written "
+            f"or to be named (body=). {ADAPTER}"
         )
     made = set(body)
     written = [node for node in inputs_of(tail, traced) if node in made]
