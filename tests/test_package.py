@@ -24,7 +24,7 @@ LAYERS = [
     {"guided"},
     {"wrapping"},
     {"error_map", "networks", "infer", "inspection", "timing"},
-    {"checkpoint", "calibration.closed_form", "calibration.prices", "training.stages"},
+    {"checkpoint", "calibration.closed_form", "calibration.given", "calibration.prices", "training.stages"},
     {"bench", "calibrate", "export", "training.pool"},
     {"finetune", "pictures"},
     {f"integrations.basicsr_{part}" for part in ("options", "network", "model", "command")},
