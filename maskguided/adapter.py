@@ -13,12 +13,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from .automatic import automatic_split
-from .errors import ArgumentError, CannotSplit
+from .errors import ArgumentError, CannotSplit, MaskGuidedError
 from .probing import Probe, copied, untouched
 from .split import Cuts, Split, State, Stretch, check_whole, choose, first_and_later, probed
 
@@ -48,11 +49,29 @@ class Adapter(Split):
         self.model = model
         body = self.body_blocks()
         names = {id(module): name for name, module in model.named_modules()}
+        for block in (block for block in body if id(block) not in names):
+            raise CannotSplit(
+                f"adapter {self.name!r}: its body_blocks gives a {type(block).__name__} that is no module "
+                f"of this {type(model).__name__}"
+            )
         super().__init__(model, tuple(names[id(block)] for block in body), choose(split_at, len(body)), probe)
         with untouched(model):
-            state = self.stem(self.example(*probe.sizes[0]))
+            for maker in ("stem", "prefix"):
+                state = getattr(self, maker)(self.example(*probe.sizes[0]))
+                self._check_state(maker, state)
         self.kinds = dict.fromkeys(state, "map")
         self.feature_channels = state[self.features].shape[1]
+
+    def _check_state(self, maker: str, state: object) -> None:
+        """Refuse what is no state: what is to be cut into windows must be maps, and have names."""
+        made = f"adapter {self.name!r}: its {maker} makes"
+        if not isinstance(state, dict) or self.features not in state:
+            found = list(state) if isinstance(state, dict) else type(state).__name__
+            raise CannotSplit(f"{made} {found}; it takes a dict of maps, {self.features!r} among them")
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or value.dim() != 4:
+                what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise CannotSplit(f"{made} {name!r}, {what}; live values are maps (B, C, H, W): expand it to one")
 
     @property
     def net(self) -> Any:
@@ -121,6 +140,10 @@ class Adapter(Split):
         return {**state, self.features: features}
 
 
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+"""What a tail may count without calling it, as in len(self.net.blocks)."""
+
+
 class _CopiedTail(nn.Module):
     """An adapter's tail on a copy of the network without the modules that the tail does not call."""
 
@@ -128,7 +151,7 @@ class _CopiedTail(nn.Module):
         super().__init__()
         called: set[int] = set()
         with untouched(split.model):
-            state = split.prefix(split.example(*split.probe.sizes[0]))
+            state = split.body(split.prefix(split.example(*split.probe.sizes[0])))
             hooks = [m.register_forward_hook(lambda m, *_: called.add(id(m))) for m in split.model.modules()]
             try:
                 split.tail(state)
@@ -137,7 +160,9 @@ class _CopiedTail(nn.Module):
                     hook.remove()
         needed = {id(m) for m in split.model.modules() if any(id(part) in called for part in m.modules())}
         left_out: dict[int, Any] = {
-            id(module): nn.Identity() for module in split.model.modules() if id(module) not in needed
+            id(module): nn.Identity()
+            for module in split.model.modules()
+            if id(module) not in needed and not isinstance(module, _CONTAINERS)
         }
         self.model = copied(split.model, left_out)
         self._split = copy.copy(split)
@@ -195,11 +220,43 @@ def recognise(model: nn.Module) -> tuple[type[Adapter] | None, dict[str, str]]:
     """The first adapter that knows `model`, and what each one before it missed."""
     missed: dict[str, str] = {}
     for name, adapter in adapters().items():
-        missing = adapter.missing(model)
+        try:
+            missing = adapter.missing(model)
+        except Exception as error:  # whatever a foreign adapter raises: it must not stand before the others
+            missing = f"its missing raises {type(error).__name__}: {error}"
         if missing is None:
             return adapter, missed
         missed[name] = missing
     return None, missed
+
+
+def check_names(split: Adapter) -> None:
+    """That `reads` and `writes` name what the body reads and writes: only that is cut into windows, and put back.
+
+    Raises:
+        CannotSplit: one of them does not.
+    """
+
+    def refuse(why: str) -> NoReturn:
+        raise CannotSplit(f"adapter {split.name!r}: {why} (docs/new_backbone.md, Skip)")
+
+    with untouched(split.model):
+        whole = split.prefix(split.example(*split.probe.sizes[0]))
+        for name in (name for name in split.reads if name not in whole):
+            refuse(f"its `reads` names {name!r}, which its prefix does not make")
+        before = {name: whole[name].clone() for name in split.reads}
+        try:
+            after = split.body({name: value.clone() for name, value in before.items()})
+        except KeyError as error:
+            refuse(f"its body takes {error}, which its `reads` does not name")
+        left_out = split.skip(dict(whole)) if split.can_skip else after
+    changed = [name for name, value in after.items() if name not in before or not torch.equal(value, before[name])]
+    for name in (name for name in split.writes if name not in after):
+        refuse(f"its `writes` names {name!r}, which its body does not make")
+    for name in (name for name in split.writes if name not in left_out):
+        refuse(f"its `writes` names {name!r}, for which its skip has no stand-in")
+    for name in (name for name in changed if name not in split.writes):
+        refuse(f"its body makes {name!r}, which its `writes` does not name")
 
 
 def lacks(model: nn.Module, *parts: str) -> str | None:
@@ -248,15 +305,23 @@ def split(
     chosen, missed = _choose_adapter(model, adapter)
     if chosen is not None:
         try:
-            parts: Split = chosen(model, first, found)
+            parts = chosen(model, first, found)
             parts.cut_again(later)
             if check:
+                check_names(parts)
                 check_whole(parts)
             return parts
         except CannotSplit:
             if adapter is not None:
                 raise
             missed[chosen.name] = ANOTHER  # it looks like what the adapter knows, and is not
+        except MaskGuidedError:
+            raise
+        except Exception as error:  # whatever a foreign adapter raises
+            said = f"{type(error).__name__}: {error}"
+            if adapter is not None:
+                raise CannotSplit(f"adapter {chosen.name!r} fails on this {type(model).__name__}: {said}") from error
+            missed[chosen.name] = said
     try:
         return automatic_split(model, first, found, later=later, body=body, cut=cut, check=check)
     except CannotSplit as error:

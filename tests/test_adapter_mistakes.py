@@ -1,0 +1,140 @@
+"""What an adapter's author does wrong is said in words: by the adapter's name, and by what to mend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import difference, image, scaled
+from torch import nn
+from toys import Base, conv
+
+import maskguided
+from maskguided import adapter as registry
+from maskguided.adapter import Adapter, lacks
+from maskguided.errors import CannotSplit
+
+
+class Concat(Base):
+    """In the manner of IMDN: the tail takes what all blocks gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([conv(8, 8) for _ in range(4)])
+        self.fuse = nn.Conv2d(32, 8, 1)
+
+    def forward(self, x):
+        outs, y = [], self.first(x)
+        for block in self.blocks:
+            y = y + block(y)
+            outs.append(y)
+        return self.finish(self.fuse(torch.cat(outs, 1)))
+
+
+class ConcatAdapter(Adapter):
+    name = "concat"
+
+    def __init__(self, model, split_at, probe):
+        super().__init__(model, split_at, probe)
+        self.writes = ("features", *(f"out{i}" for i in range(self.split_at, len(self.blocks))))
+
+    @classmethod
+    def missing(cls, model):
+        return lacks(model, "blocks", "fuse")
+
+    def stem(self, x):
+        return {"features": self.net.first(x)}
+
+    def body_blocks(self):
+        return list(self.net.blocks)
+
+    def run(self, state, start, end):
+        for i in range(start, end):
+            features = state["features"] + self.net.blocks[i](state["features"])
+            state = {**state, "features": features, f"out{i}": features}
+        return state
+
+    def prefix(self, x):
+        return self.run(self.stem(x), 0, self.split_at)
+
+    def body(self, state):
+        return self.run(state, self.split_at, len(self.blocks))
+
+    def skip(self, state):
+        return {**dict.fromkeys(self.writes, state["features"]), **state}
+
+    def tail(self, state):
+        outs = [state[f"out{i}"] for i in range(len(self.net.blocks))]
+        return self.net.finish(self.net.fuse(torch.cat(outs, 1)))
+
+
+def known_as(monkeypatch, adapter: type[Adapter]) -> None:
+    registry.adapters()
+    monkeypatch.setitem(registry._registry, adapter.name, adapter)
+
+
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_a_prefix_may_make_live_values_of_its_own(monkeypatch, merge):
+    known_as(monkeypatch, ConcatAdapter)
+    network, x = scaled(Concat()).eval(), image(1, 3, 21, 29)
+    fast = maskguided.wrap(network, 2, adapter="concat", merge=merge, keep=1).eval()
+    assert set(fast.split.kinds) == {"features", "out0", "out1"}
+    assert (fast.split.facts.body_radius, fast.split.facts.radius) == (2, 3)
+    with torch.inference_mode():
+        base = fast.run_base(x)
+        assert difference(fast.refine(base, base.every), network(x)) < 1e-5
+        fast.keep = 0
+        parts = fast.split
+        assert difference(fast(x), parts.tail(parts.skip(parts.prefix(x)))) < 1e-6
+
+
+def no_stand_in(self, state):
+    return dict(state)
+
+
+MISTAKES = {
+    "a write that is not named": (lambda self: ("features",), "writes", "makes 'out2', which its `writes`"),
+    "a write that is not made": (lambda self: ("features", "out2", "out3", "sum"), "writes", "'sum', which its body"),
+    "a read that is not named": (lambda self: (), "reads", "takes 'features', which its `reads`"),
+    "a read that is not made": (lambda self: ("features", "sum"), "reads", "'sum', which its prefix"),
+    "no stand-in": (no_stand_in, "skip", "'out2', for which its skip"),
+    "a vector": (lambda self, x: {"features": self.net.first(x), "mean": x.mean((2, 3))}, "stem", r"'mean', \(1, 3\)"),
+    "a tuple": (lambda self, x: (self.net.first(x), x), "stem", "its stem makes tuple"),
+    "no features": (lambda self, x: {"deep": self.net.first(x)}, "stem", r"its stem makes \['deep'\]"),
+    "other blocks": (lambda self: [nn.Sequential(b) for b in self.net.blocks], "body_blocks", "that is no module of"),
+    "a live value forgotten": (lambda self, state: state["shallow"], "tail", "KeyError: 'shallow'"),
+    "a tuple for the image": (lambda self, state: (ConcatAdapter.tail(self, state),), "tail", "AttributeError"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_said(monkeypatch, mistake):
+    made, place, words = MISTAKES[mistake]
+
+    class Wrong(ConcatAdapter):
+        name = "wrong"
+
+        def __init__(self, model, split_at, probe):
+            Adapter.__init__(self, model, split_at, probe)
+
+        writes = property(lambda self: ("features", *(f"out{i}" for i in range(self.split_at, len(self.blocks)))))
+
+    setattr(Wrong, place, property(made) if place in ("reads", "writes") else made)
+    known_as(monkeypatch, Wrong)
+    network = scaled(Concat()).eval()
+    with pytest.raises(CannotSplit, match=f"adapter 'wrong'.*{words}"):
+        maskguided.split(network, 2, adapter="wrong")
+    assert not isinstance(maskguided.split(network, 2), Wrong)  # not named, it gives way
+
+
+def test_an_adapter_that_fails_on_looking_stands_before_no_other(monkeypatch):
+    class Failing(ConcatAdapter):
+        name = "failing"
+
+        @classmethod
+        def missing(cls, model):
+            return model.fuse.nothing_of_this_name
+
+    known_as(monkeypatch, Failing)
+    found, missed = registry.recognise(scaled(Concat()))
+    assert found is None
+    assert "AttributeError" in missed["failing"]
