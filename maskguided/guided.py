@@ -13,7 +13,7 @@ from .base import Base, Explanation
 from .coarse import CoarseTail, continued, make_coarse_tail
 from .context import make_context
 from .cost import Cost, macs
-from .errors import ArgumentError
+from .errors import ArgumentError, MaskGuidedError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .knobs import Knobs
@@ -258,11 +258,18 @@ class MaskGuided(Knobs):
     ) -> Made:
         """What the refine part, or a stretch of its body, makes of the windows of `index` in `state`."""
         features = None if self.context is None else self.context.combined(base.state[self.split.features])
-        return on_windows(
-            part, state, kinds, index, base.grid,
-            trial=self.split.trial, exchange=self.exchange, one_mean=self._shares_statistics,
-            guess=self.context, features=features,
-        )  # fmt: skip
+        try:
+            return on_windows(
+                part, state, kinds, index, base.grid,
+                trial=self.split.trial, exchange=self.exchange, one_mean=self._shares_statistics,
+                guess=self.context, features=features,
+            )  # fmt: skip
+        except Exception as error:  # whatever a foreign network raises
+            # Settings may have changed since wrap tried them. Where nothing is computed there is nothing to try.
+            computed = type(base.x) is Tensor and not torch.compiler.is_compiling()
+            if computed and not isinstance(error, MaskGuidedError | torch.OutOfMemoryError):
+                check_windows(self.split, self.merge, self.patch_size, self.halo, self.exchange)
+            raise
 
     def _coarse(self, base: Base) -> Tensor:
         """What the coarse tail makes of the whole image, (B, C', s*H', s*W')."""

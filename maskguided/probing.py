@@ -156,7 +156,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for parameter, data in weights:
                 parameter.data = data
             for buffer, value in buffers:
-                if not torch.equal(buffer, value):
+                if not buffer.is_meta and not torch.equal(buffer, value):
                     buffer.copy_(value)
 
 

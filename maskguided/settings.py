@@ -85,8 +85,22 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
     multiple = split.multiple_of
     check_aligned("patch_size", patch_size, 1, multiple)
     check_aligned("halo", halo, 0, multiple)
-    window = patch_size + 2 * halo
-    side = round_up(max(window, split.probe.least), multiple)
+    error = _failure_of(split, merge, patch_size, halo, exchange)
+    if error is None:
+        return
+    window, larger = patch_size + 2 * halo, [multiple * times for times in (2, 4, 8, 16, 32)]
+    works = (side for side in larger if side > patch_size and not _failure_of(split, merge, side, halo, exchange))
+    one = next(works, None)
+    raise ArgumentError(
+        f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
+        f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
+        "use larger ones" + ("" if one is None else f", as patch_size={one}")
+    ) from error
+
+
+def _failure_of(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> Exception | None:
+    """What the network raises on a window of that kind; None where it runs."""
+    side = round_up(max(patch_size + 2 * halo, split.probe.least), split.multiple_of)
     grid = Grid(side, side, patch_size, halo)
     part = split.rest if merge == "image" else split.body
     try:
@@ -95,11 +109,8 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
             first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
             on_windows(part, state, split.kinds, first, grid, trial=split.trial, exchange=exchange)
     except Exception as error:  # whatever a foreign network raises
-        raise ArgumentError(
-            f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
-            f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
-            "use larger ones"
-        ) from error
+        return error
+    return None
 
 
 def check_coarse_on(coarse_on: CoarseOn, exchange: bool) -> None:

@@ -382,6 +382,8 @@ def probed(model: nn.Module) -> Probe:
     check_module(model)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise ArgumentError(f"{type(model).__name__} has lazy layers without weights yet: call it once first")
+    if any(p.is_meta for p in model.parameters()):
+        raise ArgumentError(f"{type(model).__name__} is on the meta device, without values: load its weights first")
     scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if scripted is not None:
         raise CannotSplit(

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from support import difference, image, scaled
+from torch import nn
+from toys import Base
 
 import maskguided
 from maskguided import ArgumentError
@@ -186,3 +188,50 @@ def test_who_names_a_coarse_tail_gets_it():
     assert pan().merge == "features"
     assert pan(coarse_tail="light").merge == "image"
     assert pan(coarse_tail="light", merge="features").merge == "features"
+
+
+class Reflecting(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Conv2d(8, 8, 7, padding=3, padding_mode="reflect") for _ in range(4)])
+
+    def forward(self, x):
+        y = self.first(x)
+        for block in self.blocks:
+            y = y + block(y)
+        return self.finish(y)
+
+
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_windows_that_became_too_small_are_refused_at_the_forward(merge):
+    fast, x = maskguided.wrap(scaled(Reflecting()), 2, merge=merge, exchange=False, halo=0).train(), image(1, 3, 33, 40)
+    before = fast(x)
+    fast.patch_size = 2
+    with pytest.raises(ArgumentError, match=r"patch_size=2, halo=0: .* windows of 2x2 .* as patch_size=4") as refused:
+        fast(x)
+    assert type(refused.value.__cause__) is RuntimeError
+    assert all(part.training for part in fast.modules())
+    with pytest.raises(ArgumentError, match="as patch_size=4"):
+        fast.cost(33, 40)
+    fast.patch_size = 16
+    assert torch.equal(fast(x), before)
+
+
+def test_what_fails_for_another_reason_is_handed_on():
+    fast, x = maskguided.wrap(scaled(Reflecting()), 2).eval(), image(1, 3, 33, 40)
+
+    def fails(module, given):
+        if len(given[0]) > 1:
+            raise RuntimeError("no memory left")
+
+    fast.model.blocks[3].register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match=r"^no memory left$"):
+        fast(x)
+
+
+def test_what_has_no_values_is_counted_and_not_wrapped():
+    fast = pan(merge="image")
+    cost = fast.cost(24, 24)
+    assert fast.to("meta").cost(24, 24) == cost
+    with pytest.raises(ArgumentError, match="PAN is on the meta device"):
+        maskguided.wrap(fast.unwrap())
