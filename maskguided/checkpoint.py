@@ -29,6 +29,9 @@ _ESTIMATE = "estimate.weight"
 _FITTED_FOR = ("patch_size", "halo", "exchange", "onward")
 """What patches cost and bring follows from these."""
 _CHANGEABLE = ("keep", "min_gain_db", "patch_size", "halo", "scorer", "global_ops", "exchange", "coarse_on", "onward")
+_ALWAYS = {"split_at", "merge", "head", "coarse_tail"}
+_OF_BASE = {"class", "scale", "in_channels", "out_channels", "blocks", "fingerprint"}
+"""What every file tells of its settings, and of the network that it was made for."""
 _BEFORE_EXCHANGE = {"exchange": False}
 """What a file means that does not say it: those of version 0.1."""
 
@@ -147,6 +150,13 @@ def _saved(path: str | Path) -> Weights:
         raise CheckpointError(
             f"{path}: no file that maskguided.save wrote (its format is {content.metadata.get('format')})"
         )
+    try:
+        settings, base = (json.loads(content.metadata[part]) for part in ("settings", "base"))
+        whole = settings.keys() >= _ALWAYS and base.keys() >= _OF_BASE
+    except (KeyError, ValueError, AttributeError):  # not there, no JSON, no dict
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path}: damaged, or changed by another program: its settings are not in it")
     return content
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from skimage import data
 from support import image, need_shared, official_pan, scaled
 from torch import nn
@@ -267,3 +268,14 @@ def test_what_is_no_image_is_said_to_be_none(tmp_path):
         (tmp_path / "bad.png").write_bytes(content)
         with pytest.raises(ImageError, match="no image that can be read"):
             read_image(tmp_path / "bad.png")
+
+
+@pytest.mark.parametrize("change", [{"settings": None}, {"base": None}, {"settings": "{"}, {"base": "{}"}])
+def test_a_file_without_its_settings_is_said_to_be_damaged(change, tmp_path):
+    path, net = tmp_path / "pan.safetensors", small_pan()
+    maskguided.save(maskguided.wrap(net, 1), path)
+    content = read(path)
+    header = {name: value for name, value in {**content.metadata, **change}.items() if value is not None}
+    save_file(content.tensors, path, metadata=header)
+    with pytest.raises(CheckpointError, match=r"pan\.safetensors: damaged"):
+        maskguided.load(path, net)
