@@ -14,7 +14,7 @@ from .errors import ArgumentError, ImageError, first_line
 from .guided import MaskGuided
 from .head import high_frequency
 from .images import Image, resize
-from .patches import Grid, select
+from .patches import Grid, round_up, select
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_TILE = 32
@@ -75,6 +75,9 @@ def upscale(
         alpha: how the alpha channel grows.
         on_tile: called with (done, total) after each tile.
     """
+    if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
+        what = getattr(image, "dtype", type(image).__name__)
+        raise ImageError(f"an image of {what}; it must be a NumPy array of uint8 or uint16")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
         raise ImageError(f"an image of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4)")
     colour = image[..., :3] if image.ndim == 3 else image
@@ -97,14 +100,16 @@ def upscale(
 
 def overlay(image: Image, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """`image` as 8-bit RGB with the masked LR pixels tinted: (H, W, 3), at the image's size."""
-    rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-    shown = rgb[..., :3].astype(np.float64) / np.iinfo(image.dtype).max * 255
-    height, width = shown.shape[:2]
+    height, width = image.shape[:2]
     rows = np.arange(height) * mask.shape[0] // height
     cols = np.arange(width) * mask.shape[1] // width
-    chosen = mask[rows[:, None], cols]
-    shown[chosen] = 0.65 * shown[chosen] + 0.35 * _TINT
-    tinted: NDArray[np.uint8] = shown.round().astype(np.uint8)
+    tinted = np.empty((height, width, 3), np.uint8)
+    for row in range(height):  # an HR image of floats would be the largest thing in memory
+        pixels = image[row, :, :3] if image.ndim == 3 else image[row, :, None]
+        shown = np.broadcast_to(pixels / np.iinfo(image.dtype).max * 255, (width, 3)).copy()
+        chosen = mask[rows[row], cols]
+        shown[chosen] = 0.65 * shown[chosen] + 0.35 * _TINT
+        tinted[row] = shown.round()
     return tinted
 
 
@@ -249,12 +254,8 @@ def _restored(
     """
     row, col, side = place
     like = next(model.parameters())
-    starts, lengths = [], []
-    for start, whole in zip((row, col), size, strict=True):
-        lengths.append(min(side + 2 * pad, whole))
-        starts.append(min(max(start - pad, 0), whole - lengths[-1]))
-    (top, left), (height, width) = starts, lengths
-    window = read(slice(top, top + height), slice(left, left + width)).to(like.device, like.dtype)
+    rows, cols = (_with_context(start, side, pad, whole, model) for start, whole in zip((row, col), size, strict=True))
+    window = read(rows, cols).to(like.device, like.dtype)
     window = window.contiguous(memory_format=torch.channels_last)
     if above is None:
         refined, index = model.restore(window)
@@ -263,14 +264,23 @@ def _restored(
         score = model.score(base)
         index = select(score, int((score > above).sum()) // len(score))
         refined = model.finish(base, index)
-    mask = model.grid(height, width).mask(index)[0].cpu()
+    mask = model.grid(*window.shape[2:]).mask(index)[0].cpu()
     mask = mask.repeat_interleave(model.patch_size, 0).repeat_interleave(model.patch_size, 1)
     rows, cols = (
-        slice(start - first, min(start + side, whole) - first)
-        for start, first, whole in zip((row, col), starts, size, strict=True)
+        slice(start - around.start, min(start + side, whole) - around.start)
+        for start, around, whole in zip((row, col), (rows, cols), size, strict=True)
     )
     inner = refined[:, :, _times(rows, model.scale), _times(cols, model.scale)].float().cpu()
     return Tile(row, col, inner, mask[rows, cols].numpy())
+
+
+def _with_context(start: int, side: int, pad: int, whole: int, model: MaskGuided) -> slice:
+    """What a tile from `start` on is cut out of; it starts and ends where the cells of the network's strides do."""
+    multiple = model.split.multiple_of
+    length = round_up(side + 2 * pad, multiple)
+    first = max(min(start - pad, whole - length), 0) // multiple * multiple
+    last = max(first + length, round_up(start + side + pad, multiple))
+    return slice(first, min(last, whole))
 
 
 def _times(part: slice, scale: int) -> slice:

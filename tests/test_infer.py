@@ -11,7 +11,7 @@ import maskguided
 from maskguided import ArgumentError, ImageError
 from maskguided.adapters.pan_net import PAN
 from maskguided.images import resize
-from maskguided.infer import overlay, upscale
+from maskguided.infer import overlay, run_tiled, upscale
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +153,46 @@ def test_large_images_are_cut_into_tiles_by_themselves(fast, monkeypatch):
     steps.clear()
     upscale(fast, PHOTO, tile=0, on_tile=lambda *at: steps.append(at))
     assert steps == [(1, 1)]
+
+
+@pytest.mark.parametrize(("tile", "pad"), [(32, 17), (40, 16)])
+def test_tiles_of_a_network_with_strides_start_where_its_cells_do(tile, pad):
+    """One pixel off, PixelUnshuffle sees another image; neither tiles nor the last one, moved inward, may be."""
+
+    class Unshuffled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = torch.nn.Conv2d(12, 8, 3, padding=1)
+            self.body = torch.nn.Sequential(*(torch.nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)))
+            self.up = torch.nn.Conv2d(8, 48, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(torch.nn.functional.pixel_unshuffle(x, 2))
+            return torch.nn.functional.pixel_shuffle(self.up(x + self.body(x)), 4)
+
+    fast = maskguided.wrap(scaled(Unshuffled(), gain=0.5), 2, keep=1).eval()
+    assert fast.split.multiple_of == 2
+    x = torch.rand(1, 3, 91, 107, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert (run_tiled(fast, x, tile, pad) - fast(x)).abs().max() < 1e-5
+
+
+def test_an_array_of_another_kind_is_no_image(fast):
+    for image in (PHOTO / 255, PHOTO.astype(np.int64), PHOTO > 99, torch.from_numpy(PHOTO.copy()), PHOTO.tolist()):
+        with pytest.raises(ImageError, match="it must be a NumPy array of uint8 or uint16"):
+            upscale(fast, image)
+
+
+def test_the_overlay_of_a_large_image_is_made_in_little_memory():
+    import tracemalloc
+
+    image = np.zeros((1000, 1000, 3), np.uint8)
+    tracemalloc.start()
+    shown = overlay(image, np.ones((250, 250), bool))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * image.nbytes
+    assert (shown == [89, 28, 0]).all()
+    grey = overlay(np.full((4, 4), 65535, np.uint16), np.zeros((1, 1), bool))
+    assert grey.shape == (4, 4, 3)
+    assert (grey == 255).all()
