@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def read_image(path: str | Path) -> Image:
     cv2, path = _cv2(), Path(path)
     if not path.is_file():
         raise ImageError(f"{path}: no such file")
-    stored = path.read_bytes()
+    stored = _straight(path.read_bytes())
     content = np.frombuffer(stored, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
@@ -50,6 +51,23 @@ def read_image(path: str | Path) -> Image:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
     return _swapped(image)
+
+
+def _straight(stored: bytes) -> bytes:
+    """A TIFF whose alpha channel has no name: by one called unassociated, libtiff multiplies colours of 8 bits."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(stored[:4])
+    if order is None:
+        return stored
+    try:
+        (start,) = struct.unpack_from(f"{order}I", stored, 4)
+        (count,) = struct.unpack_from(f"{order}H", stored, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, _, length, value = struct.unpack_from(f"{order}HHIH", stored, entry)
+            if (tag, length, value) == (338, 1, 2):  # ExtraSamples
+                return stored[: entry + 8] + b"\0\0" + stored[entry + 10 :]
+    except struct.error:  # damaged, as OpenCV will find
+        pass
+    return stored
 
 
 def _turned_like(upright: Image, image: Image) -> Image:

@@ -150,3 +150,29 @@ def test_sizes_by_outscale_are_rounded(tmp_path):
     write_image(tmp_path / "a.png", PHOTO[:30, :10])
     run("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "-s", 2.3)
     assert read_image(tmp_path / "b.png").shape[:2] == (69, 23)
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_a_picture_of_a_mask_replaces_no_result_and_no_image(tmp_path, overwrite):
+    for name in ("a.png", "a_mask.png"):
+        write_image(tmp_path / "in" / name, PHOTO)
+    folder = ("-i", tmp_path / "in", "-o", tmp_path / "out", "--suffix", "")
+    single = ("-i", tmp_path / "in" / "a_mask.png", "-o", tmp_path / "in" / "a.png")
+    refused = run("upscale", *folder, "--show-mask", *overwrite, code=1)
+    assert "a_mask.png, a picture of a mask, would replace" in str(refused.exception)
+    refused = run("upscale", *single, "--show-mask", *overwrite, code=1)
+    assert "a_mask.png, a picture of a mask, would replace" in str(refused.exception)
+    assert np.array_equal(read_image(tmp_path / "in" / "a_mask.png"), PHOTO)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_colours_of_a_tiff_are_not_multiplied_by_its_alpha(tmp_path, order):
+    import struct
+
+    pixels = np.array([[[200, 100, 50, 128], [9, 250, 7, 0]]], np.uint8)
+    tags = [(256, 2), (257, 1), (258, 8), (259, 1), (262, 2), (273, 8), (277, 4), (278, 1), (279, 8), (338, 2)]
+    entries = b"".join(struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    body = struct.pack(f"{order}I", 16) + pixels.tobytes() + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tif").write_bytes(start + body)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), pixels)

@@ -50,6 +50,11 @@ def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: boo
     for folder in {target.parent for target in targets}:
         writable(folder)
     masks = _mask_names(targets) if show_mask else [None] * len(targets)
+    for path, mask in zip(paths, masks, strict=True):
+        if mask is not None and (mask in targets or mask.resolve() == path.resolve()):
+            raise ArgumentError(
+                f"{mask}, a picture of a mask, would replace an image or a result; give another --suffix"
+            )
     return [Job(*places) for places in zip(paths, targets, masks, strict=True)]
 
 
