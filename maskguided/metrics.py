@@ -1,7 +1,8 @@
 """PSNR and SSIM as the super-resolution literature counts them.
 
 Both take uint8 RGB or grey images, (H, W, C) or (H, W), compare the Y channel of BT.601 (16..235) and
-leave out a border of `crop` pixels, by convention the scale. Equal to basicsr's with test_y_channel.
+leave out a border of `crop` pixels, by convention the scale. Equal to basicsr's with test_y_channel for RGB; basicsr
+leaves grey images in 0..255, where PSNR is 1.32 dB lower.
 """
 
 from __future__ import annotations
