@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
@@ -39,3 +44,18 @@ def test_batches_share_the_same_numbers():
     assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == whole
     with pytest.raises(ArgumentError, match="multiple of 3"):
         Batches(4, 0, 1, 0, 3)
+
+
+@pytest.mark.skipif(find_spec("basicsr") is None, reason="needs basicsr")
+def test_the_documented_lr_images_keep_the_size_of_grey_and_the_level_of_16_bit_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs/basicsr.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    write_image(Path("downloads/DIV2K_train_HR/grey.png"), np.full((34, 41), 51, np.uint8))
+    write_image(Path("downloads/DIV2K_train_HR/deep.png"), np.full((32, 40, 3), 51 * 257, np.uint16))
+    exec(snippet, {})
+    assert read_image("datasets/DIV2K/HR/grey.png").shape[:2] == (32, 40)
+    for name in ("grey", "deep"):
+        lr = read_image(f"datasets/DIV2K/LRx4/{name}.png")
+        assert lr.shape[:2] == (8, 10)
+        assert set(lr.ravel()) == {51}
