@@ -91,10 +91,11 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
     window, larger = patch_size + 2 * halo, [multiple * times for times in (2, 4, 8, 16, 32)]
     works = (side for side in larger if side > patch_size and not _failure_of(split, merge, side, halo, exchange))
     one = next(works, None)
+    other = "smaller" if "allocate" in str(error) else "larger"  # of torch's words for want of memory
     raise ArgumentError(
         f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
         f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
-        "use larger ones" + ("" if one is None else f", as patch_size={one}")
+        f"use {other} ones" + ("" if one is None else f", as patch_size={one}")
     ) from error
 
 

@@ -235,3 +235,8 @@ def test_what_has_no_values_is_counted_and_not_wrapped():
     assert fast.to("meta").cost(24, 24) == cost
     with pytest.raises(ArgumentError, match="PAN is on the meta device"):
         maskguided.wrap(fast.unwrap())
+
+
+def test_windows_beyond_the_memory_are_told_to_be_smaller():
+    with pytest.raises(ArgumentError, match=r"patch_size=10000000, .* use smaller ones"):
+        pan(patch_size=10_000_000)
