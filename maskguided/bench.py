@@ -112,10 +112,10 @@ def measure(
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
             fast.to(memory_format=torch.channels_last)
         runs: dict[Point | None, Network] = {None: dense_network, **{point: at(fast, *point) for point in points}}
-        quality: dict[Point | None, float] = {}
+        found: dict[Point | None, float] = {}
         if pairs[0].hr is not None:
-            quality = {point: mean_psnr(run, pairs, fast.scale) for point, run in runs.items()}
-        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0 if quality else 1)
+            found = {point: mean_psnr(run, pairs, fast.scale) for point, run in runs.items()}
+        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0 if found else 1)
         for point in points:
             timed = ratio(seconds[point], seconds[None])
             setattr(fast, *point)
@@ -131,8 +131,8 @@ def measure(
                     macs_ratio=total_macs(fast, pairs, shares) / dense_macs,
                     time_ratio=timed.middle,
                     spread=timed.spread if rounds > 1 else None,
-                    psnr=quality.get(point),
-                    dense_psnr=quality.get(None),
+                    psnr=found.get(point),
+                    dense_psnr=found.get(None),
                     dense_seconds=statistics.median(seconds[None]),
                 )
             )

@@ -23,7 +23,7 @@ _RANK = 8
 """Of what all convolutions together guess from. (PAN x4: all 40 features gain 0.002 dB and cost 4 % of a patch.)"""
 
 
-class Context(nn.Module):
+class LinearContext(nn.Module):
     """For each convolution of the refine part, a linear map from the features at the cut to what it would see.
 
     All of them look at the same few combinations of these features, which are made once for the whole image.
@@ -87,11 +87,11 @@ def watch(split: Split, state: State, size: tuple[int, int], merge: Merge, show:
             split.tail(after)
 
 
-def make_context(split: Split, merge: Merge) -> Context | None:
+def make_context(split: Split, merge: Merge) -> LinearContext | None:
     """A context for the network that `split` is of, which guesses zeros as yet; None where nothing is to be guessed."""
     channels: list[int] = []
     size = split.probe.sizes_of(split.multiple_of)[0]
     with untouched(split.model):
         state = split.window(size)
         watch(split, state, size, merge, lambda number, x: channels.append(x.shape[1]))
-    return Context(split.feature_channels, channels).to(state[split.features]) if channels else None
+    return LinearContext(split.feature_channels, channels).to(state[split.features]) if channels else None

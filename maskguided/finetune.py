@@ -279,15 +279,16 @@ class _Run:
             return 0
         try:
             content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            run, own = content["run"], self._identity()
-            run = {**{name: own[name] for name in _SINCE}, **run}
+            own = self._identity()
+            run = {**{name: own[name] for name in _SINCE}, **content["run"]}
             differ = {name: run.get(name) for name in own if run.get(name) != own[name]}
-            differ = {name: value for name, value in differ.items() if name not in _SINCE} or differ
+            causes = {name: value for name, value in differ.items() if name not in _SINCE}
         except Exception as error:  # whatever a damaged file makes torch raise
             raise CheckpointError(f"{self.checkpoint}: no checkpoint of a training run ({error})") from None
         if differ:
             raise CheckpointError(
-                f"{self.checkpoint} is of another run, with {differ}; remove it, or give the same settings again"
+                f"{self.checkpoint} is of another run, with {causes or differ}; remove it, or give the same settings "
+                "again"
             )
         seen = content.get("images", self.images)
         if seen != self.images:

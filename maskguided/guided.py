@@ -188,7 +188,7 @@ class MaskGuided(Knobs):
         return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
     def finish(self, base: Base, index: Tensor) -> Tensor:
-        """`refine` for the last time; or the network as it is, where all patches are refined and that is better.
+        """The final image: `refine`, or the network as it is, where all patches are refined and that is better.
 
         Windows cost more where they overlap by halos, or where an image that is free to choose (min_gain_db) chooses
         all; cut from a map that had to be continued they are not quite exact.

@@ -50,8 +50,8 @@ class Facts:
     blocks: tuple[str, ...]
     """Names of the body's blocks in call order."""
     body_radius: int | None
-    """Receptive-field radius of blocks n+1..N in LR pixels; None: every output depends on the whole map, so that
-    refining windows, with whatever halo, is not quite what the whole network does."""
+    """Receptive-field radius of blocks n+1..N in LR pixels; None: every output depends on the whole map, so no halo
+    makes refined windows quite equal to what the whole network gives."""
     radius: int | None
     """The same for blocks n+1..N and the tail together."""
     multiple_of: int
