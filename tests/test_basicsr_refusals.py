@@ -54,6 +54,11 @@ WRONG = {
         lambda o: o["datasets"]["train"].update(gt_size=96, num_worker_per_gpu=1), "datasets: LQ (20, 22) is smaller"
     ),
     "pairs": (lambda o: o["datasets"]["train"].update(dataroot_gt="more"), "lq and gt datasets have different"),
+    "name": (lambda o: o.update(name=2026), "name: 2026: use text, in quotes where it is digits"),
+    "seed": (lambda o: o.update(manual_seed="x"), "manual_seed: 'x': use a whole number"),
+    "a data set": (lambda o: o["datasets"].update(val="Set5"), "datasets: val: 'Set5': use entries"),
+    "folder": (lambda o: o["datasets"]["train"].update(dataroot_gt=5), "datasets: train: dataroot_gt: 5: use text"),
+    "base, a word": (lambda o: o["network_g"].update(base="EDSR"), "network_g: base: 'EDSR': use entries"),
     "two bases": (lambda o: o["path"].update(pretrain_network_base="pan.pth"), "mean the same; give one"),
 }  # fmt: skip
 
@@ -70,12 +75,29 @@ def test_wrong_options_are_one_sentence_and_exit_code_2(what, work, capfd):
     assert "Traceback" not in seen
 
 
-@pytest.mark.parametrize("what", ["stage", "no stage", "stage_opt"])
+FOUND_LATE = {
+    "metric": (lambda o: o["val"]["metrics"]["psnr"].update(type="calculate_pnsr"), "did you mean 'calculate_psnr'?"),
+    "no type of it": (lambda o: o["val"]["metrics"]["psnr"].pop("type"), "val: metrics: psnr: type"),
+    "border": (lambda o: o["val"]["metrics"]["ssim"].pop("crop_border"), "lack val: metrics: ssim: crop_border"),
+    "border, a word": (lambda o: o["val"]["metrics"]["ssim"].update(crop_border="4"), "use a whole number"),
+    "metrics": (lambda o: o["val"].update(metrics=["psnr"]), "val: metrics: ['psnr']: use entries"),
+    "never": (lambda o: o["val"].update(val_freq=0), "val: val_freq: 0: use more than 0"),
+    "none": (lambda o: o["logger"].update(save_checkpoint_freq=None), "save_checkpoint_freq: None: use a number"),
+    "no crops": (lambda o: o["datasets"]["train"].pop("gt_size"), "lack datasets: train: gt_size"),
+    "no folder": (lambda o: o["datasets"]["train"].update(dataroot_lq=None), "lack datasets: train: dataroot_lq"),
+    "no backend": (lambda o: o["datasets"]["val"].pop("io_backend"), "lack datasets: val: io_backend"),
+}  # fmt: skip
+"""What basicsr would stumble over in the run, with a traceback; a metric at the first validation."""
+
+
+@pytest.mark.parametrize("what", ["stage", "no stage", "stage_opt", *FOUND_LATE])
 def test_an_older_run_stays_where_it_is(what, work, capfd):
     options = small("train_edsr")
-    WRONG[what][0](options)
+    change, text = (FOUND_LATE if what in FOUND_LATE else WRONG)[what]
+    change(options)
     (older := Path("experiments") / options["name"]).mkdir(parents=True, exist_ok=True)
     assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
+    assert text in capfd.readouterr().err
     assert older.exists()
     assert not list(older.parent.glob(f"{options['name']}_archived*"))
 

@@ -118,7 +118,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             raise ArgumentError(
                 f"train: optim_g: type: {kind}: basicsr {_basicsr.__version__} does not know it; use Adam"
             ) from None
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ArgumentError(f"train: optim_g: {error}") from None
         self.optimizers.append(self.optimizer_g)
 

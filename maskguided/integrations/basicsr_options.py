@@ -18,6 +18,7 @@ from ..images import list_images
 from ..settings import check_arguments, check_keys
 from ..training.stages import STAGES
 from ..training.stages import Options as StageOptions
+from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs
 from .basicsr_plugin import import_basicsr
 
 Phase = Literal["train", "test"]
@@ -41,19 +42,6 @@ _NEEDED = {
     ),
     "test": ("val:save_img", "val:suffix"),
 }
-_NUMBERS = (
-    "scale",
-    "datasets:train:batch_size_per_gpu",
-    "train:total_iter",
-    "train:warmup_iter",
-    "train:ema_decay",
-    "train:optim_g:lr",
-    "logger:print_freq",
-    "logger:save_checkpoint_freq",
-    "val:val_freq",
-    "val:tile",
-    "val:tile_pad",
-)
 # basicsr makes a folder of every other entry under `path`.
 _FILES = ("strict_load", "pretrain_network", "resume", "param_key")
 _FOLDERS = ("experiments_root", "models", "training_states", "log", "visualization", "results_root")
@@ -71,9 +59,7 @@ def read_yaml(path: str) -> Options:
     if not isinstance(options, dict):
         raise ArgumentError(f"-opt {path}: a YAML file of options is needed, as in examples/basicsr; this holds none")
     require(options, _ALWAYS)
-    for section in ("datasets", "path"):
-        if not isinstance(options[section], Mapping):
-            raise ArgumentError(f"{section}: {options[section]!r}: use entries, as in examples/basicsr")
+    check_kinds(options)
     return options
 
 
@@ -82,8 +68,8 @@ def check(options: Options, phase: Phase) -> None:
     require(options, _ALWAYS + _NEEDED[phase])
     if phase == "train" and options.get("val"):
         require(options, ("val:val_freq", "val:save_img"))
-    for entry in _NUMBERS:
-        _check_number(options, entry)
+    check_kinds(options)
+    check_numbers(options)
     _check_registered(options)
     if phase == "train" and options["model_type"] == "MaskGuidedModel":
         check_train(options["train"])
@@ -118,16 +104,6 @@ def check_launcher(launcher: str) -> None:
         )
 
 
-def _check_number(options: Options, entry: str) -> None:
-    """YAML reads 1e-4 as text, since it has no point."""
-    found: Any = options
-    for name in entry.split(":"):
-        found = found.get(name) if isinstance(found, Mapping) else None
-    if isinstance(found, str):
-        where = entry.replace(":", ": ")
-        raise ArgumentError(f"{where}: {found!r} is text to YAML; write !!float {found}, or the number with a point")
-
-
 def _check_registered(options: Options) -> None:
     registries = import_basicsr("basicsr.utils.registry")
     check_keys("model_type", [options["model_type"]], list(registries.MODEL_REGISTRY.keys()))
@@ -135,6 +111,8 @@ def _check_registered(options: Options) -> None:
     for name, dataset in options["datasets"].items():
         require(options, (f"datasets:{name}:type",))
         check_keys(f"datasets: {name}: type", [dataset["type"]], list(registries.DATASET_REGISTRY.keys()))
+        check_pairs(f"datasets: {name}", dataset)
+    check_metrics(options)
 
 
 def check_train(train: Options) -> None:

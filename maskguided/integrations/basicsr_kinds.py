@@ -1,0 +1,109 @@
+"""Of which kind the entries of a BasicSR file are. basicsr itself looks when it uses them: after it has moved an older
+run aside, or at the first validation, when the time until then is lost."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..errors import ArgumentError
+from ..settings import check_keys
+from .basicsr_plugin import import_basicsr
+
+_ENTRIES = (
+    *("datasets", "datasets:*", "datasets:*:io_backend", "network_g", "path", "train:optim_g", "train:scheduler"),
+    "val:metrics:*",
+)
+_ENTRIES_OR_NONE = ("network_g:base", "train", "logger", "val", "val:metrics")
+_TEXT = ("name", "datasets:*:filename_tmpl", "datasets:*:io_backend:type", "val:metrics:*:type")
+_TEXT_OR_NONE = (
+    *("datasets:*:dataroot_gt", "datasets:*:dataroot_lq", "datasets:*:meta_info_file", "network_g:base_weights"),
+    *("path:pretrain_network_g", "path:pretrain_network_base", "path:resume_state"),
+)
+_NUMBERS = (
+    *("datasets:train:batch_size_per_gpu", "datasets:train:dataset_enlarge_ratio", "train:total_iter"),
+    *("train:warmup_iter", "train:ema_decay"),
+    *("train:optim_g:lr", "logger:print_freq", "logger:save_checkpoint_freq", "val:val_freq", "val:tile_pad"),
+)
+_NUMBERS_OR_NONE = ("scale", "val:tile")
+_WHOLE = ("datasets:train:num_worker_per_gpu", "datasets:train:gt_size", "val:metrics:*:crop_border")
+_POSITIVE = (
+    *("datasets:train:batch_size_per_gpu", "datasets:train:gt_size", "datasets:train:dataset_enlarge_ratio"),
+    *("logger:print_freq", "logger:save_checkpoint_freq", "val:val_freq"),
+)
+
+
+def check_kinds(options: Mapping[str, Any]) -> None:
+    """An ArgumentError for the first entry that is not of its kind; one that is not there is not asked for."""
+    for kinds, none, kind, use in (
+        (_ENTRIES, False, Mapping, "entries, as in examples/basicsr"),
+        (_ENTRIES_OR_NONE, True, Mapping, "entries, as in examples/basicsr"),
+        (_TEXT, False, str, "text, in quotes where it is digits"),
+        (_TEXT_OR_NONE, True, str, "text, in quotes where it is digits"),
+    ):
+        for where, value in _found(options, kinds):
+            if not (isinstance(value, kind) or (none and value is None)):
+                raise ArgumentError(f"{where}: {value!r}: use {use}")
+    seed = options.get("manual_seed")
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise ArgumentError(f"manual_seed: {seed!r}: use a whole number from 0 to 2**32 - 1")
+
+
+def check_numbers(options: Mapping[str, Any]) -> None:
+    """As check_kinds. YAML reads 1e-4 as text, since it has no point."""
+    for where, value in _found(options, _NUMBERS + _NUMBERS_OR_NONE):
+        if isinstance(value, str):
+            raise ArgumentError(
+                f"{where}: {value!r} is text to YAML; write !!float {value}, or the number with a point"
+            )
+    for kinds, none, kind, use in (
+        (_NUMBERS, False, (int, float), "a number"),
+        (_NUMBERS_OR_NONE, True, (int, float), "a number"),
+        (_WHOLE, False, int, "a whole number"),
+    ):
+        for where, value in _found(options, kinds):
+            if not (isinstance(value, kind) or (none and value is None)):
+                raise ArgumentError(f"{where}: {value!r}: use {use}")
+    for where, value in _found(options, _POSITIVE):
+        if value <= 0:
+            raise ArgumentError(f"{where}: {value!r}: use more than 0")
+
+
+def check_metrics(options: Mapping[str, Any]) -> None:
+    """That basicsr knows each metric and is given what it takes."""
+    registry = import_basicsr("basicsr.utils.registry").METRIC_REGISTRY
+    for where, metric in _found(options, ("val:metrics:*",)):
+        kind = metric.get("type")
+        check_keys(f"{where}: type", [kind], list(registry.keys()))
+        for name, parameter in inspect.signature(registry.get(kind)).parameters.items():
+            needed = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+            if needed and name not in ("img", "img2") and name not in metric:
+                raise ArgumentError(f"the options lack {where}: {name}; see examples/basicsr for whole files")
+
+
+def check_pairs(where: str, dataset: Mapping[str, Any]) -> None:
+    """That there is what PairedImageDataset reads without asking."""
+    if dataset["type"] != "PairedImageDataset":
+        return
+    crops = ("gt_size", "use_hflip", "use_rot") if dataset["phase"] == "train" else ()
+    for entry in ("dataroot_gt", "dataroot_lq", "io_backend", *crops):
+        if entry not in dataset or (entry.startswith("dataroot") and not dataset[entry]):
+            raise ArgumentError(f"the options lack {where}: {entry}; see examples/basicsr for whole files")
+    if "type" not in dataset["io_backend"]:
+        raise ArgumentError(f"the options lack {where}: io_backend: type; see examples/basicsr for whole files")
+
+
+def _found(options: Mapping[str, Any], entries: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """Those of the entries, as "datasets:*:gt_size", that are there, and what they hold."""
+    for entry in entries:
+        yield from _below(options, entry.split(":"), ())
+
+
+def _below(found: Any, names: list[str], way: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    if not names:
+        yield ": ".join(way), found
+    elif isinstance(found, Mapping):
+        for name in found if names[0] == "*" else names[:1]:
+            if name in found:
+                yield from _below(found[name], names[1:], (*way, str(name)))
