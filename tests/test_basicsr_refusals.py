@@ -48,6 +48,7 @@ WRONG = {
     "resume": (lambda o: o["path"].update(resume_state="no.state"), "resume_state: no.state: no such file"),
     "lack": (lambda o: o["logger"].pop("print_freq"), "the options lack logger: print_freq"),
     "tile": (lambda o: o["val"].update(tile="all"), "val: tile: 'all' is text"),
+    "half a tile": (lambda o: o["val"].update(tile=1.5), "val: tile: 1.5: use a whole number"),
     "batch": (lambda o: o["datasets"]["train"].update(batch_size_per_gpu=16), "use dataset_enlarge_ratio: 6 or more"),
     "crops": (lambda o: o["datasets"]["train"].update(gt_size=96), "is smaller than patch size (24, 24)"),
     "crops, workers": (

@@ -27,7 +27,7 @@ _NUMBERS = (
     *("train:optim_g:lr", "logger:print_freq", "logger:save_checkpoint_freq", "val:val_freq", "val:tile_pad"),
 )
 _NUMBERS_OR_NONE = ("scale", "val:tile")
-_WHOLE = ("datasets:train:num_worker_per_gpu", "datasets:train:gt_size", "val:metrics:*:crop_border")
+_WHOLE = ("datasets:train:num_worker_per_gpu", "datasets:train:gt_size", "val:metrics:*:crop_border", "val:tile_pad")
 _POSITIVE = (
     *("datasets:train:batch_size_per_gpu", "datasets:train:gt_size", "datasets:train:dataset_enlarge_ratio"),
     *("logger:print_freq", "logger:save_checkpoint_freq", "val:val_freq"),
@@ -61,6 +61,7 @@ def check_numbers(options: Mapping[str, Any]) -> None:
         (_NUMBERS, False, (int, float), "a number"),
         (_NUMBERS_OR_NONE, True, (int, float), "a number"),
         (_WHOLE, False, int, "a whole number"),
+        (("val:tile",), True, int, "a whole number"),
     ):
         for where, value in _found(options, kinds):
             if not (isinstance(value, kind) or (none and value is None)):
