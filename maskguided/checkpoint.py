@@ -17,9 +17,9 @@ from .errors import ArgumentError, CheckpointError
 from .gain import GainEstimate
 from .guided import MaskGuided
 from .networks import load_network
-from .probing import in_eval_mode
+from .probing import in_eval_mode, refuse_wrapped
 from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
-from .wrapping import check_wrapped, refuse_wrapped, wrap
+from .wrapping import check_wrapped, wrap
 
 STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"
 """What makes the network that ships with the package mask-guided."""

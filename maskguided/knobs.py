@@ -9,6 +9,7 @@ from torch import nn
 
 from .errors import ArgumentError
 from .gain import GainEstimate
+from .probing import Wrapped
 from .settings import (
     CoarseOn,
     GlobalOps,
@@ -24,7 +25,7 @@ from .settings import (
 from .split import Merge, Split
 
 
-class Knobs(nn.Module):
+class Knobs(Wrapped):
     """The settings of MaskGuided, which documents them."""
 
     split: Split

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import CannotSplit
+from .errors import ArgumentError, CannotSplit
 from .patches import round_up
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -67,6 +67,21 @@ class Probe:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(batch, self.in_channels, height, width, generator=generator)
         return x.to(self.device, self.dtype)
+
+
+class Wrapped(nn.Module):
+    """What `wrap` makes is one: known here, where networks are looked at, before there is any."""
+
+
+def refuse_wrapped(model: object) -> None:
+    """Refuse what is no network, one that is wrapped already, and one that holds such."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    if isinstance(model, Wrapped):
+        raise ArgumentError("this network is wrapped already: set its keep, or give fast.unwrap() for another wrap")
+    within = [name for name, part in model.named_modules() if isinstance(part, Wrapped)]
+    if within:
+        raise ArgumentError(f"{within[0]} of this {type(model).__name__} is wrapped already: it is fast as it is")
 
 
 def probe(model: nn.Module) -> Probe:

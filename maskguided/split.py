@@ -27,7 +27,7 @@ from . import receptive
 from .errors import ArgumentError, CannotSplit
 from .global_ops import Seen
 from .patches import round_up
-from .probing import Probe, image_of, no_leftovers, probe, untouched
+from .probing import Probe, image_of, no_leftovers, probe, refuse_wrapped, untouched
 from .trial import Trial, grid_of_trial, try_windows
 from .values import as_whole
 
@@ -371,15 +371,9 @@ def choose(split_at: int | Literal["auto"], blocks: int) -> int:
     return max(1, blocks // 2) if split_at == "auto" else split_at
 
 
-def check_module(model: object) -> None:
-    """Refuse what is no torch module."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"a torch.nn.Module is needed, not {type(model).__name__}")
-
-
 def probed(model: nn.Module) -> Probe:
     """`probe`, refusing what is not a network."""
-    check_module(model)
+    refuse_wrapped(model)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise ArgumentError(f"{type(model).__name__} has lazy layers without weights yet: call it once first")
     if any(p.is_meta for p in model.parameters()):

@@ -11,8 +11,9 @@ from torch import nn
 from .adapter import split
 from .errors import ArgumentError
 from .guided import MaskGuided
+from .probing import refuse_wrapped
 from .settings import check_arguments
-from .split import Cuts, check_module
+from .split import Cuts
 
 
 @torch.inference_mode(False)  # what is added must stay trainable wherever it is made
@@ -58,13 +59,3 @@ def check_wrapped(fast: object) -> None:
     """Refuse a network that is to be wrapped first."""
     if not isinstance(fast, MaskGuided):
         raise ArgumentError(f"{type(fast).__name__} is no wrapped network: give what maskguided.wrap makes of it")
-
-
-def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse a network that is wrapped already, or holds one that is."""
-    check_module(model)
-    if isinstance(model, MaskGuided):
-        raise ArgumentError("this network is wrapped already: set its keep, or give fast.unwrap() for another wrap")
-    within = [name for name, part in model.named_modules() if isinstance(part, MaskGuided)]
-    if within:
-        raise ArgumentError(f"{within[0]} of this {type(model).__name__} is wrapped already: it is fast as it is")

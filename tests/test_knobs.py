@@ -117,6 +117,10 @@ def test_a_wrapped_network_is_not_wrapped_again(tmp_path):
             again(fast)
     with pytest.raises(ArgumentError, match="0 of this Sequential is wrapped already"):
         maskguided.wrap(torch.nn.Sequential(fast))
+    for look in (maskguided.split, maskguided.inspect):  # which would trace its forward
+        for network, text in ((fast, "wrapped already: set its keep"), (torch.nn.Sequential(fast), "0 of this Seq")):
+            with pytest.raises(ArgumentError, match=text):
+                look(network)
     for what in (
         lambda network: maskguided.save(network, tmp_path / "x.safetensors"),
         lambda network: maskguided.calibrate(network, []),
