@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import AUTOMATIC, Adapter
-from .errors import ArgumentError, CheckpointError
+from .errors import ArgumentError, CannotSplit, CheckpointError
 from .gain import GainEstimate
 from .guided import MaskGuided
 from .networks import load_network
@@ -64,8 +65,9 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
             image gets that share, whatever the file says.
 
     Raises:
-        CheckpointError: no maskguided file, or made for another kind of network. Another training of the
-            same network is a warning: fine-tuned weights are legitimate.
+        CheckpointError: no maskguided file, or made for another kind of network, or with settings that do not fit
+            this one. Another training of the same network is a warning: fine-tuned weights are legitimate.
+        ArgumentError: one of `changes` is out of its range.
 
     >>> import tempfile, torch
     >>> from maskguided.adapters.pan_net import PAN
@@ -87,7 +89,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     saved = {**_BEFORE_EXCHANGE, **settings}
     settings = {**saved, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
     least = settings.pop("min_gain_db", None)
-    fast = wrap(model, **settings)
+    fast = _wrapped(path, model, settings, saved, base)
     other = [name for name in _FITTED_FOR if name in changes and getattr(fast, name) != _value(saved, name, fast)]
     tensors = content.tensors
     if other and _ESTIMATE in tensors:
@@ -98,8 +100,35 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     if _ESTIMATE in tensors:
         fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1))
     _load_added(fast, tensors, content, path)
-    fast.min_gain_db = least
+    if least is not None and "min_gain_db" not in changes:
+        with _said_of(path, base):
+            fast.min_gain_db = least
+    else:
+        fast.min_gain_db = least
     return fast
+
+
+def _wrapped(
+    path: str | Path, model: nn.Module, settings: Mapping[str, Any], saved: Mapping[str, Any], base: Mapping[str, Any]
+) -> MaskGuided:
+    """`wrap` with `settings`; where those that were `saved` are refused too, that is said of the file."""
+    try:
+        return wrap(model, **settings)
+    except (ArgumentError, CannotSplit) as error:
+        if isinstance(error, CannotSplit) and not saved.get("body"):  # the file names no blocks: it is the network
+            raise
+        with _said_of(path, base):
+            wrap(model, **{name: value for name, value in saved.items() if name != "min_gain_db"})
+        raise
+
+
+@contextmanager
+def _said_of(path: str | Path, base: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except (ArgumentError, CannotSplit) as error:
+        made_for = f"made for a {base['class']} of {base['blocks']} blocks"
+        raise CheckpointError(f"{path}: {made_for}, and its settings do not fit this one: {error}") from error
 
 
 def _value(saved: Mapping[str, Any], name: str, fast: MaskGuided) -> Any:

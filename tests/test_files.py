@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import signal
 import struct
@@ -17,7 +18,7 @@ from support import image, need_shared, official_pan, scaled
 from torch import nn
 
 import maskguided
-from maskguided import CheckpointError, ImageError
+from maskguided import ArgumentError, CheckpointError, ImageError
 from maskguided.adapters.pan_net import PAN
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
@@ -279,3 +280,45 @@ def test_a_file_without_its_settings_is_said_to_be_damaged(change, tmp_path):
     save_file(content.tensors, path, metadata=header)
     with pytest.raises(CheckpointError, match=r"pan\.safetensors: damaged"):
         maskguided.load(path, net)
+
+
+def saved_with(path, net, split_at=2, **settings):
+    """A file of a wrapped `net`, these settings written over."""
+    maskguided.save(maskguided.wrap(net, split_at), path)
+    content = read(path)
+    changed = json.dumps({**json.loads(content.metadata["settings"]), **settings})
+    save_file(content.tensors, path, metadata={**content.metadata, "settings": changed})
+
+
+@pytest.mark.parametrize(("adapter", "cuts"), [(None, 5), (None, (2, 5)), ("automatic", 5)])
+def test_a_file_of_a_deeper_network_is_said_to_be_of_one(adapter, cuts, tmp_path):
+    path = tmp_path / "deep.safetensors"
+    maskguided.save(maskguided.wrap(PAN(features=8, up_features=8, blocks=6), cuts, adapter=adapter), path)
+    with pytest.raises(CheckpointError, match=r"deep\.safetensors: made for a PAN of 6 blocks"):
+        maskguided.load(path, small_pan())
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"keep": 3}, "keep=3: .* use 0 to 1"),
+        ({"colour": 1}, "'colour' is not known"),
+        ({"adapter": "mine"}, "no adapter is called 'mine'"),
+        ({"min_gain_db": 0.3}, "min_gain_db=0.3: nothing estimates"),
+    ],
+)
+def test_a_setting_that_a_file_has_wrong_is_the_files_fault(settings, text, tmp_path):
+    path, net = tmp_path / "pan.safetensors", small_pan()
+    saved_with(path, net, **settings)
+    with pytest.raises(CheckpointError, match=rf"pan\.safetensors: made for a PAN of 4 blocks.*{text}"):
+        maskguided.load(path, net)
+
+
+def test_a_change_that_is_out_of_range_is_not_the_files_fault(tmp_path):
+    path, net = tmp_path / "pan.safetensors", small_pan()
+    saved_with(path, net, keep=3)
+    assert maskguided.load(path, net, keep=0.5).keep == 0.5
+    saved_with(path, net)
+    for change in ({"keep": 3}, {"patch_size": 0}, {"min_gain_db": 0.3}):
+        with pytest.raises(ArgumentError, match=f"^{next(iter(change))}="):
+            maskguided.load(path, net, **change)
