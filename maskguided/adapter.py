@@ -48,6 +48,11 @@ class Adapter(Split):
     def __init__(self, model: nn.Module, split_at: int | Literal["auto"], probe: Probe) -> None:
         self.model = model
         body = self.body_blocks()
+        if len(body) < 2:
+            raise CannotSplit(
+                f"adapter {self.name!r}: its body_blocks gives {len(body)} blocks of this {type(model).__name__}; a "
+                "cut needs 2 or more"
+            )
         names = {id(module): name for name, module in model.named_modules()}
         for block in (block for block in body if id(block) not in names):
             raise CannotSplit(
@@ -220,14 +225,22 @@ def recognise(model: nn.Module) -> tuple[type[Adapter] | None, dict[str, str]]:
     """The first adapter that knows `model`, and what each one before it missed."""
     missed: dict[str, str] = {}
     for name, adapter in adapters().items():
-        try:
-            missing = adapter.missing(model)
-        except Exception as error:  # whatever a foreign adapter raises: it must not stand before the others
-            missing = f"its missing raises {type(error).__name__}: {error}"
+        missing = _missing(adapter, model)
         if missing is None:
             return adapter, missed
         missed[name] = missing
     return None, missed
+
+
+def _missing(adapter: type[Adapter], model: nn.Module) -> str | None:
+    """What `adapter` misses in `model`; where it gives no such answer, that."""
+    try:
+        missing: object = adapter.missing(model)
+    except Exception as error:  # whatever a foreign adapter raises: it must not stand before the others
+        return f"its missing raises {type(error).__name__}: {error}"
+    if missing is None or isinstance(missing, str):
+        return missing
+    return f"its missing returns {missing!r}; it takes None for a network that it knows, else what that lacks, in words"
 
 
 def check_names(split: Adapter) -> None:
@@ -257,6 +270,15 @@ def check_names(split: Adapter) -> None:
         refuse(f"its `writes` names {name!r}, for which its skip has no stand-in")
     for name in (name for name in changed if name not in split.writes):
         refuse(f"its body makes {name!r}, which its `writes` does not name")
+
+
+def check_image(split: Adapter) -> None:
+    """That the tail makes an image, and nothing around it."""
+    with untouched(split.model):
+        made: object = split.tail(split.body(split.prefix(split.example(*split.probe.sizes[0]))))
+    if not isinstance(made, Tensor) or made.dim() != 4:
+        what = f"a tensor {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise CannotSplit(f"adapter {split.name!r}: its tail makes {what}; it takes one image (B, C, H, W)")
 
 
 def lacks(model: nn.Module, *parts: str) -> str | None:
@@ -309,6 +331,7 @@ def split(
             parts.cut_again(later)
             if check:
                 check_names(parts)
+                check_image(parts)
                 check_whole(parts)
             return parts
         except CannotSplit:
@@ -335,7 +358,7 @@ def _choose_adapter(model: nn.Module, name: str | None) -> tuple[type[Adapter] |
     if name == AUTOMATIC:
         return None, {}
     adapter = named(name)
-    missing = adapter.missing(model)
+    missing = _missing(adapter, model)
     if missing is not None:
         raise ArgumentError(f"adapter {name!r} does not know this {type(model).__name__}: {missing}")
     return adapter, {}

@@ -11,7 +11,7 @@ from toys import Base, conv
 import maskguided
 from maskguided import adapter as registry
 from maskguided.adapter import Adapter, lacks
-from maskguided.errors import CannotSplit
+from maskguided.errors import ArgumentError, CannotSplit
 
 
 class Concat(Base):
@@ -102,7 +102,13 @@ MISTAKES = {
     "no features": (lambda self, x: {"deep": self.net.first(x)}, "stem", r"its stem makes \['deep'\]"),
     "other blocks": (lambda self: [nn.Sequential(b) for b in self.net.blocks], "body_blocks", "that is no module of"),
     "a live value forgotten": (lambda self, state: state["shallow"], "tail", "KeyError: 'shallow'"),
-    "a tuple for the image": (lambda self, state: (ConcatAdapter.tail(self, state),), "tail", "AttributeError"),
+    "a tuple for the image": (
+        lambda self, state: (ConcatAdapter.tail(self, state),),
+        "tail",
+        "its tail makes tuple;",
+    ),
+    "no image": (lambda self, state: None, "tail", "its tail makes NoneType; it takes one image"),
+    "no blocks": (lambda self: [], "body_blocks", "its body_blocks gives 0 blocks of this Concat; a cut needs 2"),
 }
 
 
@@ -138,3 +144,21 @@ def test_an_adapter_that_fails_on_looking_stands_before_no_other(monkeypatch):
     found, missed = registry.recognise(scaled(Concat()))
     assert found is None
     assert "AttributeError" in missed["failing"]
+    with pytest.raises(ArgumentError, match="adapter 'failing' does not know this Concat: its missing raises Attr"):
+        maskguided.split(scaled(Concat()), 2, adapter="failing")
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_an_adapter_that_answers_yes_or_no_is_told_what_missing_returns(monkeypatch, answer):
+    class Terse(ConcatAdapter):
+        name = "terse"
+
+        @classmethod
+        def missing(cls, model):
+            return answer
+
+    known_as(monkeypatch, Terse)
+    text = f"its missing returns {answer}; it takes None for a network that it knows"
+    assert text in registry.recognise(scaled(Concat()))[1]["terse"]
+    with pytest.raises(ArgumentError, match=f"adapter 'terse' does not know this Concat: {text}"):
+        maskguided.split(scaled(Concat()), 2, adapter="terse")
