@@ -27,7 +27,7 @@ LAYERS = [
     {"checkpoint", "calibration.closed_form", "calibration.given", "calibration.prices", "training.stages"},
     {"bench", "calibrate", "export", "training.pool"},
     {"finetune", "pictures"},
-    {f"integrations.basicsr_{part}" for part in ("options", "network", "model", "command")},
+    {f"integrations.basicsr_{part}" for part in ("kinds", "options", "network", "model", "command")},
     {"__init__"},
     {"commands.console", "commands.options", "commands.results"},
     {"commands.basicsr_yaml", *(f"commands.{name}" for name in COMMANDS)},
