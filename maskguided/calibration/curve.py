@@ -27,7 +27,7 @@ class Budget:
             raise ArgumentError(f"{self}: a share of the dense network's {what}, as 0.5")
         if self.share is not None and as_number(self.share) > 1:
             percent = as_number(self.share) / 100
-            hint = f"; for {self.share} percent use {percent:g}" if 0.02 <= percent <= 1 else ""
+            hint = f"; for {100 * percent:g} percent use {percent:g}" if 0.02 <= percent <= 1 else ""
             raise ArgumentError(f"{self}: more than the dense network itself; use a share above 0, at most 1{hint}")
 
     @property
