@@ -9,7 +9,7 @@ import torch
 from support import by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
-from toys import Base, Block, ConstantsAndDefaults, ResidualOutside, conv
+from toys import Base, Block, Chain, ConstantsAndDefaults, ResidualOutside, conv
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided
@@ -36,16 +36,10 @@ class Windowed(nn.Module):
         return x + torch.roll(y, (self.shift, self.shift), (2, 3))[:, :, :height, :width]
 
 
-class WindowsInside(Base):
+class WindowsInside(Chain):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Windowed(0) for _ in range(4))
-
-    def forward(self, x):
-        x = self.first(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.finish(x)
 
 
 class Masked(Base):
@@ -95,7 +89,7 @@ class Cached(Base):
         return self.finish(y)
 
 
-class Attentive(Base):
+class Attentive(Chain):
     """Channel attention in every block."""
 
     class Squeezed(Block):
@@ -106,12 +100,6 @@ class Attentive(Base):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(self.Squeezed() for _ in range(4))
-
-    def forward(self, x):
-        x = self.first(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.finish(x)
 
 
 class NoStandIn(Base):
@@ -135,16 +123,10 @@ class Other(nn.Sequential):
         super().__init__(conv(8, 8), nn.GELU(), conv(8, 8), nn.GELU(), conv(8, 8))
 
 
-class TwoClasses(Base):
+class TwoClasses(Chain):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block() if i % 2 else Other() for i in range(6))
-
-    def forward(self, x):
-        x = self.first(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.finish(x)
 
 
 def test_windows_keep_to_the_grid_of_attention_that_pads_within_its_blocks():
@@ -297,16 +279,10 @@ def test_attention_over_the_whole_map_is_told_on_small_maps():
             seen.append(flat.shape[2])
             return super().forward(x) + (flat @ (flat.mT @ flat).softmax(1)).view_as(x)
 
-    class Attending(Base):
+    class Attending(Chain):
         def __init__(self) -> None:
             super().__init__()
             self.blocks = nn.ModuleList(Attention() for _ in range(4))
-
-        def forward(self, x):
-            x = self.first(x)
-            for block in self.blocks:
-                x = block(x)
-            return self.finish(x)
 
     facts = maskguided.inspect(scaled(Attending()), 2).facts
     assert (facts.body_radius, facts.radius, facts.multiple_of) == (None, None, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import difference, image, scaled
 from torch import nn
-from toys import Base
+from toys import ResidualOutside
 
 import maskguided
 from maskguided import ArgumentError
@@ -194,16 +194,10 @@ def test_who_names_a_coarse_tail_gets_it():
     assert pan(coarse_tail="light", merge="features").merge == "features"
 
 
-class Reflecting(Base):
+class Reflecting(ResidualOutside):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList([nn.Conv2d(8, 8, 7, padding=3, padding_mode="reflect") for _ in range(4)])
-
-    def forward(self, x):
-        y = self.first(x)
-        for block in self.blocks:
-            y = y + block(y)
-        return self.finish(y)
 
 
 @pytest.mark.parametrize("merge", ["features", "image"])

@@ -13,6 +13,7 @@ from toys import (
     TOYS,
     AttributesAndConcat,
     Base,
+    Chain,
     ConstantsAndDefaults,
     InPlace,
     Nested,
@@ -93,16 +94,10 @@ def test_the_body_is_found(toy, expected):
 
 
 def test_the_radius_is_that_of_the_convolutions():
-    class Dilated(Base):
+    class Dilated(Chain):
         def __init__(self) -> None:
             super().__init__()
             self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=d, dilation=d) for d in (2, 2, 2, 2))
-
-        def forward(self, x):
-            x = self.first(x)
-            for block in self.blocks:
-                x = block(x)
-            return self.finish(x)
 
     facts = maskguided.split(Dilated(), 1).facts
     assert (facts.body_radius, facts.radius) == (6, 7)
@@ -267,16 +262,10 @@ def test_blocks_whose_work_is_not_counted_are_told_and_can_be_named():
             made = self.along(x.permute(0, 2, 3, 1).reshape(b * h, w, c))[0]
             return x + made.view(b, h, w, c).permute(0, 3, 1, 2)
 
-    class Recurrent(Base):
+    class Recurrent(Chain):
         def __init__(self):
             super().__init__()
             self.blocks = nn.ModuleList(Rows() for _ in range(4))
-
-        def forward(self, x):
-            x = self.first(x)
-            for block in self.blocks:
-                x = block(x)
-            return self.finish(x)
 
     model, x = scaled(Recurrent()), image(1, 3, 12, 9)
     with pytest.raises(CannotSplit, match=r"4 x Rows \(blocks.0 .. blocks.3\).* are alike, but .* Name the blocks"):

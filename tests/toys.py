@@ -30,6 +30,16 @@ class Base(nn.Module):
         return F.pixel_shuffle(self.last(x), 2)
 
 
+class Chain(Base):
+    """One block after the other."""
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.finish(x)
+
+
 class AttributesAndConcat(nn.Module):
     """Blocks as attributes, all their outputs concatenated (the way of IMDN and RFDN)."""
 
