@@ -1,9 +1,17 @@
 """The one family of errors. Each text says what was wrong, with what values, and what would work."""
 
+import torch
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that is not empty; its type where there is none."""
     return next(filter(None, str(error).splitlines()), type(error).__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """The allocators of the CPU and of Apple's GPUs have no error class of their own."""
+    known = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in known)
 
 
 class MaskGuidedError(Exception):

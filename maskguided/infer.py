@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import ArgumentError, ImageError, first_line
+from .errors import ArgumentError, ImageError, first_line, is_out_of_memory
 from .guided import MaskGuided
 from .head import high_frequency
 from .images import Image, resize
@@ -204,7 +204,7 @@ def tiles(
         try:
             part = _restored(model, read, size, (row, col, side), pad if tile else 0, above)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
             side = -(-side // 2)
@@ -285,9 +285,3 @@ def _with_context(start: int, side: int, pad: int, whole: int, model: MaskGuided
 
 def _times(part: slice, scale: int) -> slice:
     return slice(part.start * scale, part.stop * scale)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """The allocators of the CPU and of Apple's GPUs have no error class of their own."""
-    known = ("can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in known)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from .coarse import CoarseTail
-from .errors import ArgumentError, first_line
+from .errors import ArgumentError, first_line, is_out_of_memory
 from .patches import Grid, round_up
 from .probing import untouched
 from .split import Merge, Split
@@ -91,7 +91,7 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
     window, larger = patch_size + 2 * halo, [multiple * times for times in (2, 4, 8, 16, 32)]
     works = (side for side in larger if side > patch_size and not _failure_of(split, merge, side, halo, exchange))
     one = next(works, None)
-    other = "smaller" if "allocate" in str(error) else "larger"  # of torch's words for want of memory
+    other = "smaller" if is_out_of_memory(error) else "larger"
     raise ArgumentError(
         f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
         f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
