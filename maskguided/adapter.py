@@ -243,8 +243,8 @@ def _missing(adapter: type[Adapter], model: nn.Module) -> str | None:
     return f"its missing returns {missing!r}; it takes None for a network that it knows, else what that lacks, in words"
 
 
-def check_names(split: Adapter) -> None:
-    """That `reads` and `writes` name what the body reads and writes: only that is cut into windows, and put back.
+def check_parts(split: Adapter) -> None:
+    """That `reads` and `writes` name what the body does, as only that is cut and put back; and the tail makes an image.
 
     Raises:
         CannotSplit: one of them does not.
@@ -270,12 +270,8 @@ def check_names(split: Adapter) -> None:
         refuse(f"its `writes` names {name!r}, for which its skip has no stand-in")
     for name in (name for name in changed if name not in split.writes):
         refuse(f"its body makes {name!r}, which its `writes` does not name")
-
-
-def check_image(split: Adapter) -> None:
-    """That the tail makes an image, and nothing around it."""
     with untouched(split.model):
-        made: object = split.tail(split.body(split.prefix(split.example(*split.probe.sizes[0]))))
+        made: object = split.tail({**whole, **after})
     if not isinstance(made, Tensor) or made.dim() != 4:
         what = f"a tensor {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
         raise CannotSplit(f"adapter {split.name!r}: its tail makes {what}; it takes one image (B, C, H, W)")
@@ -330,8 +326,7 @@ def split(
             parts = chosen(model, first, found)
             parts.cut_again(later)
             if check:
-                check_names(parts)
-                check_image(parts)
+                check_parts(parts)
                 check_whole(parts)
             return parts
         except CannotSplit:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     if _ESTIMATE in tensors:
         fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1))
     _load_added(fast, tensors, content, path)
-    if least is not None and "min_gain_db" not in changes:
-        with _said_of(path, base):
-            fast.min_gain_db = least
-    else:
+    with nullcontext() if "min_gain_db" in changes else _said_of(path, base):
         fast.min_gain_db = least
     return fast
 

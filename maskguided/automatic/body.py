@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -114,10 +114,7 @@ def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Can
     Raises:
         ArgumentError: fewer than two modules of these names are called.
     """
-    try:
-        patterns: list[Any] = [body] if isinstance(body, str) else list(body)
-    except TypeError:  # a number
-        patterns = [body]
+    patterns = list(body) if isinstance(body, Iterable) and not isinstance(body, str) else [body]
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise ArgumentError(f"body={body!r}: use the blocks' names, or a pattern for them, as 'layers.*.blocks.*'")
     wanted = re.compile("|".join(re.escape(pattern).replace(r"\*", r"[^.]+") for pattern in patterns))

@@ -42,9 +42,7 @@ def check_kinds(options: Mapping[str, Any]) -> None:
         (_TEXT, False, str, "text, in quotes where it is digits"),
         (_TEXT_OR_NONE, True, str, "text, in quotes where it is digits"),
     ):
-        for where, value in _found(options, kinds):
-            if not (isinstance(value, kind) or (none and value is None)):
-                raise ArgumentError(f"{where}: {value!r}: use {use}")
+        _refuse_others(options, kinds, none, kind, use)
     seed = options.get("manual_seed")
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
         raise ArgumentError(f"manual_seed: {seed!r}: use a whole number from 0 to 2**32 - 1")
@@ -63,12 +61,17 @@ def check_numbers(options: Mapping[str, Any]) -> None:
         (_WHOLE, False, int, "a whole number"),
         (("val:tile",), True, int, "a whole number"),
     ):
-        for where, value in _found(options, kinds):
-            if not (isinstance(value, kind) or (none and value is None)):
-                raise ArgumentError(f"{where}: {value!r}: use {use}")
+        _refuse_others(options, kinds, none, kind, use)
     for where, value in _found(options, _POSITIVE):
         if value <= 0:
             raise ArgumentError(f"{where}: {value!r}: use more than 0")
+
+
+def _refuse_others(options: Mapping[str, Any], entries: tuple[str, ...], none: bool, kind: Any, use: str) -> None:
+    """Refuse what is not of that kind, nor, where `none` is as good, None."""
+    for where, value in _found(options, entries):
+        if not (isinstance(value, kind) or (none and value is None)):
+            raise ArgumentError(f"{where}: {value!r}: use {use}")
 
 
 def check_metrics(options: Mapping[str, Any]) -> None:
