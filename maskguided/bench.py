@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -116,28 +116,39 @@ def measure(
         if pairs[0].hr is not None:
             found = {point: mean_psnr(run, pairs, fast.scale) for point, run in runs.items()}
         seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0 if found else 1)
-        for point in points:
-            timed = ratio(seconds[point], seconds[None])
-            setattr(fast, *point)
-            shares = [refined_share(fast, pair) for pair in pairs]
-            rows.append(
-                Row(
-                    merge=fast.merge,
-                    split_at=fast.split.split_at,
-                    patch_size=fast.patch_size,
-                    halo=fast.halo,
-                    keep=point[1] if point[0] == "keep" else mean_share(shares, pairs),
-                    min_gain_db=point[1] if point[0] == "min_gain_db" else None,
-                    macs_ratio=total_macs(fast, pairs, shares) / dense_macs,
-                    time_ratio=timed.middle,
-                    spread=timed.spread if rounds > 1 else None,
-                    psnr=found.get(point),
-                    dense_psnr=found.get(None),
-                    dense_seconds=statistics.median(seconds[None]),
-                )
-            )
+        dense = _Measured(seconds[None], found.get(None))
+        rows += [_row(fast, p, pairs, _Measured(seconds[p], found.get(p)), dense, dense_macs) for p in points]
         progress()
     return rows
+
+
+class _Measured(NamedTuple):
+    """What a run took in each round, and what it reached."""
+
+    seconds: list[float]
+    psnr: float | None
+
+
+def _row(
+    fast: MaskGuided, point: Point, pairs: Sequence[Pair], ours: _Measured, dense: _Measured, dense_macs: int
+) -> Row:
+    setattr(fast, *point)
+    shares = [refined_share(fast, pair) for pair in pairs]
+    timed = ratio(ours.seconds, dense.seconds)
+    return Row(
+        merge=fast.merge,
+        split_at=fast.split.split_at,
+        patch_size=fast.patch_size,
+        halo=fast.halo,
+        keep=point[1] if point[0] == "keep" else mean_share(shares, pairs),
+        min_gain_db=point[1] if point[0] == "min_gain_db" else None,
+        macs_ratio=total_macs(fast, pairs, shares) / dense_macs,
+        time_ratio=timed.middle,
+        spread=timed.spread if len(ours.seconds) > 1 else None,
+        psnr=ours.psnr,
+        dense_psnr=dense.psnr,
+        dense_seconds=statistics.median(dense.seconds),
+    )
 
 
 def machine(threads: int, device: torch.device | str = "cpu") -> str:

@@ -78,16 +78,9 @@ def bench_command(
     net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
     like = next(net.parameters())
     pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probed(net).in_channels == 1)
+    keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [
-        bench.Setting(
-            "image" if m == "image" else "features",
-            blocks(n),
-            _size(p),
-            _size(h),
-            _numbers("keep", keep),
-            head,
-            _numbers("min_gain", min_gain),
-        )
+        bench.Setting("image" if m == "image" else "features", blocks(n), _size(p), _size(h), keeps, head, least)
         for m in _listed("merge", merge, ("features", "image").index)
         for n in _listed("split_at", split_at, blocks)
         for p in _listed("patch_size", patch_size, _size)
@@ -96,13 +89,9 @@ def bench_command(
     with progress_bar("setting") as progress:
         task = progress.add_task("settings", total=len(settings))
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
-    often = f"{rounds} round{'s' * (rounds > 1)}"
-    header = (
-        f"{len(pairs)} image{'s' * (len(pairs) > 1)} of {lr.name}, {type(net).__name__}, "
-        f"{bench.machine(threads, where)}, {dtype}, "
-        f"{'channels_last' if channels_last else 'contiguous'}, {often}; dense: {rows[0].dense_seconds:.2f} s"
-        + (f", PSNR {rows[0].dense_psnr:.2f} dB (Y, uint8, border = scale)" if rows[0].dense_psnr is not None else "")
-    )
+    what = f"{_several(len(pairs), 'image')} of {lr.name}, {type(net).__name__}, {bench.machine(threads, where)}"
+    how = f"{dtype}, {'channels_last' if channels_last else 'contiguous'}, {_several(rounds, 'round')}"
+    header = f"{what}, {how}; {_dense(rows[0])}"
     out.print(header, markup=False)
     out.print(_table(rows))
     if json_file is not None:
@@ -110,6 +99,16 @@ def bench_command(
         write_whole(json_file, lambda beside: beside.write_text(f"{text}\n"))
     if markdown is not None:
         write_whole(markdown, lambda beside: beside.write_text(f"{header}\n\n{_markdown(rows)}\n"))
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count > 1)}"
+
+
+def _dense(row: bench.Row) -> str:
+    """What the dense network takes and reaches."""
+    quality = "" if row.dense_psnr is None else f", PSNR {row.dense_psnr:.2f} dB (Y, uint8, border = scale)"
+    return f"dense: {row.dense_seconds:.2f} s{quality}"
 
 
 def _lines(rows: list[bench.Row]) -> list[tuple[str, ...]]:
