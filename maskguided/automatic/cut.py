@@ -14,7 +14,7 @@ from ..errors import CannotSplit, MaskGuidedError
 from ..probing import Probe, copied, untouched
 from ..split import Kind, Split, State, Stretch
 from .layout import Layout
-from .places import cut_after, inputs_of, live_at, pieces_between
+from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .sizes import At, Rounding, Size
 from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
 
@@ -79,41 +79,39 @@ class AutomaticSplit(Split):
         self.cut_again(cuts[1:])
         self.constants = traced.constants
         found = [cut_after(traced, names, number) for number in cuts]
-        cut, body, tail = found[0], inputs_of(found[0].body, traced), inputs_of(found[0].tail, traced)
-        written, live = cut.written, live_at(cut, traced)
-        pieces = pieces_between(found, traced) if len(cuts) > 1 else []
-        passed = [node for piece in pieces for node in (*piece.inputs, *piece.written)]
-        _refuse_what_is_no_map([*live, *written, *passed], traced)
-        self.reads = tuple(node.name for node in body)
-        self.writes = tuple(node.name for node in written)
-        self.features = cut.features.name
+        cut, pieces = found[0], pieces_between(found, traced) if len(cuts) > 1 else []
+        live = live_at(cut, traced)
+        passed = [*live, *cut.written, *(node for piece in pieces for node in (*piece.inputs, *piece.written))]
+        _refuse_what_is_no_map(passed, traced)
+        if not all(piece.whole for piece in pieces):
+            raise CannotSplit(f"cutting after blocks {cuts}: no value stands in for one that blocks between them make")
         self._live = tuple(node.name for node in live)
-        values = {node.name: traced.values[node] for node in [*live, *written, *passed]}
+        self.reads = tuple(node.name for node in inputs_of(cut.body, traced))
+        self.writes = tuple(node.name for node in cut.written)
+        self.features = cut.features.name
+        self._stand_in = {node.name: cut.stand_in[node].name for node in cut.written if node in cut.stand_in}
+        self.can_skip = len(self._stand_in) == len(cut.written)
+        kinds = self._describe(passed, traced)
+        joined = [*cut.written, *(node for piece in pieces for node in piece.written)]
+        self.can_join = all(kinds[node.name] == "map" for node in joined)
+        self._pieces = tuple(piece.summary(kinds) for piece in pieces)
+        self._parts = _parts_of(cut, live, pieces, traced)
+        self._bind()
+        self._protect_inputs()
+
+    def _describe(self, passed: list[fx.Node], traced: Traced) -> dict[str, Kind]:
+        """Note how the values that pass between the parts lie on the image; what each of them is."""
+        values = {node.name: traced.values[node] for node in passed}
         kinds: dict[str, Kind] = {name: kind for name, value in values.items() if (kind := value.kind) is not None}
         self.kinds = {name: kinds[name] for name in self._live}
-        x = next(node for node in traced.graph.nodes if node.op == "placeholder" and node.name != AT)
+        x = _input(traced)
         values[x.name] = traced.values[x]
         layouts = {name: value.layout for name, value in values.items() if value.layout is not None}
+        self.feature_channels = layouts[self.features].channels
         self._frame = Frame(layouts, traced.rounding)
         if self._frame.enlarges:
             self.multiple_of = traced.rounding.unit
-        self.feature_channels = layouts[self.features].channels
-        self._stand_in = {node.name: cut.stand_in[node].name for node in written if node in cut.stand_in}
-        self.can_skip = len(self._stand_in) == len(written)
-        joined = [*written, *(node for piece in pieces for node in piece.written)]
-        self.can_join = all(kinds[node.name] == "map" for node in joined)
-        image = next(node for node in traced.graph.nodes if node.op == "output").args[0]
-        self._parts = {
-            "prefix": _extract(cut.prefix, [x], live, traced),
-            "body": _extract(cut.body, body, written, traced),
-            "tail": _extract(cut.tail, tail, image, traced),
-            **{piece.name: _extract(piece.nodes, piece.inputs, piece.written, traced) for piece in pieces},
-        }
-        self._pieces = tuple(piece.summary(kinds) for piece in pieces)
-        if not all(piece.whole for piece in pieces):
-            raise CannotSplit(f"cutting after blocks {cuts}: no value stands in for one that blocks between them make")
-        self._bind()
-        self._protect_inputs()
+        return kinds
 
     def prefix(self, x: Tensor) -> State:
         size = x.shape[2], x.shape[3]
@@ -207,6 +205,22 @@ class AutomaticSplit(Split):
                     state.update(self._made(outputs, name, inputs))
                 _clone_inputs(part, [key for key in inputs if inputs[key]._version != versions[key]])
         self._bind()
+
+
+def _parts_of(cut: Cut, live: list[fx.Node], pieces: list[Piece], traced: Traced) -> dict[str, Part]:
+    image = next(node for node in traced.graph.nodes if node.op == "output").args[0]
+    return {
+        "prefix": _extract(cut.prefix, [_input(traced)], live, traced),
+        "body": _extract(cut.body, inputs_of(cut.body, traced), cut.written, traced),
+        "tail": _extract(cut.tail, inputs_of(cut.tail, traced), image, traced),
+        **{piece.name: _extract(piece.nodes, piece.inputs, piece.written, traced) for piece in pieces},
+    }
+
+
+def _input(traced: Traced) -> fx.Node:
+    """The LR image."""
+    found: fx.Node = next(node for node in traced.graph.nodes if node.op == "placeholder" and node.name != AT)
+    return found
 
 
 def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, traced: Traced) -> Part:
