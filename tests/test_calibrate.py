@@ -246,6 +246,7 @@ def test_the_network_stays_as_it_was(tmp_path):
         ([torch.rand(3, 40, 40)], {"max_time": 1.5}, r"max_time=1\.5: more than .* at most 1"),
         ([torch.rand(3, 40, 40)], {"max_cost": "0.6"}, "a share of the dense"),
         ([torch.zeros(3, 40, 40, dtype=torch.uint8)], {}, "an image of type torch.uint8; it takes LR tensors"),
+        ([torch.zeros(1, 40, 40)], {}, r"an image of shape \(1, 1, 40, 40\); it takes \(3, H, W\)"),
         ((torch.rand(3, 20, 30), torch.rand(3, 40, 60)), {}, r"one pair; give a list of pairs, \[\(lr, hr\)\]"),
         ([()], {}, "a tuple of 0 for an image"),
         (None, {}, "images of type NoneType; give a list"),

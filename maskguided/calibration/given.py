@@ -38,11 +38,13 @@ def checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Te
     like = next(fast.parameters())
     lr, *rest = ((x[None] if x.dim() == 3 else x).to(like.device, like.dtype) for x in given)
     hr = rest[0] if rest else None
+    channels = fast.split.probe.in_channels
     expected = (1, fast.split.probe.out_channels, lr.shape[-2] * fast.scale, lr.shape[-1] * fast.scale)
-    if lr.dim() != 4 or lr.shape[0] != 1 or (hr is not None and hr.shape != expected):
+    if lr.dim() != 4 or tuple(lr.shape[:2]) != (1, channels) or (hr is not None and hr.shape != expected):
         shapes = f"{tuple(lr.shape)}" + ("" if hr is None else f" and {tuple(hr.shape)}")
         raise ArgumentError(
-            f"calibrate: an image of shape {shapes}; it takes (C, H, W) or (1, C, H, W), HR images x{fast.scale}"
+            f"calibrate: an image of shape {shapes}; it takes ({channels}, H, W) or (1, {channels}, H, W), "
+            f"HR images x{fast.scale}"
         )
     if not all(bool(x.isfinite().all()) for x in (lr, *rest)):
         raise ArgumentError("calibrate: an image with values that are no numbers (NaN or infinite)")
