@@ -194,7 +194,7 @@ class PerImage(GlobalOps):
         if self.reading.total and name not in _MEANS:
             return x * counts.to(x.dtype)
         pixels = counts.reshape(-1, self.k, counts[0].numel())
-        weight = (pixels[0].numel() / pixels.sum((1, 2))).repeat_interleave(self.k)
+        weight = (pixels[0].numel() / pixels.sum((1, 2)).to(_precise(x))).repeat_interleave(self.k)
         weight = (weight.sqrt() if name in _SECOND_POWERS else weight).view(-1, *[1] * (x.dim() - 1))
         return x * (counts * weight).to(x.dtype if x.is_floating_point() else weight.dtype)
 
@@ -270,8 +270,8 @@ class PerImage(GlobalOps):
         return changed.to(x.dtype)
 
     def _moments(self, x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance (biased) and number of the pixels that count: (B*k, C, 1, 1) or (1, C, 1, 1), float32."""
-        x = x.float()  # half precision does not count so far
+        """Mean, variance (biased) and number of the pixels that count: (B*k, C, 1, 1) or (1, C, 1, 1)."""
+        x = x.to(_precise(x))  # half precision does not count so far
         counts = x.new_ones(1) if self.owned is None else self.owned(*x.shape[2:]).to(x.dtype)
 
         def total(value: Tensor) -> Tensor:
@@ -368,6 +368,11 @@ def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
         return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
     return x.dim() == 3 and name in _OVER_DIMS and _dims(name, args, kwargs) == {2}
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    """What to count pixels of `x` in: float32, or float64 where `x` is that."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _dims(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:

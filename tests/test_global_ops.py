@@ -144,6 +144,12 @@ def test_all_windows_are_the_network(name):
     assert difference(by_windows(fast, x), net(x)) > 1e-4, "alone each window must have another statistic"
 
 
+@pytest.mark.parametrize("name", ["mean of means", "deviation", "group norm"])
+def test_pixels_are_counted_as_precisely_as_the_network_computes(name):
+    net, x = network(lambda: Block(name)).double(), image(2, 3, 27, 41).double()
+    assert difference(by_windows(maskguided.wrap(net, 2), x), net(x)) < 1e-12
+
+
 @pytest.mark.parametrize("name", ["groups", "stacked"])
 @pytest.mark.parametrize("local", [False, True])
 def test_no_image_depends_on_another_of_its_batch(name, local):
