@@ -53,8 +53,8 @@ class Inspection:
             return "\n".join([*lines, f"cannot be split: {self.reason}"])
         facts, blocks = self.facts, self.facts.blocks
         lines += [
-            f"scale {facts.scale}, {facts.in_channels} -> {facts.out_channels} channels, "
-            + (f"sizes that are multiples of {facts.multiple_of}" if facts.multiple_of > 1 else "any size"),
+            f"scale {facts.scale}, {facts.in_channels} -> {facts.out_channels} channels, any size"
+            + (f"; patches and halos are multiples of {facts.multiple_of}" if facts.multiple_of > 1 else ""),
             f"body: {len(blocks)} x {self.block_class}, {blocks[0]} .. {blocks[-1]}",
             f"cut after block {self.split_at}: "
             + ", ".join(f"{part} {share:.0%}" for part, share in self.shares.items())

@@ -284,6 +284,7 @@ def test_inspect_tells_what_it_sees():
     assert {what.split()[0] for what in found.live.values()} >= {"8", "vector"}
     for part in ("5 x Block", "cut after block 3", "radius", "not pan: it has no conv_first"):
         assert part in text
+    assert "3 channels, any size; patches and halos are multiples of 2" in str(maskguided.inspect(scaled(Strided()), 3))
     assert len(find_bodies(SizesAndVectors().eval(), probe(SizesAndVectors()))) >= 2
 
 
