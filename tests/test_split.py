@@ -144,10 +144,21 @@ class BySize(Base):
         return self.finish(y if x.shape[2] % 8 else 2 * y)
 
 
+class Scripted(Base):
+    def forward(self, x):
+        return self.finish(scripted(self.blocks[1](self.blocks[0](self.first(x)))))
+
+
+@torch.jit.script
+def scripted(x):
+    return x * 2
+
+
 @pytest.mark.parametrize(
     ("model", "text"),
     [
         (ByValue(), "reads pixel values"),
+        (Scripted(), "under @torch.jit.script"),
         (NoImage(), "no image"),
         (BySize(), "another image"),
         (nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 12), nn.PixelShuffle(2)), "finding the body"),

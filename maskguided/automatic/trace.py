@@ -226,7 +226,10 @@ class _Generaliser:
         if not hasattr(self.constants, name):
             tensors = [recording.constants[source.number] for recording in self.recordings]
             if any(t.shape != tensors[0].shape or not torch.equal(t, tensors[0]) for t in tensors):
-                raise _Differs(f"a tensor of shape {tuple(tensors[0].shape)} made outside torch's functions")
+                raise _Differs(
+                    f"a tensor of shape {tuple(tensors[0].shape)} made outside torch's functions, by numpy or by a "
+                    "function under @torch.jit.script (PYTORCH_JIT=0 in the environment makes that a plain one)"
+                )
             self.constants.register_buffer(name, tensors[0], persistent=False)
         return self.graph.create_node("get_attr", f"{CONSTANTS}.{name}")
 
