@@ -107,6 +107,16 @@ def test_resume_goes_on_on_the_cpu(work, log):
     assert not torch.equal(weights(path)["head.squeeze.weight"], weights(path, "params_ema")["head.squeeze.weight"])
 
 
+def test_the_average_of_what_does_not_train_is_what_was_given(work):
+    """Each step rounded it a little, so that a head was saved for a base that is in no file, and a second base with it."""
+    options = small("train_edsr")
+    options["train"].update(total_iter=1, ema_decay=0.9)
+    run("train", options)
+    saved = weights(models(options["name"]) / "net_g_latest.pth", "params_ema")
+    assert all(torch.equal(saved[f"model.{key}"], value) for key, value in weights("edsr.pth").items())
+    assert not (models(options["name"]) / "net_g_latest_base.pth").exists()
+
+
 def test_a_state_that_was_half_written_is_named(work, capfd):
     options = small("train_edsr")
     run("train", options)

@@ -144,6 +144,14 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             self.model_ema(decay=self.ema_decay)
 
     @torch.no_grad()
+    def model_ema(self, decay: float = 0.999) -> None:
+        """Average what trains; the rest would only drift by rounding, away from the file that it is in."""
+        averages = dict(self.net_g_ema.named_parameters())
+        for name, value in self._bare.named_parameters():
+            if value.requires_grad:
+                averages[name].mul_(decay).add_(value, alpha=1 - decay)
+
+    @torch.no_grad()
     def test(self) -> None:
         """Run `self.view` of the network on a validation image: refined, coarse or dense."""
         net, keep = self._shown.eval(), self._shown.keep
