@@ -21,6 +21,7 @@ from torch import nn
 import maskguided
 from maskguided.images import read_image, write_image
 from maskguided.integrations import basicsr_command
+from maskguided.integrations.basicsr_kinds import check_registered
 from maskguided.integrations.basicsr_network import MaskGuidedSR
 from maskguided.networks import load_network
 from maskguided.weights import read
@@ -108,7 +109,7 @@ def test_resume_goes_on_on_the_cpu(work, log):
 
 
 def test_the_average_of_what_does_not_train_is_what_was_given(work):
-    """Each step rounded it a little, so that a head was saved for a base that is in no file, and a second base with it."""
+    """Each step rounded it a little, so that a second base was written and the head was of that one."""
     options = small("train_edsr")
     options["train"].update(total_iter=1, ema_decay=0.9)
     run("train", options)
@@ -189,6 +190,16 @@ def test_param_key_g_says_which_weights_of_a_file(key, work):
     torch.save(both, "both.pth")
     net = model(small("train_edsr"), pretrain_network_g="both.pth", param_key_g=key).net_g
     assert all(torch.equal(value, both[key][name]) for name, value in net.model.state_dict().items())
+
+
+def test_networks_that_basicsr_has_under_another_name_are_found():
+    """Real-ESRGAN's files say SRVGGNetCompact, which basicsr finds as SRVGGNetCompact_basicsr."""
+    base = {"type": "SRVGGNetCompact", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_conv": 4, "upscale": 4}
+    registries = need_basicsr("basicsr.utils.registry")
+    check_registered("network_g: type", "SRVGGNetCompact", registries.ARCH_REGISTRY)
+    check_registered("model_type", "RealESRNetModel", registries.MODEL_REGISTRY)
+    check_registered("datasets: train: type", "RealESRGANDataset", registries.DATASET_REGISTRY)
+    assert type(MaskGuidedSR(base=base).model).__name__ == "SRVGGNetCompact"
 
 
 def test_a_coarse_tail_is_the_tail_of_the_base_that_is_loaded(work):

@@ -74,12 +74,18 @@ def _refuse_others(options: Mapping[str, Any], entries: tuple[str, ...], none: b
             raise ArgumentError(f"{where}: {value!r}: use {use}")
 
 
+def check_registered(where: str, name: Any, registry: Any) -> None:
+    """That basicsr finds the name, as it is or with the ending that sets its copies of Real-ESRGAN's classes apart."""
+    if f"{name}_basicsr" not in registry:
+        check_keys(where, [name], list(registry.keys()))
+
+
 def check_metrics(options: Mapping[str, Any]) -> None:
     """That basicsr knows each metric and is given what it takes."""
     registry = import_basicsr("basicsr.utils.registry").METRIC_REGISTRY
     for where, metric in _found(options, ("val:metrics:*",)):
         kind = metric.get("type")
-        check_keys(f"{where}: type", [kind], list(registry.keys()))
+        check_registered(f"{where}: type", kind, registry)
         for name, parameter in inspect.signature(registry.get(kind)).parameters.items():
             needed = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
             if needed and name not in ("img", "img2") and name not in metric:

@@ -18,6 +18,7 @@ from ..networks import load_network
 from ..settings import arguments_of, check_arguments, check_keys
 from ..training import stages
 from ..weights import HEAD_FORMAT, load_into, read
+from .basicsr_kinds import check_registered
 from .basicsr_options import stage_options
 from .basicsr_plugin import import_basicsr
 
@@ -144,7 +145,7 @@ def _built(base: Mapping[str, Any]) -> nn.Module:
     registry = import_basicsr("basicsr.utils.registry").ARCH_REGISTRY
     arguments = dict(base)
     kind = arguments.pop("type", None)
-    check_keys("network_g: base: type", [kind], list(registry.keys()))
+    check_registered("network_g: base: type", kind, registry)
     check_arguments(f"network_g: base ({kind})", arguments, registry.get(kind))
     try:
         network: nn.Module = archs.build_network({"type": kind, **arguments})

@@ -15,10 +15,10 @@ import torch
 
 from ..errors import ArgumentError
 from ..images import list_images
-from ..settings import check_arguments, check_keys
+from ..settings import check_arguments
 from ..training.stages import STAGES
 from ..training.stages import Options as StageOptions
-from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs
+from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs, check_registered
 from .basicsr_plugin import import_basicsr
 
 Phase = Literal["train", "test"]
@@ -106,11 +106,11 @@ def check_launcher(launcher: str) -> None:
 
 def _check_registered(options: Options) -> None:
     registries = import_basicsr("basicsr.utils.registry")
-    check_keys("model_type", [options["model_type"]], list(registries.MODEL_REGISTRY.keys()))
-    check_keys("network_g: type", [options["network_g"]["type"]], list(registries.ARCH_REGISTRY.keys()))
+    check_registered("model_type", options["model_type"], registries.MODEL_REGISTRY)
+    check_registered("network_g: type", options["network_g"]["type"], registries.ARCH_REGISTRY)
     for name, dataset in options["datasets"].items():
         require(options, (f"datasets:{name}:type",))
-        check_keys(f"datasets: {name}: type", [dataset["type"]], list(registries.DATASET_REGISTRY.keys()))
+        check_registered(f"datasets: {name}: type", dataset["type"], registries.DATASET_REGISTRY)
         check_pairs(f"datasets: {name}", dataset)
     check_metrics(options)
 
