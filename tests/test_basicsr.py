@@ -118,6 +118,18 @@ def test_the_average_of_what_does_not_train_is_what_was_given(work):
     assert not (models(options["name"]) / "net_g_latest_base.pth").exists()
 
 
+def test_a_run_is_resumed_under_its_own_name_and_stage(work, capfd):
+    options = small("train_pan")
+    run("train", options)
+    options["train"]["stage"] = "head"
+    assert main("basicsr", "train", "-opt", write(options, "x.yml"), "--auto_resume") == 2
+    assert "stage: head: the run that is resumed trained something else" in " ".join(capfd.readouterr().err.split())
+    options["path"]["resume_state"] = f"experiments/{options['name']}/training_states/2.state"
+    options["name"] = "another"
+    assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
+    assert "there is no experiments/another; use the name" in " ".join(capfd.readouterr().err.split())
+
+
 def test_a_state_that_was_half_written_is_named(work, capfd):
     options = small("train_edsr")
     run("train", options)

@@ -73,6 +73,11 @@ def load_resume_state(options: Options) -> Options | None:
             f"{path}: no training state that can be read, as of a run that was killed while it was written; remove it, "
             f"and --auto_resume goes on from the one before ({' '.join(str(error).split())})"
         ) from None
+    if not Path(options["path"]["experiments_root"]).is_dir():
+        raise ArgumentError(
+            f"path: resume_state: {path}: a run goes on in its own folder, and there is no "
+            f"experiments/{options['name']}; use the name that it was started with"
+        )
     options["path"][GIVEN] = options["path"].get("pretrain_network_g")
     import_basicsr("basicsr.utils").check_resume(options, state["iter"])
     return state

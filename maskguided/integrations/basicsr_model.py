@@ -134,6 +134,15 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         except (TypeError, AssertionError) as error:
             raise ArgumentError(f"train: scheduler: {error}") from None
 
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        try:
+            super().resume_training(resume_state)
+        except ValueError as error:  # of torch: other parameters
+            raise ArgumentError(
+                f"train: stage: {self.opt['train']['stage']}: the run that is resumed trained something else "
+                f"({error}); give this stage its own name, and path: pretrain_network_g, that run's net_g_latest.pth"
+            ) from None
+
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
         loss = self.net_g(self.lq, target=self.gt)
