@@ -23,6 +23,7 @@ from maskguided.images import read_image, write_image
 from maskguided.integrations import basicsr_command
 from maskguided.integrations.basicsr_kinds import check_registered
 from maskguided.integrations.basicsr_network import MaskGuidedSR
+from maskguided.integrations.basicsr_options import check
 from maskguided.networks import load_network
 from maskguided.weights import read
 
@@ -128,6 +129,17 @@ def test_a_run_is_resumed_under_its_own_name_and_stage(work, capfd):
     options["name"] = "another"
     assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
     assert "there is no experiments/another; use the name" in " ".join(capfd.readouterr().err.split())
+
+
+def test_images_without_a_pair_are_measured_by_what_needs_none(work):
+    options = small("test_edsr")
+    data_set = {"phase": "test", "name": "own", "type": "SingleImageDataset", "dataroot_lq": "LR"}
+    options.update(dist=False, datasets={"test_1": data_set})
+    options["path"] = {"pretrain_network_g": "edsr.pth"}
+    with pytest.raises(maskguided.ArgumentError, match="no dataroot_gt to compare with"):
+        check(options, "test")
+    options["val"]["metrics"] = {"niqe": {"type": "calculate_niqe", "crop_border": 4}}
+    check(options, "test")
 
 
 def test_a_state_that_was_half_written_is_named(work, capfd):

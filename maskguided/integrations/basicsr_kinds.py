@@ -92,6 +92,13 @@ def check_metrics(options: Mapping[str, Any]) -> None:
                 raise ArgumentError(f"the options lack {where}: {name}; see examples/basicsr for whole files")
 
 
+def compares(options: Mapping[str, Any]) -> bool:
+    """Whether a metric needs the HR image; NIQE needs none."""
+    registry = import_basicsr("basicsr.utils.registry").METRIC_REGISTRY
+    metrics = (metric for _, metric in _found(options, ("val:metrics:*",)))
+    return any("img2" in inspect.signature(registry.get(metric["type"])).parameters for metric in metrics)
+
+
 def check_pairs(where: str, dataset: Mapping[str, Any]) -> None:
     """That there is what PairedImageDataset reads without asking."""
     if dataset["type"] != "PairedImageDataset":

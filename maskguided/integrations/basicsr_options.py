@@ -18,7 +18,7 @@ from ..images import list_images
 from ..settings import check_arguments
 from ..training.stages import STAGES
 from ..training.stages import Options as StageOptions
-from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs, check_registered
+from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs, check_registered, compares
 from .basicsr_plugin import import_basicsr
 
 Phase = Literal["train", "test"]
@@ -152,7 +152,7 @@ def _check_dataset(where: str, dataset: Options, options: Options) -> None:
     for name in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
         if dataset.get(name) and not Path(dataset[name]).exists():
             raise ArgumentError(f"{where}: {name}: {dataset[name]}: no such file or folder (from {Path.cwd()})")
-    if dataset["phase"] != "train" and not dataset.get("dataroot_gt") and (options.get("val") or {}).get("metrics"):
+    if dataset["phase"] != "train" and not dataset.get("dataroot_gt") and compares(options):
         raise ArgumentError(f"{where}: there is no dataroot_gt to compare with; give one, or set val: metrics: ~")
     size, scale = dataset.get("gt_size"), options.get("scale")
     if isinstance(size, int) and isinstance(scale, int) and scale and size % scale:
