@@ -60,6 +60,8 @@ WRONG = {
     "a data set": (lambda o: o["datasets"].update(val="Set5"), "datasets: val: 'Set5': use entries"),
     "folder": (lambda o: o["datasets"]["train"].update(dataroot_gt=5), "datasets: train: dataroot_gt: 5: use text"),
     "base, a word": (lambda o: o["network_g"].update(base="EDSR"), "network_g: base: 'EDSR': use entries"),
+    "a phase": (lambda o: o["datasets"].update(valid=o["datasets"].pop("val")), "valid: a training run takes train"),
+    "head, a number": (lambda o: o["network_g"].update(head=8), "network_g: head: 8: use entries"),
     "two bases": (lambda o: o["path"].update(pretrain_network_base="pan.pth"), "mean the same; give one"),
 }  # fmt: skip
 

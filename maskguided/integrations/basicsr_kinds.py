@@ -15,7 +15,7 @@ _ENTRIES = (
     *("datasets", "datasets:*", "datasets:*:io_backend", "network_g", "path", "train:optim_g", "train:scheduler"),
     "val:metrics:*",
 )
-_ENTRIES_OR_NONE = ("network_g:base", "train", "logger", "val", "val:metrics")
+_ENTRIES_OR_NONE = ("network_g:base", "network_g:head", "train", "logger", "val", "val:metrics")
 _TEXT = ("name", "datasets:*:filename_tmpl", "datasets:*:io_backend:type", "val:metrics:*:type")
 _TEXT_OR_NONE = (
     *("datasets:*:dataroot_gt", "datasets:*:dataroot_lq", "datasets:*:meta_info_file", "network_g:base_weights"),

@@ -75,6 +75,8 @@ def check(options: Options, phase: Phase) -> None:
         check_train(options["train"])
     _check_paths(options)
     for name, dataset in options["datasets"].items():
+        if phase == "train" and dataset["phase"] not in ("train", "val"):
+            raise ArgumentError(f"datasets: {name}: a training run takes train, val, and val_2, val_3, ... beside it")
         _check_dataset(f"datasets: {name}", dataset, options)
     _check_devices(options)
 
