@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from pathlib import Path
@@ -39,6 +40,8 @@ app.add_typer(basicsr_yaml.app, name="basicsr")
 
 def main() -> None:
     """Entry point: one sentence and exit code 2 for what we know to be wrong, instead of a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot show is no reason to stop
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

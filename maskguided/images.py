@@ -46,7 +46,7 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(f"{path}: more pixels than OpenCV or the memory can hold") from None
     if image is None:
         raise ImageError(f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)}")
-    if path.suffix.lower() in _PAGED and (pages := cv2.imcount(str(path))) > 1:
+    if path.suffix.lower() in _PAGED and _opens(path) and (pages := cv2.imcount(str(path))) > 1:
         warnings.warn(f"{path}: the first of {pages} pictures in it is read", stacklevel=2)
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
@@ -98,9 +98,10 @@ def write_image(path: str | Path, image: Image) -> None:
     swapped = _swapped(image)
 
     def write(beside: Path) -> None:
-        if cv2.imwrite(str(beside), swapped, quality):  # as it is encoded: a large file is never in memory
+        # As it is encoded: a large file is never in memory.
+        if _opens(beside) and cv2.imwrite(str(beside), swapped, quality):
             return
-        done, encoded = cv2.imencode(suffix, swapped, quality)  # where OpenCV cannot open such a path (Windows)
+        done, encoded = cv2.imencode(suffix, swapped, quality)  # where OpenCV cannot open such a path
         if not done:
             raise ImageError(f"{path}: OpenCV could not encode {image.shape} {image.dtype} as {suffix}")
         beside.write_bytes(encoded)  # not tofile, whose error does not say that a disk is full
@@ -151,6 +152,15 @@ def _swapped(image: Image) -> Image:
     if image.ndim == 2 or image.shape[2] == 1:
         return image.reshape(image.shape[:2])
     return np.ascontiguousarray(image[..., [2, 1, 0, 3][: image.shape[2]]])
+
+
+def _opens(path: Path) -> bool:
+    """Whether OpenCV may be given this name: one that is no UTF-8, as of old archives, ends the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _cv2() -> Any:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from skimage import data
@@ -176,3 +180,16 @@ def test_colours_of_a_tiff_are_not_multiplied_by_its_alpha(tmp_path, order):
     body = struct.pack(f"{order}I", 16) + pixels.tobytes() + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
     (tmp_path / "a.tif").write_bytes(start + body)
     assert np.array_equal(read_image(tmp_path / "a.tif"), pixels)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_names_that_are_no_utf8_are_files_as_others(tmp_path):
+    folder = tmp_path / "in"
+    write_image(folder / "a.png", PHOTO)
+    (folder / "a.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    command = [sys.executable, "-m", "maskguided", "upscale", "-i", folder, "-o", tmp_path / "o", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("caf\\udce9.png -> ")
+    (made,) = (tmp_path / "o").iterdir()
+    assert read_image(made).shape == (4 * PHOTO.shape[0], 4 * PHOTO.shape[1], 3)
