@@ -97,8 +97,10 @@ class MaskGuided(Knobs):
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        merge = merge or ("features" if split.can_skip and split.can_join and coarse_tail is None else "image")
-        coarse_tail = coarse_tail or ("copy" if split.can_skip else "light")
+        if merge is None:
+            merge = "features" if split.can_skip and split.can_join and coarse_tail is None else "image"
+        if coarse_tail is None:
+            coarse_tail = "copy" if split.can_skip else "light"
         check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, context=context, global_ops=global_ops)
         check_possible(split, merge, coarse_tail, global_ops)
         check_cuts(split, merge, context)

@@ -50,6 +50,12 @@ WRONG = {
     "tile": (lambda o: o["val"].update(tile="all"), "val: tile: 'all' is text"),
     "half a tile": (lambda o: o["val"].update(tile=1.5), "val: tile: 1.5: use a whole number"),
     "batch": (lambda o: o["datasets"]["train"].update(batch_size_per_gpu=16), "use dataset_enlarge_ratio: 6 or more"),
+    "batch, listed": (
+        lambda o: o["datasets"]["train"].update(meta_info_file="two.txt", batch_size_per_gpu=9),
+        "train: 2 images of HR, 4 times each, are less than batch_size_per_gpu: 9",
+    ),
+    "an empty list": (lambda o: o["datasets"]["train"].update(meta_info_file="none.txt"), "none.txt names no image"),
+    "backend": (lambda o: o["datasets"]["train"]["io_backend"].update(type="lmdb"), "io_backend: type: lmdb is for"),
     "crops": (lambda o: o["datasets"]["train"].update(gt_size=96), "is smaller than patch size (24, 24)"),
     "crops, workers": (
         lambda o: o["datasets"]["train"].update(gt_size=96, num_worker_per_gpu=1), "datasets: LQ (20, 22) is smaller"
@@ -72,6 +78,8 @@ def test_wrong_options_are_one_sentence_and_exit_code_2(what, work, capfd):
     options = small("train_edsr")
     change(options)
     write_image(Path("more/0.png"), np.zeros((80, 88, 3), np.uint8))  # one image, where LR has three
+    Path("two.txt").write_text("0.png (80,88,3)\n1.png (80,88,3)\n")
+    Path("none.txt").touch()
     assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
     seen = capfd.readouterr().err
     assert text in seen

@@ -109,6 +109,13 @@ def check_pairs(where: str, dataset: Mapping[str, Any]) -> None:
             raise ArgumentError(f"the options lack {where}: {entry}; see examples/basicsr for whole files")
     if "type" not in dataset["io_backend"]:
         raise ArgumentError(f"the options lack {where}: io_backend: type; see examples/basicsr for whole files")
+    lmdb = dataset["io_backend"]["type"] == "lmdb"
+    for entry in ("dataroot_gt", "dataroot_lq"):
+        if str(dataset[entry]).endswith(".lmdb") != lmdb:
+            raise ArgumentError(
+                f"{where}: {entry}: {dataset[entry]}: io_backend: type: lmdb is for folders whose names end in .lmdb, "
+                "disk for others"
+            )
 
 
 def _found(options: Mapping[str, Any], entries: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -170,11 +170,15 @@ def _check_dataset(where: str, dataset: Options, options: Options) -> None:
 
 def _check_batch(where: str, dataset: Options) -> None:
     """basicsr leaves out what is no whole batch: with fewer images than that it trains nothing, and says nothing."""
-    folder, times = dataset.get("dataroot_gt") or "", dataset.get("dataset_enlarge_ratio", 1)
-    paired = dataset["type"] == "PairedImageDataset" and not dataset.get("meta_info_file")
-    if not paired or not folder or not Path(folder).is_dir() or Path(folder).suffix == ".lmdb":
+    if dataset["type"] != "PairedImageDataset":
         return
-    batch, count = dataset["batch_size_per_gpu"], len(list_images(Path(folder)))
+    times, batch = dataset.get("dataset_enlarge_ratio", 1), dataset["batch_size_per_gpu"]
+    folder = Path(dataset["dataroot_gt"])
+    lmdb = dataset["io_backend"]["type"] == "lmdb"
+    named = folder / "meta_info.txt" if lmdb else dataset.get("meta_info_file")  # one image a line
+    count = len(list_images(folder)) if named is None else len(Path(named).read_text().splitlines())
+    if not count:
+        raise ArgumentError(f"{where}: {named or folder} names no image")
     if count * times < batch:
         raise ArgumentError(
             f"{where}: {count} images of {folder}, {times} times each, are less than batch_size_per_gpu: {batch}, so "
