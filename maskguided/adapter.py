@@ -216,7 +216,7 @@ def adapters() -> dict[str, type[Adapter]]:
 def named(name: str) -> type[Adapter]:
     """The adapter called `name`; an ArgumentError that lists the known ones where there is none."""
     known = adapters()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ArgumentError(f"no adapter is called {name!r}; known: {', '.join(known)}")
     return known[name]
 

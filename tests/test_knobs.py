@@ -102,6 +102,9 @@ def test_a_single_further_cut_takes_a_bare_share():
         ({"head": 3}, "head=3; give the settings of the mask head in a dict"),
         ({"head": {"hidden": 2.5}}, "hidden=2.5; use a whole number"),
         ({"head": {"hidden": "a"}}, "hidden='a'; use a whole number"),
+        ({"adapter": ["pan"]}, r"no adapter is called \['pan'\]; known: "),
+        ({"merge": ""}, "merge=''; use one of"),
+        ({"coarse_tail": 0}, "coarse_tail=0; use one of"),
     ],
 )
 def test_a_setting_that_is_none_is_named_with_the_nearest(settings, text):
