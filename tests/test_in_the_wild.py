@@ -119,6 +119,26 @@ def test_half_precision_gets_the_same_windows():
     assert (half.patch_size, half.halo) == (whole.patch_size, whole.halo) == (8, 0)
 
 
+class PositionsInFloat32(ResidualOutside):
+    def forward(self, x):
+        places = torch.arange(x.shape[3], dtype=torch.float32, device=x.device)
+        first = features = self.first(x) + torch.sin(300 * places).to(x.dtype)
+        for block in self.blocks:
+            features = block(features)
+        return self.finish(features + first).to(torch.float32)
+
+
+@pytest.mark.parametrize("merge", ["features", "image"])
+@pytest.mark.parametrize("make", [PositionsInFloat32])
+def test_what_the_network_computes_in_float32_stays_so_in_half_precision(make, merge):
+    model, x = scaled(make(), 0.5), image(1, 3, 20, 26).bfloat16()
+    fast = maskguided.wrap(model, 2, merge=merge, keep=1).bfloat16()  # and the network with it
+    dense, split = model(x), fast.split
+    assert fast(x).dtype == dense.dtype
+    assert difference(fast(x).float(), dense.float()) < 0.02
+    assert torch.equal(split.tail(split.body(split.prefix(x))), dense)
+
+
 @pytest.mark.parametrize("script", [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(1, 3, 32, 32))])
 def test_torchscript_is_refused_and_left_as_it_is(script):
     model = ResidualOutside()

@@ -265,15 +265,32 @@ def like(value: Any, parts: list[Any]) -> Any:
 
 def made_in(described: Any) -> list[Made]:
     """What earlier steps made, among described arguments."""
-    found: list[Made] = []
+    return [part for part in parts_of(described) if isinstance(part, Made)]
+
+
+def parts_of(described: Any) -> list[Any]:
+    """All that stands in described arguments, at any depth."""
+    found: list[Any] = []
 
     def visit(value: Any) -> Any:
-        if isinstance(value, Made):
-            found.append(value)
+        found.append(value)
         return rebuilt(value, visit)
 
     visit(described)
     return found
+
+
+def with_fixed(described: Any, other: Any) -> Any:
+    """Described arguments with each dtype that is the same in those of a network in another dtype."""
+    if isinstance(described, Live):
+        return other if isinstance(other, torch.dtype) else described
+    if type(described) is not type(other) or isinstance(described, (Made, Held, Constant)):
+        return described
+    if isinstance(described, (tuple, list)) and len(described) == len(other):
+        return like(described, [with_fixed(*pair) for pair in zip(described, other, strict=True)])
+    if isinstance(described, dict):
+        return {key: with_fixed(value, other.get(key)) for key, value in described.items()}
+    return described
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import operator
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, first_line
-from ..probing import Probe
+from ..probing import Probe, copied, forget_results
 from ..split import Kind
 from .body import on_one_size
 from .layout import Layout, find_layout
-from .record import CannotFollow, Constant, Held, Live, Made, Recording, leaves_around, like, made_in, record
+from .record import (
+    CannotFollow,
+    Constant,
+    Held,
+    Live,
+    Made,
+    Recording,
+    Step,
+    leaves_around,
+    like,
+    made_in,
+    parts_of,
+    record,
+    with_fixed,
+)
 from .sizes import BATCH, At, Rounding, Size, fit, size
 
 MODEL, CONSTANTS, AT = "model", "constants", "at"
@@ -62,7 +76,7 @@ def recordings(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> list[
             _same_steps(made[0], made[-1])
     except (CannotFollow, _Differs) as error:
         raise CannotSplit(f"recording {type(model).__name__}: {error}. {ADAPTER}") from error
-    return made
+    return _with_fixed_dtypes(model, leaves, made, probe)
 
 
 def trace(model: nn.Module, blocks: tuple[str, ...], runs: list[Recording], rounding: Rounding) -> Traced:
@@ -103,6 +117,30 @@ def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
         raise
     except Exception as error:  # whatever a foreign forward raises
         raise _Differs(f"an input of {tuple(x.shape)} raises {type(error).__name__}: {first_line(error)}") from error
+
+
+def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording], probe: Probe) -> list[Recording]:
+    """The recordings, with the dtypes that `model` names itself (`x.to(torch.float32)`) apart from its own.
+
+    One recording in another dtype tells them apart. A network that does not run in that keeps them all as its own.
+    """
+    if not any(Live("dtype") in parts_of((step.args, step.kwargs)) for step in runs[0].steps):
+        return runs
+    dtype = torch.float32 if probe.dtype != torch.float32 else torch.bfloat16
+    batch, height, width = runs[0].size
+    try:
+        other = record(copied(model).to(dtype), leaves, probe.input(height, width, batch).to(dtype))
+        _same_steps(runs[0], other)
+    except Exception:  # whatever a foreign forward raises in a dtype that is not its own
+        return runs
+    finally:
+        forget_results(model)
+
+    def fixed(step: Step, twin: Step) -> Step:
+        args, kwargs = with_fixed((step.args, step.kwargs), (twin.args, twin.kwargs))
+        return replace(step, args=args, kwargs=kwargs)
+
+    return [replace(run, steps=list(map(fixed, run.steps, other.steps))) for run in runs]
 
 
 def _same_steps(one: Recording, other: Recording) -> None:
