@@ -128,8 +128,16 @@ class PositionsInFloat32(ResidualOutside):
         return self.finish(features + first).to(torch.float32)
 
 
+class FeaturesInFloat32(ResidualOutside):
+    def forward(self, x):
+        features = self.first(x).to(torch.float32)
+        for block in self.blocks:
+            features = features + block(features.to(x.dtype)).to(torch.float32)
+        return self.finish(features.to(x.dtype))
+
+
 @pytest.mark.parametrize("merge", ["features", "image"])
-@pytest.mark.parametrize("make", [PositionsInFloat32])
+@pytest.mark.parametrize("make", [PositionsInFloat32, FeaturesInFloat32])
 def test_what_the_network_computes_in_float32_stays_so_in_half_precision(make, merge):
     model, x = scaled(make(), 0.5), image(1, 3, 20, 26).bfloat16()
     fast = maskguided.wrap(model, 2, merge=merge, keep=1).bfloat16()  # and the network with it

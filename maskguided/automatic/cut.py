@@ -52,12 +52,12 @@ class Frame:
         """What the network makes of the size of an image."""
         return (self.rounding.full(height), self.rounding.full(width)) if self.enlarges else (height, width)
 
-    def inputs(self, part: Part, state: State) -> tuple[At, list[Any]]:
-        """What to call `part` with."""
-        at = self._at(part, state)
+    def inputs(self, part: Part, state: State, network: nn.Module) -> tuple[At, list[Any]]:
+        """What to call `part`, which runs modules of `network`, with."""
+        at = self._at(part, state, network)
         return at, [self.layouts[n].from_map(state[n], at) if n in self.layouts else state[n] for n in part.inputs]
 
-    def _at(self, part: Part, state: State) -> At:
+    def _at(self, part: Part, state: State, network: nn.Module) -> At:
         """The size of the LR image, or of windows, which are not enlarged: that of the first map `part` takes."""
         name = next(name for name in part.inputs if name in self.layouts)
         value, ratio = state[name], self.layouts[name].ratio
@@ -67,7 +67,8 @@ class Frame:
             height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
         whole = _IMAGE in state or not self.enlarges
         full = (self.rounding.full(height), self.rounding.full(width)) if whole else (height, width)
-        like = next((state[n] for n in part.inputs if state[n].is_floating_point()), value)  # not a mask
+        # A live value may be a mask, or float32 in a network of float16.
+        like = next((p for p in network.parameters() if p.is_floating_point()), value)
         return At(value.shape[0], height, width, *full, value.device, like.dtype)
 
 
@@ -146,14 +147,14 @@ class AutomaticSplit(Split):
         return tuple(stretch(*piece) for piece in self._pieces) or (self.undivided,)
 
     def tail(self, state: State) -> Tensor:
-        at, values = self._frame.inputs(self._parts["tail"], state)
+        at, values = self._frame.inputs(self._parts["tail"], state, self.model)
         del state  # it would hold on to what the tail is done with
         image: Tensor = self._run["tail"](at, values)
         return image
 
     def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
         """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
-        at, values = self._frame.inputs(self._parts[part], state)
+        at, values = self._frame.inputs(self._parts[part], state, self.model)
         made = self._run[part](at, values)
         full = self.full_size(at.height, at.width) if _IMAGE in state else (at.height, at.width)
         layouts = self._frame.layouts
@@ -200,7 +201,7 @@ class AutomaticSplit(Split):
                 inputs = {key: state[key].clone() for key in part.inputs}
                 versions = {key: value._version for key, value in inputs.items()}
                 if name == "tail":
-                    self._run[name](*self._frame.inputs(part, inputs))
+                    self._run[name](*self._frame.inputs(part, inputs, self.model))
                 else:
                     state.update(self._made(outputs, name, inputs))
                 _clone_inputs(part, [key for key in inputs if inputs[key]._version != versions[key]])
@@ -281,7 +282,7 @@ class _CopiedTail(nn.Module):
         self.graph = copied(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
-        image: Tensor = self.graph(*self.frame.inputs(self.part, state))
+        image: Tensor = self.graph(*self.frame.inputs(self.part, state, self.graph))
         return image
 
 
