@@ -136,8 +136,17 @@ class FeaturesInFloat32(ResidualOutside):
         return self.finish(features.to(x.dtype))
 
 
+class SkipInFloat32(ResidualOutside):
+    def forward(self, x):
+        enlarged = F.interpolate(x.float(), scale_factor=2.0, mode="bicubic")
+        features = self.first(x)
+        for block in self.blocks:
+            features = block(features)
+        return (self.finish(features) + enlarged).to(x.dtype)
+
+
 @pytest.mark.parametrize("merge", ["features", "image"])
-@pytest.mark.parametrize("make", [PositionsInFloat32, FeaturesInFloat32])
+@pytest.mark.parametrize("make", [PositionsInFloat32, FeaturesInFloat32, SkipInFloat32])
 def test_what_the_network_computes_in_float32_stays_so_in_half_precision(make, merge):
     model, x = scaled(make(), 0.5), image(1, 3, 20, 26).bfloat16()
     fast = maskguided.wrap(model, 2, merge=merge, keep=1).bfloat16()  # and the network with it

@@ -105,6 +105,9 @@ def record(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
 # Calls that hand a tensor's content to Python.
 _TO_PYTHON = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "is_nonzero", "equal"}
 
+_CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
+"""Calls that give their tensor itself where it has the dtype already."""
+
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -128,6 +131,8 @@ class _Recorder(TorchFunctionMode):
             raise CannotFollow(f"its forward reads pixel values (Tensor.{name})")
         bases = self._bases((args, kwargs))
         result = func(*args, **kwargs)
+        if name in _CASTS and result is args[0]:
+            result = result.view_as(result)  # in another dtype it is another tensor, and what uses args[0] uses not it
         if name == "__setitem__":
             self.step(set_item, before, named, args[0])
         elif any(True for _ in tensors(result)):
