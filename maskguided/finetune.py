@@ -30,7 +30,7 @@ from .training.pool import batches
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE, Given, Options, loss, prepare, too_small, train_only
 from .values import as_whole
-from .weights import write_whole
+from .weights import torch_save_whole
 from .wrapping import check_wrapped
 
 
@@ -271,7 +271,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
-        write_whole(self.checkpoint, lambda beside: torch.save(content, beside))
+        torch_save_whole(self.checkpoint, content)
 
     def resume(self) -> int:
         """Steps that were done already, 0 without a checkpoint."""

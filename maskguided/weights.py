@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
@@ -140,6 +141,13 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:  # no rights, a full disk: said of this file, not of the one beside it
         raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
+
+
+def torch_save_whole(path: Path, content: Any) -> None:
+    """torch.save, the whole file or none; by way of memory, for torch tells of a full disk by a RuntimeError."""
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    write_whole(path, lambda beside: beside.write_bytes(whole.getbuffer()))
 
 
 def safetensors_file(name: str) -> Any:

@@ -22,7 +22,7 @@ from maskguided import ArgumentError, CheckpointError, ImageError
 from maskguided.adapters.pan_net import PAN
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
-from maskguided.weights import load_into, read, write_whole
+from maskguided.weights import load_into, read, torch_save_whole, write_whole
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 
@@ -322,3 +322,19 @@ def test_a_change_that_is_out_of_range_is_not_the_files_fault(tmp_path):
     for change in ({"keep": 3}, {"patch_size": 0}, {"min_gain_db": 0.3}):
         with pytest.raises(ArgumentError, match=f"^{next(iter(change))}="):
             maskguided.load(path, net, **change)
+
+
+def test_a_torch_file_that_cannot_be_written_is_an_oserror_of_that_file(tmp_path):
+    """On a full disk a checkpoint of training ended in torch's RuntimeError about its zip file."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.checkpoint") as raised:
+            torch_save_whole(tmp_path / "a.checkpoint", {"weights": torch.ones(10000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raised.value.filename == str(tmp_path / "a.checkpoint")
+    assert not list(tmp_path.iterdir())
+    torch_save_whole(tmp_path / "a.checkpoint", {"weights": torch.ones(10)})
+    assert torch.equal(torch.load(tmp_path / "a.checkpoint", weights_only=True)["weights"], torch.ones(10))

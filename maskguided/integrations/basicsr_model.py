@@ -14,7 +14,7 @@ from .. import checkpoint
 from ..errors import ArgumentError
 from ..infer import run_tiled
 from ..training.stages import too_small
-from ..weights import write_whole
+from ..weights import torch_save_whole
 from .basicsr_network import MaskGuidedSR
 from .basicsr_options import GIVEN, check_train, stage_options
 from .basicsr_plugin import import_basicsr
@@ -205,7 +205,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         checkpoint.save(self._shown, folder / f"net_g_{label}_maskguided.safetensors")
         if self._shown.base_is_new:
             weights = {name: value.cpu() for name, value in self._shown.model.state_dict().items()}
-            write_whole(folder / f"net_g_{label}_base.pth", lambda path: torch.save({"params": weights}, path))
+            torch_save_whole(folder / f"net_g_{label}_base.pth", {"params": weights})
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
         bare: MaskGuidedSR = self.get_bare_model(net)
