@@ -73,7 +73,7 @@ class Recipe:
             raise ArgumentError(f"precision={self.precision!r}; use 'no', 'bf16' or 'fp16'")
 
 
-_SINCE = ("halo", "exchange")
+_SINCE = ("halo", "exchange", "coarse_on", "onward")
 """What a checkpoint says of its run that older ones did not; often it follows from the rest."""
 
 Watcher = Callable[[int, int, float], None]
@@ -317,7 +317,7 @@ class _Run:
         """What must be the same for a run to go on."""
         fast, shapes = self.fast, [list(p.shape) for p in self.parameters]
         of_wrap = {"split_at": list(fast.split.cuts), "merge": fast.merge, "patch_size": fast.patch_size}
-        since = {"halo": fast.halo, "exchange": fast.exchange}
+        since = {name: getattr(fast, name) for name in _SINCE}
         of_network = {"network": fingerprint(fast.unwrap())[:16], "shapes": shapes}
         return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network}
 

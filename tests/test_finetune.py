@@ -385,6 +385,8 @@ def test_other_images_or_windows_than_a_checkpoint_saw_are_named(photos, tmp_pat
         finetune.fit(wrapped(), photos / "coffee.png", "coarse", QUICK, checkpoint=kept)
     with pytest.raises(CheckpointError, match=r"of another run, with \{'halo': 1\}"):
         finetune.fit(wrapped(halo=2), photos, "coarse", QUICK, checkpoint=kept)
+    with pytest.raises(CheckpointError, match=r"of another run, with \{'coarse_on': 'all'\}"):
+        finetune.fit(wrapped(coarse_on="unrefined"), photos, "coarse", QUICK, checkpoint=kept)
     content = torch.load(kept, weights_only=True)
     del content["run"]["halo"], content["run"]["exchange"], content["images"]  # as an older version wrote it
     torch.save(content, kept)
