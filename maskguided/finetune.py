@@ -135,6 +135,11 @@ def fit(
     """
     check_wrapped(fast)
     recipe = recipe or Recipe()
+    if (dtype := next(fast.parameters()).dtype) != torch.float32:
+        raise ArgumentError(
+            f"fit trains in float32, and this network is {dtype}: call fast.float() before; for mixed precision give "
+            "Recipe(precision='bf16')"
+        )
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
         warnings.warn(wrong, stacklevel=2)
     if (as_whole(every) or 0) < 1:

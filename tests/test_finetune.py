@@ -337,6 +337,8 @@ def test_two_processes_are_as_good_as_one(photos, tmp_path):
 def test_what_cannot_be_trained(photos, tmp_path):
     with pytest.raises(ArgumentError, match="merge='features' there is no coarse tail"):
         finetune.fit(wrapped(merge="features"), photos, "coarse", QUICK)
+    with pytest.raises(ArgumentError, match=r"trains in float32, and this network is torch\.bfloat16"):
+        finetune.fit(wrapped().bfloat16(), photos, "head", QUICK)
     with pytest.raises(ArgumentError, match="use one of coarse, refine, head, all, end, joint"):
         finetune.fit(wrapped(), photos, "body", QUICK)
     for stage, head_loss in (("head", "rank"), ("head", "l1"), ("end", "rank")):
