@@ -3,6 +3,9 @@
 NaN survives convolutions, activations, sums and resizing whatever the weights are, so this finds the
 structural radius, where gradients of deep networks underflow long before its edge. The maps are narrow
 strips: a radius of hundreds of pixels is measured on a few thousand.
+
+A dilated convolution may leap over the end of a strip, unseen. So a radius counts only where the longest leap beyond it
+would still end within the strip: whatever leaps farther in several convolutions leaps less far in fewer.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int)
         multiple_of: height and width of the images must be multiples of this.
 
     Returns:
-        The radius; None where even the longest strip turns NaN from end to end, as after a global pooling.
+        The radius; None where even the longest strip turns NaN from end to end, as after a global pooling, or where
+        `part` runs on no strip.
     """
     maps, extents = list(maps), list[int | None]()
     for vertical in (False, True):
@@ -109,11 +113,10 @@ def _extent(
 ) -> int | None:
     step, before = multiple_of, 0
     breadth = round_up(breadth, step)
-    for length in _LENGTHS:
-        length = round_up(length, step)
+    for length in (round_up(length, step) for length in _LENGTHS):
         state = state_of((length, breadth) if vertical else (breadth, length))
         middle, farthest = length // 2 // step * step, 0
-        with _Largest() as largest:
+        with _Watch(length, -2 if vertical else -1) as seen:
             # A stride makes the answer depend on where in its period the pixel lies: try them all.
             for at in range(step):
                 reach = _reach(state, part, maps, middle + at, length, -2 if vertical else -1)
@@ -121,27 +124,41 @@ def _extent(
                     break
                 farthest = max(farthest, reach)
             else:
-                return farthest
+                if not seen.leap or farthest + seen.leap < length // 2 - step:
+                    return farthest
         # Where each pixel is set against all others, longer strips tell nothing new, and fill the memory.
-        if largest.numel > _LINEAR * before > 0:
+        if seen.numel > _LINEAR * before > 0:
             return None
-        before = largest.numel
+        before = seen.numel
     return None
 
 
-class _Largest(TorchFunctionMode):
-    """Notes how many numbers the largest tensor holds that is made within it."""
+class _Watch(TorchFunctionMode):
+    """Notes what is made within it on a strip of `length` LR pixels along `dim`."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int, dim: int) -> None:
         super().__init__()
+        self.length, self.dim = length, dim
         self.numel = 0
+        """Numbers in the largest tensor."""
+        self.leap = 0
+        """LR pixels between what two taps of a dilated convolution see, where they are farthest apart."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "conv2d":
+            self._note(*args, **kwargs)
+        result = func(*args, **kwargs)
         for made in result if isinstance(result, tuple) else (result,):
             if isinstance(made, Tensor):
                 self.numel = max(self.numel, made.numel())
         return result
+
+    def _note(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> None:
+        given = kwargs.get("dilation", args[3] if len(args) > 3 else 1)
+        dilation = given if isinstance(given, int) else given[self.dim % len(given)]
+        if dilation > 1 and weight.shape[self.dim] > 1:
+            self.leap = max(self.leap, -(-dilation * self.length // input.shape[self.dim]))
 
 
 def _reach(state: State, part: Part, maps: list[str], position: int, length: int, dim: int) -> int | None:

@@ -289,6 +289,20 @@ def test_attention_over_the_whole_map_is_told_on_small_maps():
     assert max(seen) <= 64 * 64
 
 
+@pytest.mark.parametrize(("dilation", "kernel"), [(2, 3), (24, 3), (33, 3), (40, 3), (65, 3), (30, 7)])
+def test_the_radius_of_dilated_convolutions_that_leap_over_the_end_of_a_strip(dilation, kernel):
+    reach = kernel // 2 * dilation
+
+    def twice(state):
+        x = state["x"]
+        for _ in range(2):
+            x = F.conv2d(x, torch.ones(1, 1, kernel, kernel), padding=reach, dilation=dilation)
+        return {"x": x}
+
+    for step in (1, 4):
+        assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, twice, ["x"], step) == 2 * reach
+
+
 def test_the_radius_is_not_looked_for_at_other_places_where_one_reaches_an_end():
     runs = []
 
