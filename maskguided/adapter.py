@@ -301,7 +301,7 @@ def split(
         body: the blocks, for a network that no adapter shall split: their module names, or a pattern for them in
             which * stands for one part of a name, as in "layers.*.blocks.*".
         cut: name of the last block that runs on the whole image, instead of `split_at`; not with an adapter.
-        check: compare the parts with the network on a small input.
+        check: compare the parts with the network on small images.
 
     Raises:
         CannotSplit: what failed, at which module, and what to do.

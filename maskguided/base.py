@@ -24,7 +24,7 @@ class Explanation:
     mask: Tensor
     """(B, rows, cols), bool: the patches that were refined."""
     index: Tensor
-    """(B, k), long: the same, best first."""
+    """(B, k), long: the same, best first; in order of position, where all are refined and none leaves early."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Base:
 
     @property
     def is_continued(self) -> bool:
-        """Whether windows are cut from more than the network takes: the image's size was none for them."""
+        """Whether the grid is larger than `x`: windows work on a multiple that the size of the image is none of."""
         return (self.grid.height, self.grid.width) != tuple(self.x.shape[2:])
 
     @property

@@ -9,7 +9,7 @@ would see alone: zeros, mostly.
     with Exchange(grid, index, gathered):
         windows = split.body(windows)
 
-What looks beyond a pixel in another way than these (attention, unfold, padding by hand) still ends at the window's
+What looks beyond a pixel in another way than these (attention, unfold, padding by torch.cat) still ends at the window's
 border; `Split.exchanges` tells whether a network has such a thing.
 """
 
@@ -63,8 +63,8 @@ class Exchange(TorchFunctionMode):
         index: (B, k) long, the patches whose windows are at work, as they were gathered.
         gathered: windows (B*k, C, h, w) that were just cut, each with the map it was cut from: around these the map
             itself is seen, refined or not.
-        guess: what a convolution with padding, the n-th, sees where nobody refines: (n, (pixels, F+1)) -> (pixels, C).
-            It gets the features there, and a 1; zeros where it is not asked.
+        guess: guess(n, features) is what the n-th padded convolution sees where no patch is refined, (pixels, C).
+            `features` are those at the cut there, and a 1 after them: (pixels, F+1). None: it sees zeros.
         features: (B, F, r*H, r*W), what it guesses from.
         strangers: shapes of tensors that are no windows though there may be as many of them.
         noted: where the shapes of such tensors are kept.

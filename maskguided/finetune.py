@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import fingerprint
-from .errors import ArgumentError, CheckpointError
+from .errors import ArgumentError, CheckpointError, first_line
 from .guided import MaskGuided
 from .optional import optional
+from .probing import undone_by_failure
 from .training.pool import batches
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE, Given, Options, loss, prepare, too_small, train_only
@@ -69,12 +70,16 @@ class Recipe:
             raise ArgumentError(f"rate={self.rate}, ema={self.ema}: use a rate above 0 and an ema of 0 to below 1")
         if self.pool and self.pool < self.batch:
             raise ArgumentError(f"pool={self.pool}: use 0, or at least the batch of {self.batch}")
+        if not isinstance(self.optimizer, str):
+            raise ArgumentError(f"optimizer={self.optimizer!r}: a name that timm knows; use 'adamw', say")
         if self.precision not in ("no", "bf16", "fp16"):
             raise ArgumentError(f"precision={self.precision!r}; use 'no', 'bf16' or 'fp16'")
 
 
 _SINCE = ("halo", "exchange", "coarse_on", "onward")
 """What a checkpoint says of its run that older ones did not; often it follows from the rest."""
+
+_STATE = ("step", "parameters", "average", "optimizer")
 
 Watcher = Callable[[int, int, float], None]
 """Told (step, steps, loss) after each step; the command line draws its bar by one."""
@@ -133,25 +138,19 @@ def fit(
         CheckpointError: `checkpoint` is of another run.
         MissingDependency: timm, accelerate (`pip install 'maskguided[train]'`) or basicsr is not installed.
     """
-    check_wrapped(fast)
-    recipe = recipe or Recipe()
-    if (dtype := next(fast.parameters()).dtype) != torch.float32:
-        raise ArgumentError(
-            f"fit trains in float32, and this network is {dtype}: call fast.float() before; for mixed precision give "
-            "Recipe(precision='bf16')"
-        )
+    recipe = Recipe() if recipe is None else recipe
+    _check(fast, recipe, every, workers)
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
         warnings.warn(wrong, stacklevel=2)
-    if (as_whole(every) or 0) < 1:
-        raise ArgumentError(f"every={every!r}: steps from one checkpoint to the next; use a whole number, 1 or more")
     folders = [hr] if isinstance(hr, (str, Path)) else list(hr)
     if not folders:
         raise ArgumentError("hr=[]: no folder of HR images; give one or more")
     crops = Crops(
         folders, scale=fast.scale, size=recipe.crop, lr=lr, seed=recipe.seed, grey=fast.split.probe.in_channels == 1
     )
-    run = _Run(fast, stage, recipe, crops.names, None if checkpoint is None else Path(checkpoint), logs)
-    start = run.resume()
+    with undone_by_failure(fast, fast.model):
+        run = _Run(fast, stage, recipe, crops.names, None if checkpoint is None else Path(checkpoint), logs)
+        start = run.resume()
     rank, processes = run.accelerator.process_index, run.accelerator.num_processes
     pool = recipe.pool if stage in REUSABLE else 0
     numbers = Batches(recipe.batch, start, recipe.steps, rank, processes, pool=pool)
@@ -165,6 +164,21 @@ def fit(
     if stage in ("head", "end"):
         fast.scorer = "head"
     return losses
+
+
+def _check(fast: MaskGuided, recipe: Recipe, every: int, workers: int) -> None:
+    check_wrapped(fast)
+    if not isinstance(recipe, Recipe):
+        raise ArgumentError(f"recipe={recipe!r}; use a Recipe, as Recipe(steps=2000)")
+    if (dtype := next(fast.parameters()).dtype) != torch.float32:
+        raise ArgumentError(
+            f"fit trains in float32, and this network is {dtype}: call fast.float() before; for mixed precision give "
+            "Recipe(precision='bf16')"
+        )
+    for name, value, least in (("every", every, 1), ("workers", workers, 0)):
+        if (number := as_whole(value)) is None or number < least:
+            what = "steps from one checkpoint to the next" if name == "every" else "processes that read images"
+            raise ArgumentError(f"{name}={value!r}: {what}; use a whole number, {least} or more")
 
 
 def is_main_process() -> bool:
@@ -218,7 +232,10 @@ class _Run:
         parameters = train_only(fast, stage)
         fast.unwrap().to(self.accelerator.device)
         fast.eval()  # no dropout, no batch statistics: what is trained is what will run
-        optimizer = optim.create_optimizer_v2(parameters, recipe.optimizer, lr=recipe.rate, weight_decay=0.0)
+        try:
+            optimizer = optim.create_optimizer_v2(parameters, recipe.optimizer, lr=recipe.rate, weight_decay=0.0)
+        except ValueError as error:  # of timm
+            raise ArgumentError(f"optimizer={recipe.optimizer!r}: {first_line(error)}; use 'adamw', say") from None
         self.schedule = schedulers.CosineLRScheduler(
             optimizer,
             t_initial=max(recipe.steps, recipe.warmup + 1),
@@ -246,6 +263,11 @@ class _Run:
         self.schedule.step_update(step - 1)
         with accelerator.autocast():
             value = self.model(given.crops, given.shared)
+        found = float(accelerator.reduce(value.detach(), reduction="mean"))
+        if not np.isfinite(found):  # before it spoils the weights
+            raise ArgumentError(
+                f"stage {self.stage}, step {step}: the loss is {found}; use a smaller rate than {self.recipe.rate:g}"
+            )
         self.optimizer.zero_grad()
         accelerator.backward(value)
         if self.recipe.clip:
@@ -253,11 +275,6 @@ class _Run:
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.parameters, step=step)
-        found = float(accelerator.reduce(value.detach(), reduction="mean"))
-        if not np.isfinite(found):
-            raise ArgumentError(
-                f"stage {self.stage}, step {step}: the loss is {found}; use a smaller rate than {self.recipe.rate:g}"
-            )
         if self.logs is not None:
             self.logs.add_scalar(f"{self.stage}/loss", found, step)
             self.logs.add_scalar(f"{self.stage}/rate", self.optimizer.param_groups[0]["lr"], step)
@@ -288,6 +305,7 @@ class _Run:
             run = {**{name: own[name] for name in _SINCE}, **content["run"]}
             differ = {name: run.get(name) for name in own if run.get(name) != own[name]}
             causes = {name: value for name, value in differ.items() if name not in _SINCE}
+            step, parameters, average, optimizer = (content[name] for name in _STATE)
         except Exception as error:  # whatever a damaged file makes torch raise
             raise CheckpointError(f"{self.checkpoint}: no checkpoint of a training run ({error})") from None
         if differ:
@@ -298,17 +316,17 @@ class _Run:
         seen = content.get("images", self.images)
         if seen != self.images:
             warnings.warn(
-                f"{self.checkpoint}: its {content['step']} steps saw other images ({seen}, here {self.images}); remove "
+                f"{self.checkpoint}: its {step} steps saw other images ({seen}, here {self.images}); remove "
                 "it to train on these alone",
                 stacklevel=3,
             )
-        _copy_into(self.parameters, content["parameters"])
+        _copy_into(self.parameters, parameters)
         if self.average is not None:
-            _copy_into(self.average.module, content["average"])
-        self.optimizer.load_state_dict(content["optimizer"])
+            _copy_into(self.average.module, average)
+        self.optimizer.load_state_dict(optimizer)
         if self.accelerator.scaler is not None:  # of fp16
             self.accelerator.scaler.load_state_dict(content["scaler"])
-        return int(content["step"])
+        return int(step)
 
     def finish(self) -> None:
         """Keep the average of the weights."""

@@ -44,13 +44,13 @@ class GainEstimate(nn.Module):
         self.whole = nn.Parameter(torch.ones(()), requires_grad=False)
         """Share of the patches above which the whole network costs less than their windows."""
 
-    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """What `log_energies` sees -> gain and remaining error, (B, rows, cols) each, mean squares on Y, float32."""
+    def forward(self, logs: Tensor) -> tuple[Tensor, Tensor]:
+        """What `log_energies` gives -> gain and remaining error, (B, rows, cols) each, mean squares on Y, float32."""
         least, most = self.seen.float()[:, None, :, None, None]
-        clamped = seen.clamp(least, most)
-        logs = torch.einsum("btij,ot->boij", clamped, self.weight.float())
-        logs = logs + torch.einsum("btij,ot->boij", around(clamped), self.around.float())
-        gain, error = (logs + self.bias.float().view(1, 2, 1, 1)).exp().unbind(1)
+        clamped = logs.clamp(least, most)
+        predicted = torch.einsum("btij,ot->boij", clamped, self.weight.float())
+        predicted = predicted + torch.einsum("btij,ot->boij", around(clamped), self.around.float())
+        gain, error = (predicted + self.bias.float().view(1, 2, 1, 1)).exp().unbind(1)
         return gain, error + _ROUNDING
 
 
@@ -74,7 +74,7 @@ def around(x: Tensor) -> Tensor:
 
 
 def worth(index: Tensor, gain: Tensor, error: Tensor) -> Tensor:
-    """What each patch brings when patches are refined in this order: dB of PSNR per whole image refined at that rate.
+    """What each patch brings when patches are refined in this order: the slope of PSNR against keep, dB.
 
     Args:
         index: (B, k), the order.
@@ -82,7 +82,7 @@ def worth(index: Tensor, gain: Tensor, error: Tensor) -> Tensor:
         error: (B, rows, cols), what remains of it when all are refined.
 
     Returns:
-        (B, k): the slope of the image's PSNR against keep, patch by patch.
+        (B, k): dB of the image's PSNR per unit of keep, patch by patch.
 
     >>> gain, error = torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[0.5, 0.5]]])
     >>> [round(slope * math.log(10) / 10, 4) for slope in worth(torch.tensor([[0, 1]]), gain, error)[0].tolist()]

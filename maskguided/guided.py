@@ -49,7 +49,7 @@ class MaskGuided(Knobs):
         split: the network in three parts.
         keep: share of the patches to refine, 0..1; k follows from it and the image's size alone.
         patch_size: side of a patch, in LR pixels. Default: 8 where windows exchange borders, else 16; more for a
-            network that works on multiples of 4.
+            network that works on multiples of 3 or more.
         halo: context around a patch that is computed and thrown away, in LR pixels. Default: 0 where windows
             exchange borders or the network works on multiples of more than 8; else an eighth of the patch.
         merge: where refined patches go back. "features": into the map at the end of the body, and the
@@ -193,9 +193,10 @@ class MaskGuided(Knobs):
         """The final image: `refine`, or the network as it is, where all patches are refined and that is better.
 
         Windows cost more where they overlap by halos, or where an image that is free to choose (min_gain_db) chooses
-        all; cut from a map that had to be continued they are not quite exact.
+        all. They are not exact where they cannot exchange borders, nor quite, cut from a map that had to be continued.
         """
-        better = not self.exchange or self.min_gain_db is not None or base.is_continued
+        exact = self.exchange and self.split.exchanges(self.merge) and not base.is_continued
+        better = not exact or self.min_gain_db is not None
         if index.shape[1] == base.grid.count and self._all_go_on and better:
             return self._cropped(self.split.rest(base.state), base)
         return self.refine(base, index, last=True)
@@ -324,7 +325,7 @@ class MaskGuided(Knobs):
         return Explanation(self.finish(base, index), coarse, score, base.grid.mask(index), index)
 
     def cost(self, height: int, width: int) -> Cost:
-        """MACs of one LR image of `height` x `width`: dense, coarse, and at this keep (see `macs`), in every image."""
+        """MACs of one LR image of `height` x `width`: dense, coarse, and at `keep`, whatever `min_gain_db` is."""
         if as_whole(height) is None or as_whole(width) is None:
             raise ArgumentError(f"cost({height!r}, {width!r}): use whole numbers of LR pixels, 1 or more")
         check_size(height, width)

@@ -34,13 +34,14 @@ def explain_picture(fast: MaskGuided, x: Tensor, path: str | Path) -> Explanatio
     refined_mask = _by_pixel(found.mask[0], fast.patch_size, x)
     error = luma(found.refined.float() - found.coarse.float()).abs()[0, 0].cpu().numpy()
     shown = _shown(x)
+    setting = f"keep={fast.keep:g}" if fast.min_gain_db is None else f"min_gain_db={fast.min_gain_db:g}"
     panels: list[tuple[str, Any, str | None]] = [
         (f"LR {x.shape[3]}x{x.shape[2]}", shown, None),
         ("coarse (keep=0)", _shown(found.coarse), None),
         ("refined - coarse, |Y|", error, "magma"),
         (f"score ({fast.scorer})", found.score[0].cpu().numpy(), "viridis"),
         (f"refined patches: {int(found.mask.sum())} of {found.mask[0].numel()}", overlay(shown, refined_mask), None),
-        (f"refined (keep={fast.keep:g})", _shown(found.refined), None),
+        (f"refined ({setting})", _shown(found.refined), None),
     ]
     height = 4.2 * x.shape[2] / x.shape[3] + 0.5
     figure = _figure(figsize=(12.6, 2 * height))

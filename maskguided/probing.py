@@ -195,17 +195,27 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undone_by_failure(wrapped: nn.Module, network: nn.Module) -> Iterator[None]:
-    """What is done within it to settings and parts of `wrapped`, all but the `network`, is undone by an exception."""
+    """What is done within it to settings and parts of `wrapped`, to what trains and to modes is undone by an exception.
+
+    The weights of the `network` are not looked at.
+    """
     attributes = {**vars(wrapped), "_modules": dict(wrapped._modules)}
     parts = [part for part in wrapped.children() if part is not network]
     values = [(value, value.clone()) for part in parts for value in (*part.parameters(), *part.buffers())]
+    trains = [(parameter, parameter.requires_grad) for parameter in wrapped.parameters()]
+    modes = [(module, module.training) for module in wrapped.modules()]
     try:
         yield
     except BaseException:
         vars(wrapped).clear()
         vars(wrapped).update(attributes)
-        for value, before in values:
-            value.copy_(before)
+        with torch.no_grad():
+            for value, before in values:
+                value.copy_(before)
+        for parameter, train in trains:
+            parameter.requires_grad = train
+        for module, training in modes:
+            module.training = training
         raise
 
 

@@ -70,8 +70,8 @@ def check_global_ops(split: Split, global_ops: GlobalOps) -> None:
 
 
 def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
-    """Patch size and halo: small patches without one where windows exchange borders; else larger ones, so that a halo
-    is no more than 0.56 times its patch."""
+    """Patch size and halo: small patches without one where windows exchange borders; else larger ones, whose
+    halo adds 0.56 times as many pixels."""
     halo = round_up(2, multiple)
     if exchange:
         return 4 * halo, 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import difference, image
+from support import by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 
@@ -120,6 +120,14 @@ def test_a_network_that_cannot_exchange_gets_a_halo():
     assert not fast.exchange
     assert fast.halo == 2
     assert fast.split.exchanges("features") is False
+
+
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_all_patches_are_the_network_where_it_exchanges_only_because_it_is_told_to(merge):
+    net, x = scaled(Pooling().eval()), image(2, 3, 21, 27)
+    fast = maskguided.wrap(net, merge=merge, exchange=True, patch_size=8, halo=0, keep=1)
+    assert difference(fast(x), net(x)) < 1e-5
+    assert difference(by_windows(fast, x), net(x)) > 1e-3
 
 
 def test_files_say_whether_windows_exchange_and_may_be_overruled(tmp_path):

@@ -14,7 +14,7 @@ from test_calibrate import network, photographs, wrapped
 from torch.utils.flop_counter import FlopCounterMode
 
 import maskguided
-from maskguided import ArgumentError, export
+from maskguided import ArgumentError, export, pictures
 from maskguided.calibration.closed_form import Known, fit_gain
 from maskguided.error_map import dense_image, patch_error
 from maskguided.gain import GainEstimate, worth
@@ -312,3 +312,14 @@ def test_a_calibration_without_images_leaves_it():
     assert fast.min_gain_db == 0.25
     with pytest.raises(ArgumentError, match="use 0 dB"):
         fast.min_gain_db = "0.3"
+
+
+def test_a_picture_says_what_decided(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    fast, _ = decided()
+    pictures.explain_picture(fast.eval(), photographs(1, 40)[0], tmp_path / "why.png")
+    assert figures[0].axes[-1].get_title() == f"refined (min_gain_db={fast.min_gain_db:g})"
+    fast.keep = 0.25
+    pictures.explain_picture(fast, photographs(1, 40)[0], tmp_path / "why.png")
+    assert figures[1].axes[-1].get_title() == "refined (keep=0.25)"

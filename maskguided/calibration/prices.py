@@ -126,7 +126,7 @@ class Spread(Prices):
 
 
 class Clock(Prices):
-    """Prices in seconds: timed at a few keeps beside the dense network, A B A B, and interpolated.
+    """Prices in time: measured at a few keeps beside the dense network, A B A B, and interpolated.
 
     Args:
         fast: the wrapped network; its keep is as it was afterwards.

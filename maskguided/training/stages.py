@@ -207,7 +207,10 @@ def _prepare_refine(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) 
 
 
 def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
-    """Of the refined pixels: all windows, each being alone; where they exchange borders, those chosen at this keep."""
+    """Of the refined pixels with merge="image", else of the whole image.
+
+    Refined are the patches chosen at this keep where windows exchange borders, and all where each is alone.
+    """
     state = given.state()
     base = _based(fast, given, state, fast.split.skip(state) if fast.split.can_skip else state)
     index = fast.choose(base) if fast.exchange and base.grid.k(fast.keep) else base.every

@@ -1,0 +1,56 @@
+"""Training that cannot begin leaves the wrapped network as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support import scaled
+
+import maskguided
+from maskguided import ArgumentError, CheckpointError, finetune
+from maskguided.adapters.pan_net import PAN
+from maskguided.finetune import Recipe
+
+pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
+pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
+QUICK = Recipe(steps=2, batch=2, crop=16, warmup=1)
+
+
+def wrapped() -> maskguided.MaskGuided:
+    return maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4)), 2, merge="image", patch_size=8).train()
+
+
+WRONG = {
+    "optimizer": ({"recipe": replace(QUICK, optimizer="foo")}, "optimizer='foo': Optimizer foo not found"),
+    "recipe": ({"recipe": {"steps": 2}}, r"recipe=\{'steps': 2\}; use a Recipe"),
+    "workers": ({"workers": -1}, "workers=-1: processes that read images; use a whole number, 0 or more"),
+    "every": ({"every": 0}, "every=0: steps from one checkpoint to the next"),
+}
+
+
+@pytest.mark.parametrize("what", [*WRONG, "half a checkpoint", "a damaged checkpoint"])
+def test_what_is_refused_changes_nothing(what, photos, tmp_path):
+    fast, kept = wrapped(), tmp_path / "a.checkpoint"
+    given, text, kind = {"recipe": QUICK, "checkpoint": kept}, "no checkpoint of a training run", CheckpointError
+    if what == "half a checkpoint":
+        finetune.fit(wrapped(), photos, "refine", QUICK, checkpoint=kept)
+        torch.save({"run": torch.load(kept, weights_only=True)["run"]}, kept)
+    elif what == "a damaged checkpoint":
+        kept.write_bytes(b"PK")
+    else:
+        changes, text = WRONG[what]
+        given, kind = {**given, **changes}, ArgumentError
+    before = {name: value.clone() for name, value in fast.state_dict().items()}
+    with pytest.raises(kind, match=text):
+        finetune.fit(fast, photos, "refine", **given)
+    assert fast.model is fast.unwrap()
+    assert all(p.requires_grad for p in fast.model.parameters())
+    assert all(module.training for module in fast.modules())
+    assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
+
+
+def test_an_optimizer_is_named_by_text():
+    with pytest.raises(ArgumentError, match="optimizer=None: a name that timm knows"):
+        Recipe(optimizer=None)
