@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .automatic import automatic_split
 from .errors import ArgumentError, CannotSplit, MaskGuidedError
 from .probing import Probe, copied, untouched
-from .split import Cuts, Split, State, Stretch, check_whole, choose, first_and_later, probed
+from .split import Cuts, Split, State, Stretch, first_and_later, first_cut, probe_network
+from .split_checks import check_whole
 
 _OURS = ("pan", "edsr", "rcan")
 _GROUP = "maskguided.adapters"
@@ -59,7 +60,7 @@ class Adapter(Split):
                 f"adapter {self.name!r}: its body_blocks gives a {type(block).__name__} that is no module "
                 f"of this {type(model).__name__}"
             )
-        super().__init__(model, tuple(names[id(block)] for block in body), choose(split_at, len(body)), probe)
+        super().__init__(model, tuple(names[id(block)] for block in body), first_cut(split_at, len(body)), probe)
         with untouched(model):
             for maker in ("stem", "prefix"):
                 state = getattr(self, maker)(self.example(*probe.sizes[0]))
@@ -314,7 +315,7 @@ def split(
     >>> bool((parts.tail(parts.body(parts.prefix(x))) == parts.model(x)).all())
     True
     """
-    found = probed(model)
+    found = probe_network(model)
     first, later = first_and_later(split_at)
     if body is not None or cut is not None:
         if adapter not in (None, AUTOMATIC):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .patches import Grid
+from .patches import Grid, continued
 from .split import State
 
 
@@ -42,6 +42,11 @@ class Base:
     """Height and width of the LR image as it was given."""
     coarse: Tensor | None = None
     """(B, C', s*H', s*W'): what the coarse tail makes of the whole, once it is needed."""
+
+    @property
+    def x_on_grid(self) -> Tensor:
+        """`x`, continued to the size of the grid: (B, C, grid.height, grid.width)."""
+        return continued(self.x, self.grid.height, self.grid.width)
 
     @property
     def is_continued(self) -> bool:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .gain import GainEstimate
 from .guided import MaskGuided
 from .networks import load_network
 from .probing import in_eval_mode, refuse_wrapped
-from .weights import HEAD_FORMAT, Weights, load_into, read, safetensors_file, write_whole
+from .weights import HEAD_FORMAT, load_into, read, safetensors_file, write_whole
 from .wrapping import check_wrapped, wrap
 
 STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"
@@ -84,22 +84,21 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
             raise ArgumentError(f"{name}={changes[name]!r}: {path} decides that; change {', '.join(_CHANGEABLE)}")
     refuse_wrapped(model)
     content = _saved(path)
-    settings, base = (json.loads(content.metadata[part]) for part in ("settings", "base"))
+    base, saved = content.base, {**_BEFORE_EXCHANGE, **content.settings}
     _check_same(path, base, {"class": type(model).__qualname__})  # before an adapter says that it does not know it
-    saved = {**_BEFORE_EXCHANGE, **settings}
     settings = {**saved, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
     least = settings.pop("min_gain_db", None)
     fast = _wrapped(path, model, settings, saved, base)
     other = [name for name in _FITTED_FOR if name in changes and getattr(fast, name) != _value(saved, name, fast)]
-    tensors = content.tensors
-    if other and _ESTIMATE in tensors:
+    if other and _ESTIMATE in content.tensors:
         warnings.warn(
             f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}", stacklevel=2
         )
-        tensors, least = without_estimate(tensors), changes.get("min_gain_db")
-    if _ESTIMATE in tensors:
+        content = content._replace(tensors=without_estimate(content.tensors))
+        least = changes.get("min_gain_db")
+    if _ESTIMATE in content.tensors:
         fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1))
-    _load_added(fast, tensors, content, path)
+    _load_added(fast, content, path)
     with nullcontext() if "min_gain_db" in changes else _said_of(path, base):
         fast.min_gain_db = least
     return fast
@@ -152,17 +151,26 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
         CheckpointError: as `load`, or it was made for another cut, merge, coarse tail or head.
     """
     content = check_made_for(path, fast)
-    _load_added(fast, without_estimate(content.tensors), content, path)
+    _load_added(fast, content._replace(tensors=without_estimate(content.tensors)), path)
 
 
-def check_made_for(path: str | Path, fast: MaskGuided) -> Weights:
+def check_made_for(path: str | Path, fast: MaskGuided) -> Saved:
     """What `save` wrote, if it was made for the cut, merge, coarse tail and head of `fast`; else a CheckpointError."""
     content = _saved(path)
-    settings, own = json.loads(content.metadata["settings"]), _settings(fast)
+    settings, own = content.settings, _settings(fast)
     for what in ("split_at", "merge", "head", *(["coarse_tail"] if fast.merge == "image" else [])):
         if settings[what] != own[what]:
             raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")
     return content
+
+
+class Saved(NamedTuple):
+    """What a file of `save` holds."""
+
+    tensors: dict[str, Tensor]
+    settings: dict[str, Any]
+    base: dict[str, Any]
+    """Of which network it was made."""
 
 
 def without_estimate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -170,7 +178,7 @@ def without_estimate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if not name.startswith("estimate.")}
 
 
-def _saved(path: str | Path) -> Weights:
+def _saved(path: str | Path) -> Saved:
     content = read(path)
     if content.metadata.get("format") != HEAD_FORMAT:
         raise CheckpointError(
@@ -183,11 +191,11 @@ def _saved(path: str | Path) -> Weights:
         whole = False
     if not whole:
         raise CheckpointError(f"{path}: damaged, or changed by another program: its settings are not in it")
-    return content
+    return Saved(content.tensors, settings, base)
 
 
-def _load_added(fast: MaskGuided, tensors: Mapping[str, Tensor], content: Weights, path: str | Path) -> None:
-    own, base = _base(fast), json.loads(content.metadata["base"])
+def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
+    own, (tensors, _, base) = _base(fast), content
     _check_same(path, base, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     if own["fingerprint"] != base["fingerprint"] and not _has(fast.model, trained):
@@ -198,7 +206,7 @@ def _load_added(fast: MaskGuided, tensors: Mapping[str, Tensor], content: Weight
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:
-        parts = complete({name: v for name, v in tensors.items() if name not in trained})
+        parts = with_what_is_newer({name: v for name, v in tensors.items() if name not in trained})
         load_into(added, parts, f"wrapped {own['class']}")
         if trained:
             fast.own_network()
@@ -222,7 +230,7 @@ def _check_same(path: str | Path, base: Mapping[str, Any], own: Mapping[str, Any
             raise CheckpointError(f"{path}: made for a network with {what}={base[what]}; this one has {what}={value}")
 
 
-def complete(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_what_is_newer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` of a wrapped network, with what older files lack.
 
     Their score was linear in the energies themselves, and their estimate knew nothing of the patches around.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import ArgumentError
+from .patches import continued
 from .probing import untouched
 from .split import Split, State
 
@@ -125,9 +126,3 @@ def make_coarse_tail(split: Split, kind: CoarseTail) -> LightTail | CopiedTail:
         split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor, branch=branch
     )
     return tail.to(features)
-
-
-def continued(x: Tensor, height: int, width: int) -> Tensor:
-    """`x` (B, C, H, W) with its last row and column repeated up to this size."""
-    below, right = height - x.shape[2], width - x.shape[3]
-    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .base import Base
-from .coarse import continued
 from .guided import MaskGuided
 from .head import pool
+from .patches import continued
 from .probing import image_of, in_eval_mode
 
 

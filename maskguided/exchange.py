@@ -114,7 +114,7 @@ class Exchange(TorchFunctionMode):
         if key not in self.rings:
             self.rings[key] = self._find(*key)
         ring, pixels = self.rings[key], x.permute(0, 2, 3, 1).reshape(-1, channels)
-        beyond = self._beyond(ring, pixels)
+        beyond = self._beyond(ring, pixels, self.is_numbered(x, mode))
         if ring.every is not None:
             wide = torch.cat([pixels, beyond]).index_select(0, ring.every)
             left, right, top, bottom = sides
@@ -124,11 +124,16 @@ class Exchange(TorchFunctionMode):
             found = torch.where(ring.exists, found, beyond)
         return _framed(pixels.view(count, height, width, channels), found, sides).permute(0, 3, 1, 2)
 
-    def _beyond(self, ring: _Ring, pixels: Tensor) -> Tensor:
+    def is_numbered(self, x: Tensor, mode: str) -> bool:
+        """Whether padding `x` counts among the convolutions that a guess is told apart by: those that pad zeros to what
+        was not just cut out of a map."""
+        return mode == "constant" and id(x) not in self.maps
+
+    def _beyond(self, ring: _Ring, pixels: Tensor, numbered: bool) -> Tensor:
         """What is seen where nobody refines: (pixels of the ring, C), or (1, C) for all of them."""
         if ring.exists is None:
             return pixels[:0]
-        if ring.seen is None or self.guess is None:
+        if not numbered or ring.seen is None or self.guess is None:
             return pixels.new_zeros(1, pixels.shape[1])
         self.calls += 1
         return self.guess(self.calls - 1, ring.seen.to(pixels.dtype))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Base
-from .coarse import continued
 from .head import BLURS, energies, pool
 
 LEAST = 1e-7
@@ -62,9 +61,8 @@ def log_energies(base: Base, features: str, patch: int) -> Tensor:
         features: name of the live value (B, F, r*H, r*W) that is looked at.
         patch: side of a patch in LR pixels.
     """
-    height, width = base.grid.height, base.grid.width
     own = base.state[features].float().square()
-    means = energies(continued(base.x, height, width), None, patch), pool(own, patch * own.shape[-1] // width)
+    means = energies(base.x_on_grid, None, patch), pool(own, patch * own.shape[-1] // base.grid.width)
     return (torch.cat(means, 1) + LEAST).log()
 
 

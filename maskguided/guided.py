@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .base import Base, Explanation
-from .coarse import CoarseTail, continued, make_coarse_tail
+from .coarse import CoarseTail, make_coarse_tail
 from .context import make_context
 from .cost import Cost, macs
 from .errors import ArgumentError, MaskGuidedError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .knobs import Knobs
-from .patches import Grid, is_channels_last, others, round_up, scatter, select
+from .patches import Grid, continued, is_channels_last, others, round_up, scatter, select
 from .probing import copied
 from .settings import (
     CoarseOn,
@@ -27,7 +27,9 @@ from .settings import (
     check_arguments,
     check_choices,
     check_cuts,
+    check_input,
     check_possible,
+    check_score,
     check_size,
     check_windows,
     default_sizes,
@@ -37,7 +39,7 @@ from .values import as_whole
 from .windows import on_windows
 
 Made = TypeVar("Made")
-_LR = "LR image"  # among the live values that the coarse tail reads
+_LR = "input of the coarse tail"  # among the live values that it reads
 
 
 class MaskGuided(Knobs):
@@ -153,15 +155,8 @@ class MaskGuided(Knobs):
 
     def run_base(self, x: Tensor) -> Base:
         """The first blocks on the whole image."""
-        channels = self.split.probe.in_channels
-        if not isinstance(x, Tensor):
-            raise ArgumentError(f"input of type {type(x).__name__}; a network takes a tensor (B, {channels}, H, W)")
-        if x.dim() != 4 or x.shape[1] != channels or not len(x):
-            raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
-        if not x.is_floating_point():
-            raise ArgumentError(f"input of {x.dtype}; a network takes floats in its own range, as x.float() / 255")
+        check_input(x, self.split.probe.in_channels)
         height, width = x.shape[2:]
-        check_size(height, width)
         x = self.accepted(x)
         state = self.split.prefix(x)
         skipped = self.split.skip(state) if self.split.can_skip else state  # a light coarse tail takes either
@@ -169,11 +164,8 @@ class MaskGuided(Knobs):
 
     def choose(self, base: Base, score: Tensor | None = None) -> Tensor:
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
-        expected = (base.x.shape[0], base.grid.rows, base.grid.cols)
-        if score is not None and not isinstance(score, Tensor):
-            raise ArgumentError(f"score of type {type(score).__name__}; expected a tensor {expected}")
-        if score is not None and score.shape != expected:
-            raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
+        if score is not None:
+            check_score(score, (base.x.shape[0], base.grid.rows, base.grid.cols))
         k = base.grid.k(self.keep) if self.min_gain_db is None else base.grid.count
         ordered = self.min_gain_db is not None or not self._all_go_on
         if k == 0 or (k == base.grid.count and not ordered):
@@ -219,15 +211,14 @@ class MaskGuided(Knobs):
 
     def score(self, base: Base) -> Tensor:
         """The scorer's score, (B, rows, cols), float32."""
-        height, width = base.grid.height, base.grid.width
         if self.scorer == "head":
             return self.head_score(base.state[self.split.features], base.grid)
         if self.scorer == "linear":
             score: Tensor = self.linear(self.energies(base))
             return score
         if self.scorer == "input":
-            return high_frequency(continued(base.x, height, width), self.patch_size)
-        image = continued(self.coarse_image(base), height * self.scale, width * self.scale)
+            return high_frequency(base.x_on_grid, self.patch_size)
+        image = self._on_grid(self.coarse_image(base), base)
         return high_frequency(image, self.patch_size * self.scale)
 
     def head_score(self, features: Tensor, grid: Grid) -> Tensor:
@@ -237,10 +228,8 @@ class MaskGuided(Knobs):
 
     def energies(self, base: Base) -> Tensor:
         """What the linear score looks at, (B, terms, rows, cols)."""
-        height, width = base.grid.height, base.grid.width
-        coarse = None if self.coarse_tail is None else self._coarse(base)
-        coarse = None if coarse is None else continued(coarse, height * self.scale, width * self.scale)
-        return energies(continued(base.x, height, width), coarse, self.patch_size)
+        coarse = None if self.coarse_tail is None else self._on_grid(self._coarse(base), base)
+        return energies(base.x_on_grid, coarse, self.patch_size)
 
     def _refine_features(self, base: Base, index: Tensor, last: bool) -> State:
         """From cut to cut: the windows of those patches that go on replace what stands in for them."""
@@ -289,7 +278,7 @@ class MaskGuided(Knobs):
         if index.shape[1] == base.grid.count:
             return canvas
         if self.coarse_on == "all" or self.scorer in ("coarse", "linear"):
-            return continued(self._coarse(base), *size)
+            return self._on_grid(self._coarse(base), base)
         rest = others(index, base.grid)
         return scatter(self.coarse_patches(base, rest), rest, base.grid, onto=canvas)
 
@@ -297,7 +286,7 @@ class MaskGuided(Knobs):
         """What the coarse tail makes of the windows of `index` (B, k) alone: (B*k, C', s*h, s*w)."""
         tail = self.coarse_tail
         assert tail is not None
-        state = {**base.skipped, _LR: continued(base.x, base.grid.height, base.grid.width)}
+        state = {**base.skipped, _LR: base.x_on_grid}
         # What the body writes has no kind of its own: what stands in for it is a map or a vector.
         reads, known = (*tail.reads, _LR), self.split.kinds
         kinds: dict[str, Kind] = {n: known.get(n, "map" if state[n].dim() == 4 else "vector") for n in reads}
@@ -306,6 +295,10 @@ class MaskGuided(Knobs):
             trial=self.split.trial, exchange=self.exchange, one_mean=self._shares_statistics,
         )  # fmt: skip
         return patches
+
+    def _on_grid(self, image: Tensor, base: Base) -> Tensor:
+        """An HR image, continued to what the grid covers."""
+        return continued(image, base.grid.height * self.scale, base.grid.width * self.scale)
 
     def _cropped(self, image: Tensor, base: Base) -> Tensor:
         height, width = base.size

@@ -13,7 +13,7 @@ from .cost import macs
 from .errors import CannotSplit
 from .patches import round_up
 from .probing import untouched
-from .split import Cuts, Facts, Split, probed
+from .split import Cuts, Facts, Split, probe_network
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count
 
@@ -90,7 +90,7 @@ def inspect(
     runs: tuple[str, ...] = ()
     try:
         if body is None:
-            runs = tuple(dict.fromkeys(str(candidate) for candidate in find_bodies(model, probed(model))))
+            runs = tuple(dict.fromkeys(str(candidate) for candidate in find_bodies(model, probe_network(model))))
         parts = split(model, split_at, adapter=adapter, body=body, cut=cut)
     except CannotSplit as error:
         return Inspection(name, adapter or AUTOMATIC, missed, str(error))

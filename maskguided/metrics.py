@@ -35,7 +35,8 @@ def psnr(a: Image, b: Image, crop: int) -> float:
     >>> round(psnr(flat, flat + np.uint8(1), crop=2), 2)
     49.45
     """
-    error = float(np.mean((_cropped(a, b, crop)[0] - _cropped(a, b, crop)[1]) ** 2))
+    x, y = _cropped(a, b, crop)
+    error = float(np.mean((x - y) ** 2))
     return float("inf") if error == 0 else 10 * float(np.log10(255.0**2 / error))
 
 

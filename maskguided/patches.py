@@ -33,6 +33,12 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
+def continued(x: Tensor, height: int, width: int) -> Tensor:
+    """`x` (B, C, H, W) with its last row and column repeated up to this size."""
+    below, right = height - x.shape[2], width - x.shape[3]
+    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+
+
 @dataclass(frozen=True)
 class Grid:
     """The patches of an image of `height` x `width` LR pixels.

@@ -10,8 +10,9 @@ would still end within the strip: whatever leaps farther in several convolutions
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .patches import round_up
+
+_log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 Part = Callable[[State], State]
@@ -80,8 +83,11 @@ def _extent_of_some_breadth(
     state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool
 ) -> int | None:
     for breadth in _BREADTHS:
-        with suppress(RuntimeError, ValueError, IndexError), plain_convolutions():
-            return _extent(state_of, part, maps, multiple_of, vertical, breadth)
+        try:
+            with plain_convolutions():
+                return _extent(state_of, part, maps, multiple_of, vertical, breadth)
+        except (RuntimeError, ValueError, IndexError):
+            _log.debug("no radius on a strip of %d", breadth, exc_info=True)
     return None
 
 

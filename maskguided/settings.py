@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from .coarse import CoarseTail
 from .errors import ArgumentError, first_line, is_out_of_memory
@@ -159,6 +160,25 @@ def as_share(name: str, value: object, right: str) -> float:
     if not 0 <= share <= 1:
         raise ArgumentError(f"{name}={value!r}: {right}")
     return share
+
+
+def check_input(x: object, channels: int) -> None:
+    """Refuse what is no batch of LR images (B, channels, H, W)."""
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"input of type {type(x).__name__}; a network takes a tensor (B, {channels}, H, W)")
+    if x.dim() != 4 or x.shape[1] != channels or not len(x):
+        raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
+    if not x.is_floating_point():
+        raise ArgumentError(f"input of {x.dtype}; a network takes floats in its own range, as x.float() / 255")
+    check_size(*x.shape[2:])
+
+
+def check_score(score: object, expected: tuple[int, int, int]) -> None:
+    """Refuse a score that is not one number a patch, (B, rows, cols)."""
+    if not isinstance(score, Tensor):
+        raise ArgumentError(f"score of type {type(score).__name__}; expected a tensor {expected}")
+    if score.shape != expected:
+        raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
 
 
 def check_size(height: int, width: int) -> None:

@@ -13,6 +13,7 @@ A Split is made by an adapter (adapter.py) or automatically (automatic/); both o
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,9 +28,11 @@ from . import receptive
 from .errors import ArgumentError, CannotSplit
 from .global_ops import Seen
 from .patches import round_up
-from .probing import Probe, image_of, no_leftovers, probe, refuse_wrapped, untouched
+from .probing import Probe, probe, refuse_wrapped, untouched
 from .trial import Trial, grid_of_trial, try_windows
 from .values import as_whole
+
+_log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 """Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
@@ -38,6 +41,9 @@ Kind = Literal["map", "vector", "constant"]
 
 Merge = Literal["features", "image"]
 """Where refined patches go back."""
+
+LARGEST_STEP = 8
+"""LR pixels: what is tried on small images is left out for networks that work on larger multiples."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Stretch:
 
 
 class Split(ABC):
-    """A network cut after block `split_at` of its body. See the module's text for the four parts.
+    """A network cut after block `split_at` of its body. See the module's text for its parts and for `skip`.
 
     It may be cut again further on, for patches that need some of the remaining blocks and not all: `stretches` are
     the pieces of the body between the cuts.
@@ -207,7 +213,7 @@ class Split(ABC):
         """How windows do on a small image."""
         step = self.multiple_of
         patch = round_up(max(8, -(-self.probe.least // 2)), step)
-        while step <= _LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
+        while step <= LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
             patch += step  # a pool by 2 or 3 before a global mean fits by chance where it divides the patch
         grid = grid_of_trial(self.model, patch)
         try:
@@ -215,6 +221,7 @@ class Split(ABC):
                 state = self.window((grid.height, grid.width))
                 return try_windows(self.body, self.tail, state, self.kinds, self.writes, grid)
         except Exception:  # whatever a foreign network raises: it does not work so
+            _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)
             return Trial()
 
     @cached_property
@@ -240,112 +247,6 @@ class Split(ABC):
             return receptive.radius(self.window, part, maps, self.multiple_of)
 
 
-def _apart(state: State) -> State:
-    """The same, no value a view of another's memory: windows are cut from each of them alone."""
-    return {name: value.clone() for name, value in state.items()}
-
-
-def check_whole(split: Split) -> None:
-    """Law 1 on small inputs: the parts together are the network.
-
-    Raises:
-        CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
-    """
-    probe = split.probe
-    for size in probe.telling_sizes:
-        x = split.example(*size)
-        with untouched(split.model):
-            whole = image_of(split.model(x.clone()))  # a network may change its input
-            with no_leftovers():
-                parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))
-        if not whole.isfinite().all():
-            raise CannotSplit(
-                f"{type(split.model).__name__} gives NaN or infinity on a random image of {size[0]}x{size[1]}: are its "
-                "weights whole, and its values in this dtype's range?"
-            )
-        difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
-        if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
-            raise CannotSplit(
-                f"{type(split.model).__name__}, split after block {split.split_at}: at {size[0]}x{size[1]} the parts "
-                f"give another image than the network (largest difference {difference:.2g}). A forward that changes "
-                "tensors in place across the cut, or that takes another path by size, does this; an adapter can say "
-                "how to split it (docs/new_backbone.md)"
-            )
-
-
-def check_places(split: Split) -> None:
-    """That the image depends on the body, and that a pixel of the live values stands where it does in the image.
-
-    Raises:
-        CannotSplit: one of them is not so. Refining patches would change nothing, or other places.
-    """
-    name = type(split.model).__name__
-    with untouched(split.model):
-        if not _matters(split):
-            raise CannotSplit(
-                f"{name}, split after block {split.split_at}: the image does not depend on the blocks after that. If "
-                "the network returns several, wrap it in a module that returns the right one alone; if those blocks "
-                "serve something else, cut earlier or name the ones that make the image (body=)"
-            )
-        if _is_mirrored(split):
-            raise CannotSplit(
-                f"{name}, split after block {split.split_at}: what stands at the left (or top) of a live value stands "
-                "at the right (or bottom) of the image, as in an ensemble of mirrored passes or after a transform of "
-                "the whole map (torch.fft), so patches do not stay where they are. Of an ensemble, wrap the network "
-                "that runs within, and mirror around that"
-            )
-
-
-def _matters(split: Split) -> bool:
-    """Whether the tail's image has anything of what the body writes; a weight of zero has, too."""
-    after = split.body(split.window(split.probe.sizes_of(split.multiple_of)[0]))
-    image = split.tail(dict(after))
-    written = [name for name in split.writes if after[name].is_floating_point()]
-    if bool(split.tail({**after, **{name: after[name] * torch.nan for name in written}}).isnan().any()):
-        return True
-    others = {name: 1 - after[name] for name in written}
-    return not torch.equal(split.tail({**after, **others}), image)
-
-
-def _is_mirrored(split: Split) -> bool:
-    """Whether what is changed along the way shows as far from the other end, wherever that is."""
-    step = split.multiple_of
-    if step > _LARGEST_STEP:
-        return False
-    length, breadth = (round_up(max(side, split.probe.least), step) for side in (_LENGTH, _LENGTH // 8))
-    # In one place it may come by chance: a block that ranks what it sees changes what ranks next, too.
-    places = {length // part // step * step for part in (4, 8, 3)}
-    for dim, size in ((-1, (breadth, length)), (-2, (length, breadth))):
-        state = split.window(size)
-        image = split.rest(state)
-        if all(_shows_mirrored(split, state, image, dim, length, at) for at in places):
-            return True
-    return False
-
-
-def _shows_mirrored(split: Split, state: State, image: Tensor, dim: int, length: int, at: int) -> bool:
-    """Whether what is changed at `at` along `dim`, of this length, shows as far from the other end, more than between.
-
-    `image` is what `state` gives unchanged.
-    """
-    changed, step = dict(state), split.multiple_of
-    for name in (name for name, kind in split.kinds.items() if kind == "map" and state[name].is_floating_point()):
-        value, ratio = state[name].clone(), state[name].shape[dim] / length
-        strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
-        noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0)).to(strip)
-        strip.add_(noise * value.std())
-        changed[name] = value
-    shown = (split.rest(changed) - image).abs().transpose(-1, dim)
-    along = shown.amax((0, 1, 2)).view(length // step, step * split.scale).amax(1)
-    here, there = along[at // step], along[(length - at) // step - 1]
-    between = along[length // step // 2 - 1 : length // step // 2 + 1].max()
-    return bool(there > 0.3 * here and there > 3 * between)
-
-
-_LENGTH = 64  # LR pixels, of the strips on which places are looked at
-_LARGEST_STEP = 8
-
-
 Cuts = int | Literal["auto"] | Sequence[int]
 """After which block, or blocks, a network is cut."""
 
@@ -366,12 +267,12 @@ def first_and_later(split_at: Cuts) -> tuple[int | Literal["auto"], tuple[int, .
     return cuts[0], tuple(cuts[1:])
 
 
-def choose(split_at: int | Literal["auto"], blocks: int) -> int:
+def first_cut(split_at: int | Literal["auto"], blocks: int) -> int:
     """`split_at` itself, or half of the depth for "auto". (A Split checks the range.)"""
     return max(1, blocks // 2) if split_at == "auto" else split_at
 
 
-def probed(model: nn.Module) -> Probe:
+def probe_network(model: nn.Module) -> Probe:
     """`probe`, refusing what is not a network."""
     refuse_wrapped(model)
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from .exchange import Exchange
 from .global_ops import READ_PLAINLY, READINGS, PerImage, Reading
 from .patches import Grid, gather, scatter
+
+_log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 _GRIDS = ((2, 3), (2, 5), (2, 7), (3, 5), (3, 7), (5, 5))
@@ -73,9 +76,11 @@ def try_windows(
             holds = all(same[:-1])
             found = Trial(holds, same[-1], reading if holds else READ_PLAINLY, frozenset(noted))
         except Exception:  # whatever a foreign network raises: it does not work so
+            _log.debug("windows that are read as %s do not run", reading, exc_info=True)
             found = Trial(strangers=frozenset(noted))
         folded |= statistics.folded
-        best = found if not best.body and (found.body or reading == READINGS[0]) else best
+        if reading == READINGS[0] or (found.body and not best.body):
+            best = found
         if (best.body and best.image) or not statistics.doubtful:
             break
     if not best.body and folded:

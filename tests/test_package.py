@@ -17,6 +17,7 @@ LAYERS = [
     {"exchange", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"trial"},
     {"split", "images", "head"},
+    {"split_checks"},
     {"base", "calibration.curve", "coarse", "context", "gain", "pairs", "training.samples", "windows"},
     {"automatic"},
     {"adapter", "settings"},

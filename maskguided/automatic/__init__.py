@@ -20,7 +20,8 @@ from torch import nn
 
 from ..errors import ArgumentError, CannotSplit
 from ..probing import MULTIPLES, Probe
-from ..split import Split, check_places, check_whole, choose
+from ..split import Split, first_cut
+from ..split_checks import check_places, check_whole
 from .alignment import alignment
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
@@ -84,7 +85,7 @@ def automatic_split(
 def _can_be_split(model: nn.Module, run: Candidate, probe: Probe, check: bool) -> bool:
     """Whether `run` holds at half of its depth, and its blocks can be left out."""
     try:
-        return _split_run(model, run.names, (choose("auto", len(run.names)),), probe, check).can_skip
+        return _split_run(model, run.names, (first_cut("auto", len(run.names)),), probe, check).can_skip
     except CannotSplit:
         return False
 
@@ -121,7 +122,7 @@ def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], 
 
 def _block_number(split_at: int | Literal["auto"], cut: str | None, names: tuple[str, ...]) -> int:
     if cut is None:
-        return choose(split_at, len(names))
+        return first_cut(split_at, len(names))
     if split_at != "auto":
         raise ArgumentError(f"split_at={split_at!r} and cut={cut!r} both say where to cut: give one of them")
     if cut not in names[:-1]:

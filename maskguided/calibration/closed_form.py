@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..base import Base
-from ..coarse import LightTail, continued
+from ..coarse import LightTail
 from ..context import make_context, watch
 from ..error_map import patch_error
 from ..gain import LEAST, GainEstimate, around, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT
-from ..patches import select
+from ..patches import continued, select
 
 _RIDGE = 1e-4  # of the mean energy of a feature
 _LOG_RIDGE = 1e-2  # of the variance of an input

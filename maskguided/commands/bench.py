@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from ..infer import pick_device, pick_dtype
 from ..networks import STARTER, load_network
 from ..pairs import read_pairs
-from ..split import probed
+from ..split import probe_network
 from ..weights import write_whole
 from .console import out, progress_bar
 from .options import (
@@ -77,7 +77,7 @@ def bench_command(
     loaded = load_network(weights, model, scale)
     net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
     like = next(net.parameters())
-    pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probed(net).in_channels == 1)
+    pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probe_network(net).in_channels == 1)
     keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [
         bench.Setting("image" if m == "image" else "features", blocks(n), _size(p), _size(h), keeps, head, least)

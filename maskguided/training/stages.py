@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..base import Base
-from ..coarse import continued
 from ..error_map import dense_image, luma, patch_error
 from ..errors import ArgumentError
 from ..guided import MaskGuided
-from ..patches import Grid, others, scatter, select
+from ..patches import Grid, continued, others, scatter, select
 from ..probing import untouched
 from ..split import State
 

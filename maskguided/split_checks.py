@@ -1,0 +1,115 @@
+"""Whether a split network is the network, and whether its patches stay where they are: tried on small images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import CannotSplit
+from .patches import round_up
+from .probing import image_of, no_leftovers, untouched
+from .split import LARGEST_STEP, Split, State
+
+_LENGTH = 64  # LR pixels, of the strips on which places are looked at
+
+
+def _apart(state: State) -> State:
+    """The same, no value a view of another's memory: windows are cut from each of them alone."""
+    return {name: value.clone() for name, value in state.items()}
+
+
+def check_whole(split: Split) -> None:
+    """Law 1 on small inputs: the parts together are the network.
+
+    Raises:
+        CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
+    """
+    probe = split.probe
+    for size in probe.telling_sizes:
+        x = split.example(*size)
+        with untouched(split.model):
+            whole = image_of(split.model(x.clone()))  # a network may change its input
+            with no_leftovers():
+                parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))
+        if not whole.isfinite().all():
+            raise CannotSplit(
+                f"{type(split.model).__name__} gives NaN or infinity on a random image of {size[0]}x{size[1]}: are its "
+                "weights whole, and its values in this dtype's range?"
+            )
+        difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
+        if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
+            raise CannotSplit(
+                f"{type(split.model).__name__}, split after block {split.split_at}: at {size[0]}x{size[1]} the parts "
+                f"give another image than the network (largest difference {difference:.2g}). A forward that changes "
+                "tensors in place across the cut, or that takes another path by size, does this; an adapter can say "
+                "how to split it (docs/new_backbone.md)"
+            )
+
+
+def check_places(split: Split) -> None:
+    """That the image depends on the body, and that a pixel of the live values stands where it does in the image.
+
+    Raises:
+        CannotSplit: one of them is not so. Refining patches would change nothing, or other places.
+    """
+    name = type(split.model).__name__
+    with untouched(split.model):
+        if not _matters(split):
+            raise CannotSplit(
+                f"{name}, split after block {split.split_at}: the image does not depend on the blocks after that. If "
+                "the network returns several, wrap it in a module that returns the right one alone; if those blocks "
+                "serve something else, cut earlier or name the ones that make the image (body=)"
+            )
+        if _is_mirrored(split):
+            raise CannotSplit(
+                f"{name}, split after block {split.split_at}: what stands at the left (or top) of a live value stands "
+                "at the right (or bottom) of the image, as in an ensemble of mirrored passes or after a transform of "
+                "the whole map (torch.fft), so patches do not stay where they are. Of an ensemble, wrap the network "
+                "that runs within, and mirror around that"
+            )
+
+
+def _matters(split: Split) -> bool:
+    """Whether the tail's image has anything of what the body writes; a weight of zero has, too."""
+    after = split.body(split.window(split.probe.sizes_of(split.multiple_of)[0]))
+    image = split.tail(dict(after))
+    written = [name for name in split.writes if after[name].is_floating_point()]
+    if bool(split.tail({**after, **{name: after[name] * torch.nan for name in written}}).isnan().any()):
+        return True
+    others = {name: 1 - after[name] for name in written}
+    return not torch.equal(split.tail({**after, **others}), image)
+
+
+def _is_mirrored(split: Split) -> bool:
+    """Whether what is changed along the way shows as far from the other end, wherever that is."""
+    step = split.multiple_of
+    if step > LARGEST_STEP:
+        return False
+    length, breadth = (round_up(max(side, split.probe.least), step) for side in (_LENGTH, _LENGTH // 8))
+    # In one place it may come by chance: a block that ranks what it sees changes what ranks next, too.
+    places = {length // part // step * step for part in (4, 8, 3)}
+    for dim, size in ((-1, (breadth, length)), (-2, (length, breadth))):
+        state = split.window(size)
+        image = split.rest(state)
+        if all(_shows_mirrored(split, state, image, dim, length, at) for at in places):
+            return True
+    return False
+
+
+def _shows_mirrored(split: Split, state: State, image: Tensor, dim: int, length: int, at: int) -> bool:
+    """Whether what is changed at `at` along `dim`, of this length, shows as far from the other end, more than between.
+
+    `image` is what `state` gives unchanged.
+    """
+    changed, step = dict(state), split.multiple_of
+    for name in (name for name, kind in split.kinds.items() if kind == "map" and state[name].is_floating_point()):
+        value, ratio = state[name].clone(), state[name].shape[dim] / length
+        strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
+        noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0)).to(strip)
+        strip.add_(noise * value.std())
+        changed[name] = value
+    shown = (split.rest(changed) - image).abs().transpose(-1, dim)
+    along = shown.amax((0, 1, 2)).view(length // step, step * split.scale).amax(1)
+    here, there = along[at // step], along[(length - at) // step - 1]
+    between = along[length // step // 2 - 1 : length // step // 2 + 1].max()
+    return bool(there > 0.3 * here and there > 3 * between)
