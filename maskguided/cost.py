@@ -56,7 +56,7 @@ def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tens
     """Multiply-adds of `forward` on an input of `shape`, with the dtype and device of `like`.
 
     Convolutions and matrix products count, as in torch.utils.flop_counter (which counts two per multiply-add).
-    A forward that asks for values, or sets weights, for which such tensors do not do, does run: on noise.
+    Tensors without data are enough for most forwards; one that reads values, or sets weights, is run on noise.
 
     Args:
         model: what `forward` runs; it is left as it was.

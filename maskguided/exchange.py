@@ -51,8 +51,8 @@ class _Ring(NamedTuple):
     seen: Tensor | None
     """(pixels, F+1): the features at the cut where it is not, for a guess."""
     every: Tensor | None
-    """For small windows, (wider pixels,) long: the place of those around and within, among the pixels of all windows
-    and, behind these, what `_beyond` says."""
+    """For small windows, (pixels of the widened windows,) long: the place of each among the pixels of all windows and,
+    behind these, what `_beyond` gives."""
 
 
 class Exchange(TorchFunctionMode):

@@ -38,7 +38,7 @@ class Reading(NamedTuple):
     total: bool = False
     """A sum, or a norm, stands for itself; else it will be divided by the size of the map, so a mean is meant."""
     flat: bool = False
-    """(B, C, h*w) reduced over its last dimension, and a pool as large as a window, are over the whole map."""
+    """Whether reducing (B, C, h*w) over its last dimension, or a pool as large as a window, means the whole map."""
     rows: Literal["groups", "stacked", "unknown"] = "groups"
     """What a map is that has several times as many rows as there are windows: groups of the channels of each, as after
     x.reshape(b * groups, -1, h, w), or maps of all windows one after the other, as after torch.cat. Unknown: each row
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
 READ_PLAINLY = Reading()
 _ROWS: tuple[Literal["groups", "stacked"], ...] = ("groups", "stacked")
 READINGS = tuple(itertools.starmap(Reading, itertools.product((True, False), (False, True), _ROWS)))
-"""Sums as they stand first: where a ratio of sums is what counts, both would do, but for what is added to a divisor."""
+"""Sums as they stand first: in a ratio of sums both readings agree, but for an epsilon that is added to the divisor."""
 
 
 class _FirstStep(NamedTuple):

@@ -69,8 +69,8 @@ def upscale(
         model: a wrapped network for images in 0..1.
         image: (H, W), (H, W, 3) or (H, W, 4) of uint8 or uint16; the result has its kind.
         tile: side of the tiles in LR pixels, to bound memory; 0: the whole image at once. `keep` holds over the
-            image, or, where the scorer is not "input", within each tile. Default: 384 for images of more than
-            512x512, if the network allows tiles.
+            image, or, where the scorer is not "input", within each tile; `min_gain_db` takes each for one. Default:
+            384 for images of more than 512x512, if the network allows tiles.
         tile_pad: context around a tile, in LR pixels; no seams if it is at least the receptive-field radius.
         alpha: how the alpha channel grows.
         on_tile: called with (done, total) after each tile.

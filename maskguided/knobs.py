@@ -42,20 +42,21 @@ class Knobs(Wrapped):
     @keep.setter
     def keep(self, share: float) -> None:
         self._keep = as_share("keep", share, "it is the share of patches to refine; use 0 to 1")
-        self._least: float | None = None
+        self._min_gain_db: float | None = None
 
     @property
     def min_gain_db(self) -> float | None:
         """Where each image decides how many patches it needs: what another must bring. None: `keep` decides.
 
-        dB of PSNR-Y per image refined: at 0.3 an image stops where another tenth of its patches would bring less than
-        0.03 dB, as `calibrate(per_image=True)` estimates. A batch takes as many patches as its neediest image.
+        The slope of PSNR-Y against keep, dB per unit of keep: at 0.3 an image stops where another tenth of its patches
+        would bring less than 0.03 dB, as `calibrate(per_image=True)` estimates. A batch takes as many patches as its
+        neediest image.
         """
-        return self._least
+        return self._min_gain_db
 
     @min_gain_db.setter
     def min_gain_db(self, least: float | None) -> None:
-        self._least = check_min_gain(least, self.estimate)
+        self._min_gain_db = check_min_gain(least, self.estimate)
 
     @property
     def onward(self) -> tuple[float, ...]:
@@ -169,4 +170,4 @@ class Knobs(Wrapped):
     def forget_estimate(self) -> None:
         """What patches bring is estimated for windows of one kind."""
         self.estimate = None
-        self._least = None
+        self._min_gain_db = None

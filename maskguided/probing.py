@@ -70,7 +70,7 @@ class Probe:
 
 
 class Wrapped(nn.Module):
-    """What `wrap` makes is one: known here, where networks are looked at, before there is any."""
+    """The base class of MaskGuided: here, so that `refuse_wrapped` need not import that."""
 
 
 def refuse_wrapped(model: object) -> None:

@@ -47,9 +47,9 @@ def automatic_split(
     """Split `model` after block `split_at` ("auto": half of the depth) of its body, and after those of `later`.
 
     The runs of blocks that are found are tried, the best first, with each the sizes that the network may round
-    its input up to. Taken is the first split that holds and whose blocks can be left out, if one of the runs that
-    hold about as many MACs is like that; otherwise the first that holds, which takes merge='image' and a light
-    coarse tail. For `body` and `cut` see `maskguided.split`.
+    its input up to. A split holds if its parts give the network's image. The first that holds and whose blocks can be
+    left out is taken, among runs with about as many MACs; if none of them is like that, the first that holds, which
+    takes merge='image' and a light coarse tail. For `body` and `cut` see `maskguided.split`.
 
     Raises:
         CannotSplit: the text names the step that failed for the best run of blocks.

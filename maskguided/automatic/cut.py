@@ -19,7 +19,7 @@ from .sizes import At, Rounding, Size
 from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
 
 _IMAGE = "lr image"
-"""Name in the state of an image whose size is no multiple of the unit: there the maps are larger than the image."""
+"""Name of the LR image in a state: there only where its size is no multiple of the unit, so that maps are larger."""
 
 _VALUES = "live_values"
 

@@ -47,12 +47,12 @@ def fit_tail(fast: MaskGuided, tail: LightTail, images: Sequence[Known]) -> None
     Twice, since it takes a first tail to know which those are. The target is the dense image even where there is HR:
     what a linear tail cannot know is noise to it, and HR has more of that (PAN x4, 65 % of the MACs: 0.02 dB).
     """
-    _regress(fast, tail, images, easy=False)
+    _regress(fast, tail, images, coarse_alone=False)
     if 0 < fast.keep < 1:
-        _regress(fast, tail, images, easy=True)
+        _regress(fast, tail, images, coarse_alone=True)
 
 
-def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], easy: bool) -> None:
+def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], coarse_alone: bool) -> None:
     """Ridge regression of what the bilinear image lacks on what the tail's convolution sees, in float64."""
     kernel = tail.conv.kernel_size[0]
     inputs = tail.conv.in_channels * kernel**2 + 1
@@ -62,17 +62,17 @@ def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], easy: b
         base = fast.run_base(known.lr)
         features = base.skipped[tail.features]
         height, width = (side * tail.factor for side in features.shape[2:])
-        target = continued(known.dense, height, width)
         x = continued(base.x, height // fast.scale, width // fast.scale)
-        lacking = target - F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
-        wanted = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].cpu().double()
+        bilinear = F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
+        lacking = continued(known.dense, height, width) - bilinear
+        target = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].cpu().double()
         seen = F.unfold(features.float(), kernel, padding=kernel // 2)[0].cpu().double()
         seen = torch.cat([seen, seen.new_ones(1, seen.shape[1])])
-        if easy:
-            stays = ~_hardest(fast, base, known.dense, features).cpu()
-            seen, wanted = seen[:, stays], wanted[:, stays]
+        if coarse_alone:
+            stays = ~_refined_pixels(fast, base, known.dense, features).cpu()
+            seen, target = seen[:, stays], target[:, stays]
         gram += seen @ seen.T
-        cross += seen @ wanted.T
+        cross += seen @ target.T
     weights = _ridge(gram, cross).T
     tail.conv.weight.copy_(weights[:, :-1].reshape(tail.conv.weight.shape))
     tail.conv.bias.copy_(weights[:, -1])  # type: ignore[union-attr]
@@ -81,7 +81,7 @@ def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], easy: b
             parameter.zero_()
 
 
-def _hardest(fast: MaskGuided, base: Base, dense: Tensor, features: Tensor) -> Tensor:
+def _refined_pixels(fast: MaskGuided, base: Base, dense: Tensor, features: Tensor) -> Tensor:
     """Of the pixels of `features`, those in the patches where the coarse image is farthest from the dense one."""
     index = select(patch_error(fast, base, fast.coarse_image(base), dense), base.grid.k(fast.keep))
     side = fast.patch_size * features.shape[3] // base.grid.width
@@ -94,24 +94,24 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
 
     An image counts for more where its dense image is nearer to the truth: there the same error costs more dB.
     """
-    energies, errors, shares = [], [], []
+    energies, errors, counts = [], [], []
     for known in images:
         base = fast.run_base(known.lr)
         error = patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every)).flatten()
         energies.append(fast.energies(base).flatten(2)[0].cpu().double())
         errors.append(error.cpu().double())
-        shares.append(torch.full_like(errors[-1], 1 / (known.floor * len(error))))
+        counts.append(torch.full_like(errors[-1], 1 / (known.floor * len(error))))
     fast.linear.root.fill_(ROOT)  # one loaded from an older file had none
-    seen, wanted = fast.linear.compressed(torch.cat(energies, 1)), fast.linear.compressed(torch.cat(errors))
-    share = torch.cat(shares) / torch.cat(shares).sum()
-    middle = (seen * share).sum(1, keepdim=True)
-    spread = ((seen - middle).square() * share).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-    unit, average = (seen - middle) / spread, (wanted * share).sum()
-    gram = (unit * share) @ unit.T + 1e-3 * torch.eye(len(unit), dtype=torch.float64)
-    weights = torch.linalg.solve(gram, (unit * share) @ (wanted - average)) / spread[:, 0]
+    seen, target = fast.linear.compressed(torch.cat(energies, 1)), fast.linear.compressed(torch.cat(errors))
+    share = torch.cat(counts) / torch.cat(counts).sum()  # by which each patch counts
+    mean, target_mean = (seen * share).sum(1, keepdim=True), (target * share).sum()
+    std = ((seen - mean).square() * share).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+    standardised = (seen - mean) / std
+    gram = (standardised * share) @ standardised.T + 1e-3 * torch.eye(len(seen), dtype=torch.float64)
+    weights = torch.linalg.solve(gram, (standardised * share) @ (target - target_mean)) / std[:, 0]
     largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
     fast.linear.weight.copy_(weights / largest)
-    fast.linear.bias.copy_((average - weights @ middle[:, 0]) / largest)
+    fast.linear.bias.copy_((target_mean - weights @ mean[:, 0]) / largest)
 
 
 def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
@@ -128,9 +128,9 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
         errors.append(patch_error(fast, base, known.dense, known.hr).flatten())
         seen.append(log_energies(base, fast.split.features, fast.patch_size))
         images_of.append(torch.full_like(gains[-1], number, dtype=torch.long))
-    wanted = torch.stack([torch.cat(gains), torch.cat(errors)]).double()  # (2, patches)
+    target = torch.stack([torch.cat(gains), torch.cat(errors)]).double()  # (2, patches)
     own, means = (torch.cat([logs.flatten(2)[0] for logs in of], 1).double() for of in (seen, map(around, seen)))
-    weights, bias = _log_regression(torch.cat([own, means]), wanted, torch.cat(images_of))
+    weights, bias = _log_regression(torch.cat([own, means]), target, torch.cat(images_of))
     fast.estimate = GainEstimate(fast.split.feature_channels).to(images[0].lr)
     fast.estimate.weight.copy_(weights[:, : len(own)])
     fast.estimate.around.copy_(weights[:, len(own) :])
@@ -138,23 +138,23 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
     fast.estimate.seen.copy_(torch.stack([own.amin(1), own.amax(1)]))
 
 
-def _log_regression(seen: Tensor, wanted: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+def _log_regression(seen: Tensor, target: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (outputs, inputs) and biases (outputs) from (inputs, n) to the logarithm of (outputs, n).
 
     Args:
         seen: (inputs, n).
-        wanted: (outputs, n), 0 or more.
+        target: (outputs, n), 0 or more.
         image: (n,), the number of the image that each is of.
     """
-    logs = (wanted + LEAST).log()
-    middle, spread = seen.mean(1, keepdim=True), seen.std(1, correction=0, keepdim=True).clamp_min(1e-9)
-    unit, average = (seen - middle) / spread, logs.mean(1, keepdim=True)
-    gram = unit @ unit.T / unit.shape[1] + _LOG_RIDGE * torch.eye(len(unit)).to(unit)
-    weight = torch.linalg.solve(gram, unit @ (logs - average).T / unit.shape[1]).T / spread.T
-    bias = average - weight @ middle
+    logs = (target + LEAST).log()
+    mean, std = seen.mean(1, keepdim=True), seen.std(1, correction=0, keepdim=True).clamp_min(1e-9)
+    standardised, logs_mean = (seen - mean) / std, logs.mean(1, keepdim=True)
+    gram = standardised @ standardised.T / seen.shape[1] + _LOG_RIDGE * torch.eye(len(seen)).to(seen)
+    weight = torch.linalg.solve(gram, standardised @ (logs - logs_mean).T / seen.shape[1]).T / std.T
+    bias = logs_mean - weight @ mean
     found = (weight @ seen + bias).exp()
-    sums = torch.zeros(2, int(image.max()) + 1, len(wanted)).to(wanted)
-    sums[0].index_add_(0, image, wanted.T)
+    sums = torch.zeros(2, int(image.max()) + 1, len(target)).to(target)
+    sums[0].index_add_(0, image, target.T)
     sums[1].index_add_(0, image, found.T)
     return weight, bias[:, 0] + ((sums[0] + LEAST) / sums[1]).log().median(0).values
 
@@ -193,7 +193,7 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
 
 
 def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
-    """Weights (inputs, outputs) of a regression whose last input is a 1, of which the ridge is no matter."""
+    """Weights (inputs, outputs) of a ridge regression whose last input is a 1, which is not penalised."""
     ridge = (gram.diagonal()[:-1].mean() * _RIDGE + 1e-12).expand(len(gram)).clone()
     ridge[-1] = 1e-12
     weights: Tensor = torch.linalg.solve(gram + ridge.diag(), cross)
@@ -203,15 +203,15 @@ def _ridge(gram: Tensor, cross: Tensor) -> Tensor:
 def common_directions(gram: Tensor, weights: Sequence[Tensor], rank: int) -> Tensor:
     """(F, rank): the combinations of F features that keep most of what all these regressions on them say.
 
-    Reduced-rank regression: what they say, each in units of its own spread, is written on axes along which the features
+    Reduced-rank regression: what they say, each in units of its own norm, is written on axes along which the features
     vary alike, and the first `rank` principal directions are kept.
     """
-    middle = gram[:-1, -1] / gram[-1, -1]
-    spread = gram[:-1, :-1] / gram[-1, -1] - torch.outer(middle, middle)
-    variances, axes = torch.linalg.eigh(spread)
+    mean = gram[:-1, -1] / gram[-1, -1]
+    covariance = gram[:-1, :-1] / gram[-1, -1] - torch.outer(mean, mean)
+    variances, axes = torch.linalg.eigh(covariance)
     deviations = variances.clamp_min(1e-9 * float(variances.max()) + 1e-30).sqrt()
-    said = [deviations[:, None] * (axes.T @ part[:-1]) for part in weights]
-    together = torch.cat([part / part.norm().clamp_min(1e-30) for part in said], dim=1)
+    scaled = [deviations[:, None] * (axes.T @ part[:-1]) for part in weights]
+    together = torch.cat([part / part.norm().clamp_min(1e-30) for part in scaled], dim=1)
     directions = torch.linalg.eigh(together @ together.T).eigenvectors.flip(1)[:, :rank]
     combined: Tensor = axes @ (directions / deviations[:, None])
     return combined

@@ -50,7 +50,7 @@ class Point:
 
     keep: float
     macs: float
-    """Ratio to the dense network, 0..: over all images."""
+    """MACs over all images as a share of the dense network's, 0 or more."""
     time: float | None
     """The same of the time on this machine; None where nobody asked for it (`max_time`)."""
     drop: float

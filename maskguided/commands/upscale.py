@@ -80,7 +80,7 @@ def upscale_command(
         typer.Option(
             "--tile",
             "-t",
-            help="Tile side in LR pixels, to bound memory; 0: whole image.",
+            help="Tile side in LR pixels, to bound memory; 0: whole image. With --min-gain each tile decides.",
             min=0,
             show_default="384 for images of more than 512x512",
         ),

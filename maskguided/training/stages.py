@@ -179,7 +179,7 @@ def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) 
 
 
 def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
-    """Of the pixels that will be seen: the patches farthest from the target, as many as are refined, do not count."""
+    """Of the pixels that will be seen: the patches farthest from the dense image, as many as are refined, will not."""
     assert fast.coarse_tail is not None  # see check_stage
     target = given.crops.get("dense", given.crops["hr"])
     skipped = given.state()
