@@ -9,7 +9,7 @@ from .base import Base
 from .guided import MaskGuided
 from .head import pool
 from .patches import continued
-from .probing import image_of, in_eval_mode
+from .probing import first_weight, image_of, in_eval_mode
 
 
 def luma(image: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def luma(image: Tensor) -> Tensor:
 def dense_image(fast: MaskGuided, lr: Tensor) -> Tensor:
     """What the network that was given, before any training, makes of `lr` in eval mode: (B, C', s*H, s*W)."""
     given = fast.unwrap()
-    like = next(p for p in given.parameters() if p.is_floating_point())  # it may have stayed behind on another device
+    like = first_weight(given)  # it may have stayed behind on another device
     with in_eval_mode(given):
         image = image_of(given(fast.accepted(lr).clone().to(like)))  # a network may change its input
     return image[:, :, : lr.shape[2] * fast.scale, : lr.shape[3] * fast.scale].to(lr)

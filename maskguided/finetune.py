@@ -80,6 +80,7 @@ _SINCE = ("halo", "exchange", "coarse_on", "onward")
 """What a checkpoint says of its run that older ones did not; often it follows from the rest."""
 
 _STATE = ("step", "parameters", "average", "optimizer")
+"""What a checkpoint holds beside that, and a run goes on from."""
 
 Watcher = Callable[[int, int, float], None]
 """Told (step, steps, loss) after each step; the command line draws its bar by one."""
@@ -175,9 +176,11 @@ def _check(fast: MaskGuided, recipe: Recipe, every: int, workers: int) -> None:
             f"fit trains in float32, and this network is {dtype}: call fast.float() before; for mixed precision give "
             "Recipe(precision='bf16')"
         )
-    for name, value, least in (("every", every, 1), ("workers", workers, 0)):
+    for name, value, least, what in (
+        ("every", every, 1, "steps from one checkpoint to the next"),
+        ("workers", workers, 0, "processes that read images"),
+    ):
         if (number := as_whole(value)) is None or number < least:
-            what = "steps from one checkpoint to the next" if name == "every" else "processes that read images"
             raise ArgumentError(f"{name}={value!r}: {what}; use a whole number, {least} or more")
 
 
@@ -263,15 +266,15 @@ class _Run:
         self.schedule.step_update(step - 1)
         with accelerator.autocast():
             value = self.model(given.crops, given.shared)
-        found = float(accelerator.reduce(value.detach(), reduction="mean"))
-        if not np.isfinite(found):  # before it spoils the weights
-            raise ArgumentError(
-                f"stage {self.stage}, step {step}: the loss is {found}; use a smaller rate than {self.recipe.rate:g}"
-            )
         self.optimizer.zero_grad()
         accelerator.backward(value)
         if self.recipe.clip:
             accelerator.clip_grad_norm_(self.parameters.parameters(), self.recipe.clip)
+        found = float(accelerator.reduce(value.detach(), reduction="mean"))
+        if not np.isfinite(found):  # before it spoils the weights; after the rest, as a GPU is waited for here
+            raise ArgumentError(
+                f"stage {self.stage}, step {step}: the loss is {found}; use a smaller rate than {self.recipe.rate:g}"
+            )
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.parameters, step=step)

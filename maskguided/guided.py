@@ -18,7 +18,7 @@ from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .knobs import Knobs
 from .patches import Grid, continued, is_channels_last, others, round_up, scatter, select
-from .probing import copied
+from .probing import copied, first_weight
 from .settings import (
     CoarseOn,
     Context,
@@ -339,7 +339,7 @@ class MaskGuided(Knobs):
             self.keep, self.min_gain_db = before
 
     def _macs(self, forward: Callable[[Tensor], Tensor], height: int, width: int) -> int:
-        like = next(p for p in self.model.parameters() if p.is_floating_point())
+        like = first_weight(self.model)
         return macs(forward, (1, self.split.probe.in_channels, height, width), like, self)
 
     def print_trainable_parameters(self) -> None:

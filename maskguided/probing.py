@@ -84,6 +84,11 @@ def refuse_wrapped(model: object) -> None:
         raise ArgumentError(f"{within[0]} of this {type(model).__name__} is wrapped already: it is fast as it is")
 
 
+def first_weight(model: nn.Module) -> nn.Parameter:
+    """The first floating-point parameter: where the network is, and in its dtype."""
+    return next(p for p in model.parameters() if p.is_floating_point())
+
+
 def probe(model: nn.Module) -> Probe:
     """Find channels, scale and size rule of `model`, in that order of trying: every size, then multiples.
 

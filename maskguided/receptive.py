@@ -153,16 +153,18 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") == "conv2d":
-            self._note(*args, **kwargs)
+            self._note_conv2d(*args, **kwargs)
         result = func(*args, **kwargs)
         for made in result if isinstance(result, tuple) else (result,):
             if isinstance(made, Tensor):
                 self.numel = max(self.numel, made.numel())
         return result
 
-    def _note(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> None:
-        given = kwargs.get("dilation", args[3] if len(args) > 3 else 1)
-        dilation = given if isinstance(given, int) else given[self.dim % len(given)]
+    def _note_conv2d(
+        self, input: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+        groups: int = 1,
+    ) -> None:  # fmt: skip
+        dilation = dilation if isinstance(dilation, int) else dilation[self.dim % len(dilation)]
         if dilation > 1 and weight.shape[self.dim] > 1:
             self.leap = max(self.leap, -(-dilation * self.length // input.shape[self.dim]))
 

@@ -28,7 +28,7 @@ from . import receptive
 from .errors import ArgumentError, CannotSplit
 from .global_ops import Seen
 from .patches import round_up
-from .probing import Probe, probe, refuse_wrapped, untouched
+from .probing import Probe, first_weight, probe, refuse_wrapped, untouched
 from .trial import Trial, grid_of_trial, try_windows
 from .values import as_whole
 
@@ -191,7 +191,7 @@ class Split(ABC):
 
     def example(self, height: int, width: int) -> Tensor:
         """A fixed random image, (1, C, height, width), where the network is now and in its dtype."""
-        like = next(p for p in self.model.parameters() if p.is_floating_point())
+        like = first_weight(self.model)
         return self.probe.input(height, width).to(like.device, like.dtype)
 
     @cached_property

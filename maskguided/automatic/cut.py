@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, MaskGuidedError
-from ..probing import Probe, copied, untouched
+from ..probing import Probe, copied, first_weight, untouched
 from ..split import Kind, Split, State, Stretch
 from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
@@ -68,8 +68,7 @@ class Frame:
         whole = _IMAGE in state or not self.enlarges
         full = (self.rounding.full(height), self.rounding.full(width)) if whole else (height, width)
         # A live value may be a mask, or float32 in a network of float16.
-        like = next((p for p in network.parameters() if p.is_floating_point()), value)
-        return At(value.shape[0], height, width, *full, value.device, like.dtype)
+        return At(value.shape[0], height, width, *full, value.device, first_weight(network).dtype)
 
 
 class AutomaticSplit(Split):
