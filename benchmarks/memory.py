@@ -21,6 +21,7 @@ import maskguided
 from maskguided import infer
 from maskguided.images import write_image
 from maskguided.split import Merge
+from maskguided.tiff import StripedTiff, is_large_tiff
 
 from .engine import Way, network
 from .report import Row
@@ -55,22 +56,28 @@ def peak(run: Callable[[], object]) -> float:
 
 
 def large(name: str, keep: float, size: tuple[int, int]) -> Iterator[Row]:
-    """Resident memory of upscaling an image of that size, default tiles, written as PNG."""
-    command = [sys.executable, "-m", "benchmarks.memory", name, str(keep), *map(str, size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    yield {
-        "network": name, "size": f"{size[0]}x{size[1]}", "keep": keep, "seconds": round(found["seconds"]),
-        "peak RSS of the process, MiB": round(found["mib"]),
-    }  # fmt: skip
+    """Resident memory of upscaling an image of that size, default tiles, written as PNG and, in strips, as TIFF."""
+    for suffix in (".png", ".tif"):
+        command = [sys.executable, "-m", "benchmarks.memory", name, str(keep), *map(str, size), suffix]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        yield {
+            "network": name, "size": f"{size[0]}x{size[1]}", "keep": keep, "written as": suffix,
+            "seconds": round(found["seconds"]), "peak RSS of the process, MiB": round(found["mib"]),
+        }  # fmt: skip
 
 
-def _upscale(name: str, keep: float, size: tuple[int, int]) -> float:
+def _upscale(name: str, keep: float, size: tuple[int, int], suffix: str) -> float:
     """MiB of the whole process at its peak."""
     fast = Way().ready(maskguided.wrap(network(name), keep=keep))
     photo = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        write_image(Path(folder) / "large.png", infer.upscale(fast, photo).image)  # type: ignore[arg-type]
+        path, shape = Path(folder) / f"large{suffix}", infer.upscaled_shape(fast, photo)  # type: ignore[arg-type]
+        if is_large_tiff(path, shape, photo.dtype):
+            with StripedTiff(path, shape, photo.dtype) as file:
+                infer.upscale_onto(file, fast, photo, None, 16)  # type: ignore[arg-type]
+        else:
+            write_image(path, infer.upscale(fast, photo).image)  # type: ignore[arg-type]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB
 
 
@@ -79,8 +86,9 @@ if __name__ == "__main__":
     parser.add_argument("name")
     parser.add_argument("keep", type=float)
     parser.add_argument("size", type=int, nargs=2)
+    parser.add_argument("suffix")
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
-    mib = _upscale(args.name, args.keep, (args.size[0], args.size[1]))
+    mib = _upscale(args.name, args.keep, (args.size[0], args.size[1]), args.suffix)
     print(json.dumps({"mib": mib, "seconds": time.perf_counter() - start}))

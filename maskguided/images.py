@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ImageError, MissingDependency
+from .tiff import SUFFIXES as TIFF
+from .tiff import mapped
 from .weights import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-_PAGED = (".tif", ".tiff", ".webp", ".png")
+_PAGED = (*TIFF, ".webp", ".png")
 _NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 _EIGHT_BIT = (".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -24,7 +26,7 @@ Image = NDArray[Any]
 def read_image(path: str | Path) -> Image:
     """Read an image as it is stored: bit depth by its dtype, grey, colour or alpha by its channels.
 
-    Photographs are turned as their EXIF orientation says.
+    Photographs are turned as their EXIF orientation says. A large uncompressed TIFF is not read, but mapped.
 
     Raises:
         ImageError: no such file, no image, or neither 8 nor 16 bits a sample.
@@ -32,13 +34,15 @@ def read_image(path: str | Path) -> Image:
     cv2, path = _cv2(), Path(path)
     if not path.is_file():
         raise ImageError(f"{path}: no such file")
+    if (image := mapped(path)) is not None:
+        return image
     stored = _straight(path.read_bytes())
     content = np.frombuffer(stored, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
     is_jpeg = stored[:2] == b"\xff\xd8"
     try:
-        image: Image | None = cv2.imdecode(content, upright if is_jpeg else as_it_is) if content.size else None
+        image = cv2.imdecode(content, upright if is_jpeg else as_it_is) if content.size else None
         if image is not None and (b"eXIf" in stored or b"EXIF" in stored):
             turned = cv2.imdecode(content, upright)
             image = _turned_like(turned, image) if image.shape[2:] == (4,) else turned

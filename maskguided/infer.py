@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,12 @@ class Upscaled(NamedTuple):
     image: Image
     mask: NDArray[np.bool_]
     """(H, W) of the LR image; True where a patch was refined."""
+
+
+class Canvas(Protocol):
+    """Where the parts of a result go: an array, or a file."""
+
+    def __setitem__(self, place: tuple[slice, slice], pixels: NDArray[Any]) -> None: ...
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,21 +87,40 @@ def upscale(
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
         raise ImageError(f"an image of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4)")
     colour = image[..., :3] if image.ndim == 3 else image
-    height, width = colour.shape[:2]
-    result = np.empty((height * model.scale, width * model.scale, *colour.shape[2:]), image.dtype)
-    mask = np.zeros((height, width), np.bool_)
-
-    def read(rows: slice, cols: slice) -> Tensor:
-        return _to_tensor(colour[rows, cols], model)
-
-    for part in tiles(model, read, (height, width), tile, tile_pad, on_tile):
-        done = _to_image(part.pixels, colour)
-        row, col = part.row * model.scale, part.col * model.scale
-        result[row : row + done.shape[0], col : col + done.shape[1]] = done
-        mask[part.row : part.row + part.mask.shape[0], part.col : part.col + part.mask.shape[1]] = part.mask
+    result = np.empty(upscaled_shape(model, colour), image.dtype)
+    mask = upscale_onto(result, model, colour, tile, tile_pad, on_tile)
     if image.ndim == 3 and image.shape[2] == 4:
         result = np.dstack([result, _upscale_alpha(model, image[..., 3], tile, tile_pad, alpha)])
     return Upscaled(result, mask)
+
+
+def upscaled_shape(model: MaskGuided, image: Image) -> tuple[int, ...]:
+    """The shape of what `upscale` makes of `image`."""
+    height, width = image.shape[:2]
+    return (height * model.scale, width * model.scale, *image.shape[2:])
+
+
+def upscale_onto(
+    canvas: Canvas,
+    model: MaskGuided,
+    image: Image,
+    tile: int | None,
+    tile_pad: int,
+    on_tile: Callable[[int, int], None] = lambda done, total: None,
+) -> NDArray[np.bool_]:
+    """`upscale` an image without alpha, part by part onto a canvas of `upscaled_shape`; which pixels were refined."""
+    height, width = image.shape[:2]
+    mask = np.zeros((height, width), np.bool_)
+
+    def read(rows: slice, cols: slice) -> Tensor:
+        return _to_tensor(image[rows, cols], model)
+
+    for part in tiles(model, read, (height, width), tile, tile_pad, on_tile):
+        done = _to_image(part.pixels, image)
+        row, col = part.row * model.scale, part.col * model.scale
+        canvas[row : row + done.shape[0], col : col + done.shape[1]] = done
+        mask[part.row : part.row + part.mask.shape[0], part.col : part.col + part.mask.shape[1]] = part.mask
+    return mask
 
 
 def overlay(image: Image, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

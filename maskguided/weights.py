@@ -33,6 +33,7 @@ _PREFIXES = ("module.", "_orig_mod.", "netG.")
 HEAD_FORMAT = "maskguided-1"
 """What `metadata["format"]` says in a file of maskguided.save."""
 
+Made = TypeVar("Made")
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -124,8 +125,11 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max((int(match[1]) for name in weights if (match := pattern.match(name))), default=-1)
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file beside `path`, then rename it: `path` is the old file or the whole new one."""
+def write_whole(path: Path, write: Callable[[Path], Made]) -> Made:
+    """Let `write` make a file beside `path`, then rename it: `path` is the old file or the whole new one.
+
+    Returns what `write` returns.
+    """
     if path.is_dir():
         raise ArgumentError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +138,10 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.close(handle)
         beside = Path(name)
         try:
-            write(beside)
+            made = write(beside)
             beside.chmod(0o666 & ~_umask())
             beside.replace(path)
+            return made
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:  # no rights, a full disk: said of this file, not of the one beside it

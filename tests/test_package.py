@@ -13,7 +13,7 @@ PACKAGE = Path(maskguided.__file__).parent
 COMMANDS = ("upscale", "inspect", "bench", "calibrate", "finetune", "explain", "export")
 LAYERS = [
     {"errors", "values"},
-    {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional"},
+    {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional", "tiff"},
     {"exchange", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"trial"},
     {"split", "images", "head"},
@@ -72,7 +72,7 @@ def test_imports_run_one_way():
 def test_the_core_needs_torch_and_numpy_alone():
     code = """
 import sys
-optional = "typer rich cv2 safetensors timm basicsr spandrel torchvision matplotlib accelerate".split()
+optional = "typer rich cv2 tifffile safetensors timm basicsr spandrel torchvision matplotlib accelerate".split()
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in optional:

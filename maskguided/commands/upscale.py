@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,9 +15,11 @@ from rich.progress import Progress
 
 from ..errors import ArgumentError, MaskGuidedError
 from ..guided import MaskGuided
-from ..images import check_format, read_image, resize, write_image
-from ..infer import SMALLEST_TILE, overlay, pick_device, pick_dtype, upscale
+from ..images import Image, check_format, read_image, resize, write_image
+from ..infer import SMALLEST_TILE, overlay, pick_device, pick_dtype, upscale, upscale_onto, upscaled_shape
 from ..networks import Loaded
+from ..tiff import StripedTiff, is_large_tiff
+from ..weights import write_whole
 from . import results
 from .console import err, out, plain, progress_bar
 from .options import (
@@ -178,11 +180,15 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
     image = read_image(job.path)
     check_format(job.target, image)
     tiles = progress.add_task(job.path.name, total=None, visible=way.tile != 0)
+
+    def on_tile(done: int, total: int) -> None:
+        progress.update(tiles, completed=done, total=total)
+
     try:
-        done = upscale(
-            fast, image, tile=way.tile, tile_pad=way.tile_pad, alpha=way.alpha,
-            on_tile=lambda number, total: progress.update(tiles, completed=number, total=total),
-        )  # fmt: skip
+        shape = upscaled_shape(fast, image)
+        if way.outscale is None and is_large_tiff(job.target, shape, image.dtype):
+            return (shape[0], shape[1]), _upscale_in_strips(fast, image, job, way, on_tile)
+        done = upscale(fast, image, tile=way.tile, tile_pad=way.tile_pad, alpha=way.alpha, on_tile=on_tile)
     finally:
         progress.remove_task(tiles)
     made = done.image
@@ -194,6 +200,21 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
         write_image(job.mask, overlay(resize(image, height, width), done.mask))
     write_image(job.target, made)
     return (height, width), float(done.mask.mean())
+
+
+def _upscale_in_strips(
+    fast: MaskGuided, image: Image, job: results.Job, way: _Way, on_tile: Callable[[int, int], None]
+) -> float:
+    """Write a TIFF that is never in memory as a whole; the share of the pixels that was refined."""
+
+    def write(beside: Path) -> float:
+        with StripedTiff(beside, upscaled_shape(fast, image), image.dtype) as file:
+            mask = upscale_onto(file, fast, image, way.tile, way.tile_pad, on_tile)
+        if job.mask is not None:
+            write_image(job.mask, overlay(image, mask))  # of the LR image, which is in memory
+        return float(mask.mean())
+
+    return write_whole(job.target, write)
 
 
 def _against_tiles(loaded: Loaded) -> str:

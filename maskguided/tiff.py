@@ -1,0 +1,108 @@
+"""Large TIFF files a part at a time, so that they need not be in memory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .errors import MissingDependency
+
+LARGE = 2**28
+"""Bytes of pixels from which on a TIFF is not held in memory. Smaller ones are compressed, which a file written out of
+order cannot be."""
+SUFFIXES = (".tif", ".tiff")
+_CLASSIC = 2**32 - 2**25
+"""Bytes of pixels up to which a file need be no BigTIFF; the rest of the 4 GiB is for tables."""
+_ROWS = 16
+"""Of a strip."""
+
+
+def is_large_tiff(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> bool:
+    """Whether such an image is to be written to this file by a StripedTiff."""
+    return path.suffix.lower() in SUFFIXES and _is_plain(shape, dtype) and _bytes(shape, dtype) > LARGE
+
+
+class StripedTiff:
+    """A new TIFF file, uncompressed, whose pixels are written where they belong as they are made; BigTIFF from 4 GiB.
+
+    Args:
+        path: the file.
+        shape: (H, W) or (H, W, 3).
+        dtype: uint8 or uint16.
+
+    >>> import tempfile
+    >>> from maskguided.images import read_image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with StripedTiff(Path(folder) / "a.tif", (2, 4), np.uint8) as file:
+    ...         file[0:2, 2:4] = np.array([[1, 2], [3, 4]], np.uint8)
+    ...     read_image(Path(folder) / "a.tif").tolist()
+    [[0, 0, 1, 2], [0, 0, 3, 4]]
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        with _tifffile().TiffWriter(path, bigtiff=_bytes(shape, dtype) > _CLASSIC) as file:
+            self.start, _ = file.write(
+                None, shape=shape, dtype=dtype, photometric="rgb" if len(shape) == 3 else "minisblack",
+                rowsperstrip=_ROWS, metadata=None, software="maskguided", returnoffset=True,
+            )  # fmt: skip
+        self.file = path.open("r+b")
+
+    def __setitem__(self, place: tuple[slice, slice], pixels: NDArray[Any]) -> None:
+        """Write `pixels` (h, w) or (h, w, 3) at these rows and columns, whose start and stop are given."""
+        rows, cols = place
+        size = self.dtype.itemsize * (self.shape[2] if len(self.shape) == 3 else 1)
+        for row, content in zip(range(rows.start, rows.stop), pixels.astype(self.dtype, copy=False), strict=True):
+            self.file.seek(self.start + (row * self.shape[1] + cols.start) * size)
+            self.file.write(content.tobytes())
+
+    def __enter__(self) -> StripedTiff:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+
+def mapped(path: Path) -> NDArray[Any] | None:
+    """The pixels of a large file, read as they are looked at: of an uncompressed TIFF in its usual form; else None."""
+    if path.suffix.lower() not in SUFFIXES or path.stat().st_size <= LARGE:
+        return None
+    tifffile = _tifffile()
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages[0]
+            plain = (
+                len(file.pages) == 1
+                and page.is_memmappable
+                and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+                and page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
+                and page.tags.valueof("Orientation", 1) == 1
+            )
+            image: NDArray[Any] | None = tifffile.memmap(path, mode="r") if plain else None
+    except Exception:  # whatever a damaged file makes tifffile raise: OpenCV will say so
+        return None
+    return image if image is not None and _is_plain(image.shape, image.dtype) else None  # not the other byte order
+
+
+def _is_plain(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
+    """Whether it is the shape and type of a grey or RGB image of 8 or 16 bits."""
+    return len(shape) in (2, 3) and shape[2:] in ((), (3,)) and dtype in (np.uint8, np.uint16)
+
+
+def _bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _tifffile() -> Any:
+    try:
+        import tifffile
+    except ImportError:
+        raise MissingDependency("large TIFF files need tifffile: pip install tifffile") from None
+    return tifffile
