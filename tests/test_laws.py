@@ -73,9 +73,11 @@ def test_law_2_all_windows_with_halo_enough_are_the_network(name, way, merge):
         return
     multiple = made.multiple_of
     halo = -(-radius // multiple) * multiple
-    fast = MaskGuided(made, keep=1, patch_size=8, halo=halo, merge=merge, exchange=False).eval()
-    assert difference(by_windows(fast, x), network(name)(x)) < 1e-5
-    assert difference(fast(x), network(name)(x)) < 1e-5
+    patch_size = 16 if name == "edsr-large" else 8  # each of its windows is nearly the whole image
+    fast = MaskGuided(made, keep=1, patch_size=patch_size, halo=halo, merge=merge, exchange=False).eval()
+    dense = network(name)(x)
+    assert difference(by_windows(fast, x), dense) < 1e-5
+    assert difference(fast(x), dense) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "way"), SMALL)

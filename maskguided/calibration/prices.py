@@ -52,12 +52,9 @@ class Macs(Prices):
         self._counted = {}
         for grid, size in set(self._sizes):
             most = grid.count - 1 if grid.count > 2 else grid.count  # all of them need no choice
-            found = []
-            for k in (1, most):
-                fast.keep = k / grid.count
-                found.append(fast.cost(*size))
-            first, last = found
-            each = (last.guided - first.guided) / max(most - 1, 1)
+            fast.keep = 1 / grid.count
+            first, last = fast.cost(*size), fast.macs_at(*size, keep=most / grid.count)
+            each = (last - first.guided) / max(most - 1, 1)
             self._counted[size] = (first.dense, first.coarse, first.guided, each)
         fast.keep = keep
 
