@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .knobs import Knobs
 from .patches import Grid, continued, is_channels_last, others, round_up, scatter, select
-from .probing import copied, first_weight
+from .probing import first_weight
 from .settings import (
     CoarseOn,
     Context,
@@ -366,9 +365,7 @@ class MaskGuided(Knobs):
     def own_network(self) -> None:
         """From now on hold a copy of the network, to train it; the one that was given stays what it is."""
         if self.model is self._given[0]:
-            memo: dict[int, Any] = {}
-            copied(self.model, memo)  # first, for it may hold tensors that deepcopy alone refuses
-            self.split = copy.deepcopy(self.split, memo)
+            self.split = self.split.own()
             self.model, self.constants = self.split.model, self.split.constants
 
     def extra_repr(self) -> str:

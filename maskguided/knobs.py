@@ -100,9 +100,10 @@ class Knobs(Wrapped):
     @global_ops.setter
     def global_ops(self, seen: GlobalOps) -> None:
         check_choices(global_ops=seen)
-        check_global_ops(self.split, seen)
+        check_global_ops(self.split, seen, self.merge)
         self._global_ops = seen
-        self._shares_statistics = seen == "image" and (bool(self.split.global_ops) or self.split.trial.reading.flat)
+        has_some = bool(self.split.global_ops_on_windows(self.merge)) or self.split.trial.reading.flat
+        self._shares_statistics = seen == "image" and has_some
 
     @property
     def exchange(self) -> bool:

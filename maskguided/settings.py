@@ -39,7 +39,7 @@ _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
     """Refuse what this network cannot do, and say where the coarse image is not what one would expect."""
     name, rest = type(split.model).__name__, f"blocks {split.split_at + 1} to {len(split.blocks)}"
-    check_global_ops(split, global_ops)
+    check_global_ops(split, global_ops, merge)
     if merge == "features" and not split.can_join:
         raise ArgumentError(
             f"merge='features': {rest} of this {name} also write what is no map (a vector of the whole image), and "
@@ -60,13 +60,17 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
     )
 
 
-def check_global_ops(split: Split, global_ops: GlobalOps) -> None:
-    """Refuse a network that looks at the whole map, where that is asked for."""
-    if global_ops == "refuse" and split.facts.body_radius is None:
+def check_global_ops(split: Split, global_ops: GlobalOps, merge: Merge) -> None:
+    """Refuse a network of which windows look at the whole map, where that is asked for."""
+    if global_ops != "refuse":
+        return
+    by_body, by_tail = split.facts.body_radius is None, merge == "image" and split.facts.radius is None
+    if by_body or by_tail:
+        parts = f"blocks {split.split_at + 1} to {len(split.blocks)}" + ("" if by_body else ", or what follows them,")
+        names = ", ".join(split.global_ops_on_windows(merge)) or "attention, or a radius of more than 512"
         raise ArgumentError(
-            f"global_ops='refuse': blocks {split.split_at + 1} to {len(split.blocks)} of this "
-            f"{type(split.model).__name__} look at the whole map "
-            f"({', '.join(split.global_ops) or 'attention, or a radius of more than 512'}); use 'image' or 'window'"
+            f"global_ops='refuse': {parts} of this {type(split.model).__name__} look at the whole map ({names}); "
+            "use 'image' or 'window'"
         )
 
 

@@ -13,13 +13,14 @@ A Split is made by an adapter (adapter.py) or automatically (automatic/); both o
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from . import receptive
 from .errors import ArgumentError, CannotSplit
 from .global_ops import Seen
 from .patches import round_up
-from .probing import Probe, first_weight, probe, refuse_wrapped, untouched
+from .probing import Probe, copied, first_weight, probe, refuse_wrapped, untouched
 from .trial import Trial, grid_of_trial, try_windows
 from .values import as_whole
 
@@ -178,9 +179,15 @@ class Split(ABC):
         """HR pixels per LR pixel, in each direction."""
         return self.probe.scale
 
-    def window(self, size: tuple[int, int]) -> State:
-        """The live values of a window of this height and width, multiples of `multiple_of`, of a fixed random image."""
-        state, full = self.prefix(self.example(*size)), self.full_size(*size)
+    def window(self, size: tuple[int, int], *, uneven: bool = False) -> State:
+        """The live values of a window of this height and width, multiples of `multiple_of`, of a fixed random image.
+
+        `uneven`: of one that is dark at its left, bright at its right.
+        """
+        image = self.example(*size)
+        if uneven:
+            image = image * torch.linspace(0.1, 2, size[1]).to(image)
+        state, full = self.prefix(image), self.full_size(*size)
         cut = {name: state[name] for name in self.kinds}
         if full != size:
             for name, kind in self.kinds.items():
@@ -194,14 +201,24 @@ class Split(ABC):
         like = first_weight(self.model)
         return self.probe.input(height, width).to(like.device, like.dtype)
 
-    @cached_property
+    @property
     def global_ops(self) -> tuple[str, ...]:
         """The global operations known to global_ops.py that blocks n+1..N call; there may be others (attention)."""
+        return self.global_ops_on_windows("features")
+
+    def global_ops_on_windows(self, merge: Merge) -> tuple[str, ...]:
+        """Those that windows meet: in blocks n+1..N, and for merge="image" in the tail."""
+        return self._global_ops[merge]
+
+    @cached_property
+    def _global_ops(self) -> dict[Merge, tuple[str, ...]]:
         with untouched(self.model):
             state = self.prefix(self.example(*self.probe.round_size))
             with Seen() as seen:
-                self.body(state)
-        return tuple(dict.fromkeys(seen.names))
+                state = self.body(state)
+                in_body = len(seen.names)
+                self.tail(state)
+        return {"features": tuple(dict.fromkeys(seen.names[:in_body])), "image": tuple(dict.fromkeys(seen.names))}
 
     def exchanges(self, merge: Merge) -> bool:
         """Whether windows that exchange borders (exchange.py) give what the whole map gives: in the body, for
@@ -210,19 +227,38 @@ class Split(ABC):
 
     @cached_property
     def trial(self) -> Trial:
-        """How windows do on a small image."""
+        """How windows do on a small image; in float32, for half precision rounds away what tells."""
+        if torch.finfo(first_weight(self.model).dtype).bits < 32:
+            try:
+                return self._in_float32().trial
+            except Exception:  # whatever a foreign network raises that cannot be copied
+                _log.debug("%s cannot be tried in float32", type(self.model).__name__, exc_info=True)
+                return Trial()
         step = self.multiple_of
-        patch = round_up(max(8, -(-self.probe.least // 2)), step)
+        patch = round_up(max(8, -(-self.probe.least // 2) + step), step)
         while step <= LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
             patch += step  # a pool by 2 or 3 before a global mean fits by chance where it divides the patch
-        grid = grid_of_trial(self.model, patch)
+        grid = grid_of_trial(self.model, patch, less=min(step, patch - step))
         try:
             with untouched(self.model):
-                state = self.window((grid.height, grid.width))
+                state = self.window((grid.height, grid.width), uneven=True)  # what is counted twice shows
                 return try_windows(self.body, self.tail, state, self.kinds, self.writes, grid)
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)
             return Trial()
+
+    def own(self) -> Split:
+        """This split of a copy of the network."""
+        memo: dict[int, Any] = {}
+        copied(self.model, memo)  # first, for it may hold tensors that deepcopy alone refuses
+        return copy.deepcopy(self, memo)
+
+    def _in_float32(self) -> Split:
+        other = self.own()
+        other.model.float()
+        if other.constants is not None:
+            other.constants.float()
+        return other
 
     @cached_property
     def facts(self) -> Facts:

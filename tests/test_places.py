@@ -155,6 +155,75 @@ def test_a_pixel_that_two_windows_hold_counts_once(norm, merge, size, halo):
         assert difference(by_windows(fast, x), network(x)) > 1e-3
 
 
+class Attention(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x.mean((2, 3), keepdim=True))
+
+
+TAILS = {"instance norm": lambda: nn.InstanceNorm2d(12), "channel attention": Attention}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_a_mean_in_the_tail_alone_is_that_of_the_image_too(tail, merge):
+    network, x = Ends(), image(1, 3, 35, 47)
+    network.tail.insert(0, TAILS[tail]())
+    fast = maskguided.wrap(scaled(network), 2, keep=1, merge=merge).eval()
+    assert fast.exchange
+    assert not fast.split.global_ops
+    assert difference(by_windows(fast, x), network(x)) < 1e-5
+    if merge == "image":
+        with pytest.raises(ArgumentError, match="what follows them, of this Ends look at the whole map"):
+            maskguided.wrap(network, 2, merge=merge, global_ops="refuse")
+
+
+@pytest.mark.parametrize("of", [torch.Tensor.mean, torch.Tensor.std, torch.Tensor.norm])
+@pytest.mark.parametrize("halo", [None, 4])
+def test_one_number_of_the_whole_tensor_counts_no_pixel_twice(of, halo):
+    class Scaled(Block):
+        def forward(self, x):
+            y = super().forward(x).abs()
+            return x + y / (of(y) + 0.1)
+
+    network = scaled(Ends(Scaled))
+    fast = maskguided.wrap(network, 2, keep=1, halo=halo).eval()
+    for size in ((24, 40), (37, 29)):
+        x = image(1, 3, *size)
+        assert difference(fast(x), network(x)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_whether_windows_exchange_borders_is_found_in_float32(dtype):
+    """Half precision takes a percent for rounding."""
+
+    class Shifted(Block):
+        def forward(self, x):
+            return super().forward(x) + 0.005 * x.roll(3, 3)
+
+    network = scaled(Ends(Shifted), gain=0.5)
+    assert not maskguided.wrap(network, 2).exchange
+    assert not maskguided.wrap(network.to(dtype), 2).exchange
+    assert maskguided.wrap(scaled(Ends(), gain=0.5).to(dtype), 2).exchange
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be left out")
+def test_features_stand_in_for_no_mask():
+    class Masked(Ends):
+        def forward(self, x):
+            before = x = self.head(x)
+            for block in self.blocks[:3]:
+                x = block(x)
+            mask = x > 0.3
+            return self.tail(torch.where(mask, self.blocks[3](x), before))
+
+    network, x = scaled(Masked()), image(1, 3, 24, 40)
+    fast = maskguided.wrap(network, 2, keep=0.5, body="blocks.*").eval()
+    assert (fast.split.can_skip, fast.coarse_tail_kind) == (False, "light")
+    assert fast(x).isfinite().all()
+    fast.keep = 1
+    assert difference(fast(x), network(x)) < 1e-5
+
+
 def test_a_mean_of_four_quarters_is_no_single_value_and_wraps():
     class Pyramid(Block):
         def __init__(self) -> None:

@@ -13,7 +13,7 @@ from torch import fx, nn
 from ..errors import CannotSplit
 from ..split import Kind
 from .sizes import Size
-from .trace import ADAPTER, MODEL, Traced
+from .trace import ADAPTER, MODEL, Traced, Value
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     prefix, body = nodes[:begin], [*nodes[begin : starts[-1]], *last]
     tail = [node for node in nodes[starts[-1] :] if node not in last]
     taken = [node for node in traced.blocks[split_at].all_input_nodes if not _made_anew(node, traced)]
-    features = next((node for node in taken if traced.values[node].kind == "map"), None)
+    maps = [node for node in taken if traced.values[node].kind == "map"]
+    features = next((node for node in maps if traced.values[node].dtype.is_floating_point), None)
     if features is None:
         shapes = [f"({', '.join(map(str, shape))})" for node in taken if (shape := _shape(node, traced))]
         raise CannotSplit(
@@ -138,7 +139,7 @@ def _stand_ins(
         stage, at = place[node]
         alike = _roles(stage[: at + 1], traced) == _roles(computed[: at + 1], traced)
         same_role = computed[at] if alike else features
-        fitting = [n for n in (same_role, features) if _shape(n, traced) == _shape(node, traced)]
+        fitting = [n for n in (same_role, features) if _is_like(traced.values[n], traced.values[node])]
         if fitting:
             found[node] = fitting[0]
     return found
@@ -169,6 +170,12 @@ def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:
 
 def _submodule(node: fx.Node, traced: Traced) -> nn.Module:
     return traced.model.get_submodule(str(node.target).removeprefix(f"{MODEL}."))
+
+
+def _is_like(value: Value, other: Value) -> bool:
+    """Whether one can stand in for the other: a map of features for neither a mask nor a complex one."""
+    numbers = value.dtype == other.dtype or (value.dtype.is_floating_point and other.dtype.is_floating_point)
+    return value.shape == other.shape and numbers
 
 
 def _shape(node: fx.Node, traced: Traced) -> tuple[int | Size, ...]:

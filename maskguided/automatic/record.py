@@ -59,6 +59,7 @@ class Step:
     kwargs: dict[str, Any]
     shapes: dict[Path, tuple[int, ...]]
     """Of the tensors it made."""
+    dtypes: dict[Path, torch.dtype]
 
 
 @dataclass
@@ -147,7 +148,8 @@ class _Recorder(TorchFunctionMode):
         made = dict(tensors(result))
         number = len(self.recording.steps)
         shapes = {path: tuple(tensor.shape) for path, tensor in made.items()}
-        self.recording.steps.append(Step(target, args, kwargs, shapes))
+        dtypes = {path: tensor.dtype for path, tensor in made.items()}
+        self.recording.steps.append(Step(target, args, kwargs, shapes, dtypes))
         if self._by_pixels((args, kwargs)):
             self.from_input.add(number)
         for path, tensor in made.items():

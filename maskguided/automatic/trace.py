@@ -47,6 +47,8 @@ class Value:
     """Of a map."""
     from_input: bool
     """Whether pixels reach it; what they don't reach is computed anew wherever it is used."""
+    dtype: torch.dtype = torch.float32
+    """As it was recorded."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ class _Generaliser:
                 self.made[Made(number, path)] = part
                 if any(s.shapes.keys() != step.shapes.keys() for s in steps):
                     raise _Differs(f"{_name(step.target)} returns another number of tensors")
-                self.values[part] = self._value([s.shapes[path] for s in steps], from_input)
+                value = self._value([s.shapes[path] for s in steps], from_input)
+                self.values[part] = replace(value, dtype=step.dtypes[path])
 
     def _merged(self, values: list[Any], where: str) -> Any:
         """What the same argument is in all recordings: a node, a literal, or a size as a node."""
