@@ -19,6 +19,7 @@ from .gain import GainEstimate
 from .guided import MaskGuided
 from .networks import load_network
 from .probing import in_eval_mode, refuse_wrapped
+from .values import as_path
 from .weights import HEAD_FORMAT, load_into, read, safetensors_file, write_whole
 from .wrapping import check_wrapped, wrap
 
@@ -44,7 +45,7 @@ def save(fast: MaskGuided, path: str | Path) -> None:
     An existing file is replaced whole or not at all.
     """
     check_wrapped(fast)
-    path = Path(path)
+    path = as_path(path, "path")
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path}: a maskguided file ends in .safetensors")
     added = {name: value for name, value in fast.state_dict().items() if name.partition(".")[0] in _ADDED}

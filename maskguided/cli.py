@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from . import __version__
 from .commands import basicsr_yaml
 from .commands.bench import bench_command
 from .commands.calibrate import calibrate_command
-from .commands.console import err, out, plain
+from .commands.console import err, out, plain, sentence
 from .commands.explain import explain_command
 from .commands.export import export_command
 from .commands.finetune import finetune_command
@@ -42,18 +43,25 @@ def main() -> None:
     """Entry point: one sentence and exit code 2 for what we know to be wrong, instead of a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot show is no reason to stop
+    _clean_up_when_stopped()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             app()
-    except MaskGuidedError as error:
-        err.print(f"[red]error:[/red] {plain(error)}")
-        sys.exit(2)
-    except OSError as error:
-        if error.filename is None:
+    except (MaskGuidedError, OSError, RuntimeError) as error:
+        what = sentence(error)
+        if what is None:
             raise
-        err.print(f"[red]error:[/red] {plain(error.filename)}: {plain(error.strerror)}")
+        err.print(f"[red]error:[/red] {plain(what)}")
         sys.exit(2)
+
+
+def _clean_up_when_stopped() -> None:
+    """By SIGTERM, or a terminal that is closed, as by Ctrl-C: what is half written is removed."""
+    for name in ("SIGTERM", "SIGHUP"):  # the second is not everywhere, and nohup has it ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
 
 
 def _show_warning(

@@ -18,6 +18,7 @@ from .errors import ArgumentError, ExportError, MissingDependency, first_line
 from .guided import MaskGuided
 from .optional import optional
 from .probing import in_eval_mode
+from .values import as_path
 from .weights import write_whole
 from .wrapping import check_wrapped
 
@@ -57,7 +58,7 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
     True
     """
     check_wrapped(fast)
-    path = Path(path)
+    path = as_path(path, "path")
     written = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}.get(path.suffix.lower())
     if written is None:
         raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from .probing import undone_by_failure
 from .training.pool import batches
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE, Given, Options, loss, prepare, too_small, train_only
-from .values import as_whole
+from .values import as_number, as_path, as_whole
 from .weights import torch_save_whole
 from .wrapping import check_wrapped
 
@@ -63,11 +63,16 @@ class Recipe:
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}={getattr(self, name)}: use 1 or more")
-        if not 0 < self.rate < float("inf") or not 0 <= self.ema < 1:
+        for name, least in (("steps", 1), ("batch", 1), ("crop", 1), ("warmup", 0), ("seed", 0), ("pool", 0)):
+            value = as_whole(getattr(self, name))
+            if value is None or value < least:
+                raise ArgumentError(f"{name}={getattr(self, name)!r}: use {least} or more, a whole number")
+        if not 0 < as_number(self.rate) < float("inf") or not 0 <= as_number(self.ema) < 1:
             raise ArgumentError(f"rate={self.rate}, ema={self.ema}: use a rate above 0 and an ema of 0 to below 1")
+        if not as_number(self.clip) >= 0:
+            raise ArgumentError(f"clip={self.clip!r}: use 0 or more")
+        if not isinstance(self.options, Options):
+            raise ArgumentError(f"options={self.options!r}: use a maskguided.training.stages.Options")
         if self.pool and self.pool < self.batch:
             raise ArgumentError(f"pool={self.pool}: use 0, or at least the batch of {self.batch}")
         if not isinstance(self.optimizer, str):
@@ -143,14 +148,15 @@ def fit(
     _check(fast, recipe, every, workers)
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
         warnings.warn(wrong, stacklevel=2)
-    folders = [hr] if isinstance(hr, (str, Path)) else list(hr)
+    several = [hr] if isinstance(hr, str) or not isinstance(hr, Iterable) else hr
+    folders = [as_path(folder, "hr") for folder in several]
     if not folders:
         raise ArgumentError("hr=[]: no folder of HR images; give one or more")
-    crops = Crops(
-        folders, scale=fast.scale, size=recipe.crop, lr=lr, seed=recipe.seed, grey=fast.split.probe.in_channels == 1
-    )
+    grey, low = fast.split.probe.in_channels == 1, None if lr is None else as_path(lr, "lr")
+    crops = Crops(folders, scale=fast.scale, size=recipe.crop, lr=low, seed=recipe.seed, grey=grey)
+    kept = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     with undone_by_failure(fast, fast.model):
-        run = _Run(fast, stage, recipe, crops.names, None if checkpoint is None else Path(checkpoint), logs)
+        run = _Run(fast, stage, recipe, crops.names, kept, logs)
         start = run.resume()
     rank, processes = run.accelerator.process_index, run.accelerator.num_processes
     pool = recipe.pool if stage in REUSABLE else 0

@@ -36,7 +36,7 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(f"{path}: no such file")
     if (image := mapped(path)) is not None:
         return image
-    stored = _straight(path.read_bytes())
+    stored = _straight(path.read_bytes(), path)
     content = np.frombuffer(stored, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
@@ -57,8 +57,11 @@ def read_image(path: str | Path) -> Image:
     return _swapped(image)
 
 
-def _straight(stored: bytes) -> bytes:
-    """A TIFF whose alpha channel has no name: by one called unassociated, libtiff multiplies colours of 8 bits."""
+def _straight(stored: bytes, path: Path) -> bytes:
+    """A TIFF whose alpha channel has no name: by one called unassociated, libtiff multiplies colours of 8 bits.
+
+    One beside grey is told of, for OpenCV leaves it out.
+    """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(stored[:4])
     if order is None:
         return stored
@@ -67,6 +70,8 @@ def _straight(stored: bytes) -> bytes:
         (count,) = struct.unpack_from(f"{order}H", stored, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, _, length, value = struct.unpack_from(f"{order}HHIH", stored, entry)
+            if (tag, value) == (277, 2):  # SamplesPerPixel
+                warnings.warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
             if (tag, length, value) == (338, 1, 2):  # ExtraSamples
                 return stored[: entry + 8] + b"\0\0" + stored[entry + 10 :]
     except struct.error:  # damaged, as OpenCV will find

@@ -15,6 +15,8 @@ from .guided import MaskGuided
 from .head import high_frequency
 from .images import Image, resize
 from .patches import Grid, round_up, select
+from .values import as_whole
+from .wrapping import check_wrapped
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_TILE = 32
@@ -81,6 +83,7 @@ def upscale(
         alpha: how the alpha channel grows.
         on_tile: called with (done, total) after each tile.
     """
+    check_wrapped(model)
     if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
         what = getattr(image, "dtype", type(image).__name__)
         raise ImageError(f"an image of {what}; it must be a NumPy array of uint8 or uint16")
@@ -217,8 +220,8 @@ def tiles(
     """
     if tile is None:
         tile = _TILE if size[0] * size[1] > _LARGEST_WHOLE and model.split.tiling in (None, "supported") else 0
-    if tile < 0 or pad < 0:
-        raise ArgumentError(f"tile={tile}, tile_pad={pad}: use 0 or more LR pixels")
+    if any(as_whole(length) is None or length < 0 for length in (tile, pad)):
+        raise ArgumentError(f"tile={tile!r}, tile_pad={pad!r}: use 0 or more LR pixels, whole numbers")
     side = tile or max(size)
     grid = Grid(*size, side)
     above = _threshold(model, read, grid) if grid.count > 1 else None

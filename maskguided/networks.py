@@ -14,6 +14,7 @@ from .errors import ArgumentError, CheckpointError, MaskGuidedError, MissingDepe
 from .guided import MaskGuided
 from .integrations.spandrel_bridge import describe, image_to_image
 from .split import Split
+from .values import as_path
 from .weights import HEAD_FORMAT, read
 from .wrapping import wrap
 
@@ -95,7 +96,7 @@ def from_file(
     >>> fast(torch.rand(1, 3, 33, 47)).shape
     torch.Size([1, 3, 132, 188])
     """
-    loaded = load_network(path, model, scale)
+    loaded = load_network(as_path(path, "path"), model, scale)  # None would be the starter network
     fast = wrap(loaded.model, split_at, **settings)
     loaded.inform(fast.split)
     return fast

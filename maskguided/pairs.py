@@ -41,6 +41,8 @@ def read_pairs(
         ArgumentError: there is no HR image for an LR image, or it has more than 8 bits a sample.
     """
     paths = list_images(lr)
+    if hr is not None and hr.is_file() and len(paths) > 1:
+        raise ArgumentError(f"--hr {hr} is one image, and {lr} holds {len(paths)}; give the folder of their HR images")
     found = {} if hr is None else {path.stem: path for path in list_images(hr)}
     layout = torch.channels_last if channels_last else torch.contiguous_format
     pairs = []

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError, CheckpointError, MissingDependency
+from .values import as_path
 
 # Where the files of this field keep the weights, the averaged ones (EMA) before the others.
 _KEYS = (
@@ -61,7 +62,7 @@ def read(path: str | Path, key: str | None = None) -> Weights:
     Raises:
         CheckpointError: no such file, not a weight file, code inside, or no tensors in it.
     """
-    path = Path(path)
+    path = as_path(path, "path")
     if not path.is_file():
         raise CheckpointError(
             f"{path} is a folder; name a weight file in it" if path.is_dir() else f"{path}: no such file"
@@ -134,7 +135,7 @@ def write_whole(path: Path, write: Callable[[Path], Made]) -> Made:
         raise ArgumentError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".maskguided.", suffix=path.suffix)
         os.close(handle)
         beside = Path(name)
         try:

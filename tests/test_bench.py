@@ -110,3 +110,11 @@ def test_names_of_div2k_are_paired(tmp_path):
     write_image(tmp_path / "hr" / "0801.png", resize(PHOTO, 4 * PHOTO.shape[0], 4 * PHOTO.shape[1]))
     (pair,) = read_pairs(tmp_path / "lr", tmp_path / "hr", torch.device("cpu"), torch.float32, False)
     assert pair.lr.shape[2] * 4 == pair.hr.shape[0]
+
+
+def test_one_hr_image_is_for_one_lr_image(tmp_path):
+    for name in ("a", "b"):
+        write_image(tmp_path / "lr" / f"{name}.png", PHOTO)
+    write_image(tmp_path / "hr.png", resize(PHOTO, 4 * PHOTO.shape[0], 4 * PHOTO.shape[1]))
+    with pytest.raises(ArgumentError, match=r"hr\.png is one image, and .*lr holds 2"):
+        read_pairs(tmp_path / "lr", tmp_path / "hr.png", torch.device("cpu"), torch.float32, False)

@@ -6,6 +6,8 @@ import json
 import pickle
 import signal
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -14,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from skimage import data
-from support import image, need_shared, official_pan, scaled
+from support import PHOTO, image, need_shared, official_pan, scaled
 from torch import nn
 
 import maskguided
@@ -134,6 +136,52 @@ def test_a_full_disk_is_said_of_the_file_itself(suffix, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert raised.value.filename == str(target)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_run_that_is_told_to_stop_leaves_no_half_file(name, tmp_path):
+    code = f"""
+import os, pathlib, signal, time
+from maskguided import cli, weights
+def slow(beside):
+    beside.write_bytes(b"half")
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(60)
+signal.signal(signal.{name}, signal.SIG_DFL)  # nohup has it ignored
+cli.app = lambda: weights.write_whole(pathlib.Path({str(tmp_path / "a.png")!r}), slow)
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + getattr(signal, name), "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_as_long_as_a_file_may_have_is_written(tmp_path):
+    write_image(tmp_path / f"{'a' * 251}.png", PHOTO)
+    assert np.array_equal(read_image(tmp_path / f"{'a' * 251}.png"), PHOTO)
+
+
+def test_alpha_of_a_grey_tiff_is_said_to_be_left_out(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(PHOTO[..., :2], photometric="minisblack", planarconfig="contig", extrasamples=["unassalpha"])
+    with pytest.warns(UserWarning, match="alpha channel of a grey TIFF is left out"):
+        assert np.array_equal(read_image(tmp_path / "a.tif"), PHOTO[..., 0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda path: maskguided.from_file(None),
+        lambda path: maskguided.from_file(5),
+        lambda path: maskguided.load(None, small_pan()),
+        lambda path: maskguided.load(b"a.safetensors", small_pan()),
+        lambda path: maskguided.save(maskguided.wrap(small_pan()), 5),
+    ],
+)
+def test_what_is_no_path_is_an_argument_error(wrong, tmp_path):
+    with pytest.raises(ArgumentError, match="use the path of a file or folder"):
+        wrong(tmp_path)
 
 
 def test_saved_files_are_small_and_hold_no_base_weights(tmp_path):

@@ -54,3 +54,22 @@ def test_what_is_refused_changes_nothing(what, photos, tmp_path):
 def test_an_optimizer_is_named_by_text():
     with pytest.raises(ArgumentError, match="optimizer=None: a name that timm knows"):
         Recipe(optimizer=None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": "a"}, {"steps": 1.5}, {"crop": 1.5}, {"warmup": -1}, {"seed": -1}, {"pool": "a"}, {"ema": None},
+        {"clip": "a"}, {"clip": -1}, {"rate": "fast"}, {"options": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_recipe_of_other_values_is_refused_by_their_name(wrong):
+    with pytest.raises(ArgumentError, match=f"{next(iter(wrong))}="):
+        Recipe(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"hr": 5}, {"hr": [5]}, {"lr": 5}, {"checkpoint": 5}], ids=str)
+def test_folders_are_paths(wrong, photos):
+    with pytest.raises(ArgumentError, match=f"{next(iter(wrong))}=5: use the path"):
+        finetune.fit(wrapped(), **{"hr": photos, **wrong})

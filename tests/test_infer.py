@@ -177,6 +177,14 @@ def test_tiles_of_a_network_with_strides_start_where_its_cells_do(tile, pad):
         assert (run_tiled(fast, x, tile, pad) - fast(x)).abs().max() < 1e-5
 
 
+def test_what_is_no_wrap_and_no_whole_tile(fast):
+    with pytest.raises(ArgumentError, match="is no wrapped network"):
+        upscale(fast.unwrap(), PHOTO)
+    for wrong in ({"tile": "a"}, {"tile": 32.5}, {"tile_pad": None}, {"tile": -1}):
+        with pytest.raises(ArgumentError, match="whole numbers"):
+            upscale(fast, PHOTO, **wrong)
+
+
 def test_an_array_of_another_kind_is_no_image(fast):
     for image in (PHOTO / 255, PHOTO.astype(np.int64), PHOTO > 99, torch.from_numpy(PHOTO.copy()), PHOTO.tolist()):
         with pytest.raises(ImageError, match="it must be a NumPy array of uint8 or uint16"):

@@ -87,6 +87,31 @@ def test_a_folder_that_was_begun_is_gone_on_with(weights, tmp_path):
     assert "give one" in str(run(*common, "--skip-existing", "--overwrite", code=1).exception)
 
 
+@pytest.mark.parametrize(("where", "given"), [("in", "."), ("in/deeper", "..")])
+def test_the_results_of_the_folder_that_one_is_in_lie_beside_it(where, given, weights, tmp_path, monkeypatch):
+    write_image(tmp_path / "in" / "a.png", PHOTO)
+    (tmp_path / where).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / where)
+    run("upscale", "-i", given, "-w", weights)
+    assert [p.name for p in (tmp_path / "in_out").iterdir()] == ["a_out.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "in_out"]
+    assert "give --output FOLDER" in str(run("upscale", "-i", "/usr/..", "-w", weights, code=1).exception)
+
+
+def test_what_another_run_wrote_meanwhile_is_not_replaced(weights, tmp_path, monkeypatch):
+    from maskguided.commands import upscale as command
+
+    def meanwhile(*args, **kwargs):
+        (tmp_path / "b.png").write_bytes(b"another")
+        return upscale(*args, **kwargs)
+
+    write_image(tmp_path / "a.png", PHOTO)
+    monkeypatch.setattr(command, "upscale", meanwhile)
+    common = ("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "-w", weights)
+    assert "exists already" in run(*common, code=1).output
+    assert (tmp_path / "b.png").read_bytes() == b"another"
+
+
 def test_a_saved_head_brings_its_settings(weights, tmp_path):
     from maskguided.networks import load_network
 

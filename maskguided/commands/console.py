@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,8 +16,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..errors import MaskGuidedError, first_line, is_out_of_memory
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def sentence(error: Exception) -> str | None:
+    """What to tell of an error; None of one that is a fault of ours."""
+    if isinstance(error, MaskGuidedError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        nameless = "the output" if error.errno == errno.ENOSPC else None
+        return f"{name}: {error.strerror}" if (name := error.filename or nameless) else None
+    return f"out of memory: {first_line(error)}" if is_out_of_memory(error) else None
 
 
 def plain(text: object) -> str:

@@ -42,7 +42,7 @@ def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: boo
         ArgumentError: a result would replace an image, or another result, or cannot be written.
     """
     paths = list_images(input)
-    output = output or (input.with_name(f"{input.resolve().name}_out") if input.is_dir() else input.parent)
+    output = output or (_folder_beside(input) if input.is_dir() else input.parent)
     targets = [_place(path, input, output, suffix, ext) for path in paths]
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
@@ -56,6 +56,14 @@ def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: boo
                 f"{mask}, a picture of a mask, would replace an image or a result; give another --suffix"
             )
     return [Job(*places) for places in zip(paths, targets, masks, strict=True)]
+
+
+def _folder_beside(folder: Path) -> Path:
+    """Where the results of a folder's images go, unless the user says so."""
+    whole = folder.resolve()
+    if not whole.name:
+        raise ArgumentError(f"--input {folder}: no folder lies beside it; give --output FOLDER")
+    return (folder if folder.name not in ("", "..") else whole).with_name(f"{whole.name}_out")
 
 
 def _place(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path:

@@ -21,7 +21,7 @@ from ..networks import Loaded
 from ..tiff import StripedTiff, is_large_tiff
 from ..weights import write_whole
 from . import results
-from .console import err, out, plain, progress_bar
+from .console import err, out, plain, progress_bar, sentence
 from .options import (
     Body,
     Device,
@@ -107,10 +107,10 @@ def upscale_command(
     use_threads(threads)
     if overwrite and skip_existing:
         raise ArgumentError("--overwrite and --skip-existing: existing results are replaced or left; give one")
-    way = _Way(outscale, tile, tile_pad, alpha.value)
+    way = _Way(outscale, tile, tile_pad, alpha.value, overwrite or skip_existing)
     jobs = results.jobs(input, output, suffix, ext, show_mask)
     if skip_existing:
-        jobs, overwrite = _not_done(jobs), True
+        jobs = _not_done(jobs)
         if not jobs:
             return
     loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
@@ -122,7 +122,7 @@ def upscale_command(
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {plain(_against_tiles(loaded))}")
     where = pick_device(device)
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
-    failed = _upscale_all(fast.to(memory_format=torch.channels_last), jobs, way, overwrite)
+    failed = _upscale_all(fast.to(memory_format=torch.channels_last), jobs, way)
     if failed:
         err.print(f"{failed} of {len(jobs)} failed")
         raise typer.Exit(1)
@@ -136,6 +136,7 @@ class _Way:
     tile: int | None
     tile_pad: int
     alpha: Any
+    overwrite: bool
 
     def __post_init__(self) -> None:
         if self.outscale is not None and not 0 < self.outscale < float("inf"):
@@ -154,7 +155,7 @@ def _not_done(jobs: Sequence[results.Job]) -> list[results.Job]:
     return left
 
 
-def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way, overwrite: bool) -> int:
+def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> int:
     """How many failed; each is told of when it is done, and the others go on."""
     failed = 0
     with progress_bar("image") as progress:
@@ -163,11 +164,11 @@ def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way, overw
         for job in jobs:
             started = time.perf_counter()
             try:
-                job.check(overwrite)
+                job.check(way.overwrite)
                 (height, width), share = _upscale_file(fast, job, way, progress)
             except (MaskGuidedError, OSError) as error:
                 failed += 1
-                err.print(f"[red]failed:[/red] {plain(error)}")
+                err.print(f"[red]failed:[/red] {plain(sentence(error) or error)}")
             else:
                 what = f"{width}x{height}, {share:.0%} refined, {time.perf_counter() - started:.2f} s"
                 out.print(f"{job.path.name} -> {job.target} ({what})", markup=False)
@@ -196,6 +197,7 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
         height, width = (max(round(side * way.outscale), 1) for side in image.shape[:2])
         made = resize(made, height, width, lanczos=True)
     height, width = made.shape[:2]
+    job.check(way.overwrite)  # another run may have been here meanwhile
     if job.mask is not None:
         write_image(job.mask, overlay(resize(image, height, width), done.mask))
     write_image(job.target, made)
@@ -210,6 +212,7 @@ def _upscale_in_strips(
     def write(beside: Path) -> float:
         with StripedTiff(beside, upscaled_shape(fast, image), image.dtype) as file:
             mask = upscale_onto(file, fast, image, way.tile, way.tile_pad, on_tile)
+        job.check(way.overwrite)
         if job.mask is not None:
             write_image(job.mask, overlay(image, mask))  # of the LR image, which is in memory
         return float(mask.mean())
