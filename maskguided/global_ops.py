@@ -99,6 +99,7 @@ class PerImage(GlobalOps):
             halos and at borders where they were moved inward; a pixel counts in the patch that it belongs to. Default:
             all count.
         window: height and width of a window in LR pixels.
+        unit: what windows are multiples of: one that is no larger may be a single pixel deep in the network.
         reading: of what could mean two things.
         strangers: shapes of tensors that are no windows though there are as many of them.
         noted: where the shapes of such tensors are kept.
@@ -114,12 +115,14 @@ class PerImage(GlobalOps):
         owned: Callable[[int, int], Tensor] | None = None,
         window: tuple[int, int] = (1, 1),
         *,
+        unit: int = 0,
         reading: Reading = READ_PLAINLY,
         strangers: frozenset[tuple[int, ...]] = frozenset(),
         noted: set[tuple[int, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.k, self.windows, self.owned, self.window, self.reading = k, windows, owned, window, reading
+        self.are_single = max(window) <= unit
         self.strangers, self.noted, self.doubtful, self.folded = strangers, noted, False, False
         self.first_steps: list[_FirstStep] = []
 
@@ -139,7 +142,7 @@ class PerImage(GlobalOps):
             self.first_steps.append(_FirstStep(result, name, func(pixels, *args[1:], **kwargs)))
 
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-        if is_global(func, args, kwargs):
+        if is_global(func, args, kwargs, single=self.are_single):
             self.doubtful |= func.__name__ in ("sum", *_SECOND_POWERS)
             return True
         flat = is_flat(func, args, kwargs)
@@ -318,15 +321,17 @@ def _given(names: tuple[str, ...], args: Any, kwargs: dict[str, Any]) -> dict[st
 
 def _of_groups(mean: Tensor, variance: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of groups of channels, from those of the channels: (n, C, 1, 1) each."""
-    means, squares = (v.reshape(len(v), groups, -1) for v in (mean, variance + mean.square()))
+    means, variances = (v.reshape(len(v), groups, -1) for v in (mean, variance))
     middle = means.mean(2, keepdim=True)
-    spread = squares.mean(2, keepdim=True) - middle.square()
+    spread = (variances + (means - middle).square()).mean(2, keepdim=True)
     wide, deep = (v.expand_as(means).reshape_as(mean) for v in (middle, spread))
     return wide, deep
 
 
-def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = False) -> bool:
     """Whether `func` reduces a map (B, C, H, W), or (B, H, W, C), over all its pixels, or what is left of them.
+
+    `single`: whether what has one pixel may be a map; else it is a vector, of which nothing is left to reduce.
 
     >>> x = torch.rand(1, 8, 5, 5)
     >>> is_global(torch.mean, (x, (2, 3)), {}), is_global(torch.mean, (x, 1), {})
@@ -335,7 +340,9 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     True
     """
     name, x = getattr(func, "__name__", ""), args[0]
-    if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[2] * x.shape[3] == 1:
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        return False
+    if x.shape[2] * x.shape[3] == 1 and not single:
         return False
     if name in _POOLS:
         size = args[1] if len(args) > 1 else kwargs.get("output_size")
@@ -343,6 +350,8 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if name in _OVER_DIMS:
         dims = _dims(name, args, kwargs)
         rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
+        if single and not rest:  # the first of two steps, or the second
+            return bool(dims) and dims <= {1, 2, 3} and (dims >= {2, 3} or name in ("mean", "amax", "amin", *_EXTREMES))
         return dims in ({2, 3}, {1, 2}, {1, 2, 3}) or (len(rest) == 1 and dims == rest and name not in _DEVIATIONS)
     if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
         return _given(_BATCH_NORM, args, kwargs).get("running_mean") is None

@@ -62,18 +62,23 @@ def _straight(stored: bytes, path: Path) -> bytes:
 
     One beside grey is told of, for OpenCV leaves it out.
     """
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(stored[:4])
-    if order is None:
+    order, kind = {b"II": "<", b"MM": ">"}.get(stored[:2]), stored[2:4]
+    big = kind in (b"+\0", b"\0+")
+    if order is None or not (big or kind in (b"*\0", b"\0*")):
         return stored
+    offset, number, row = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
     try:
-        (start,) = struct.unpack_from(f"{order}I", stored, 4)
-        (count,) = struct.unpack_from(f"{order}H", stored, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, _, length, value = struct.unpack_from(f"{order}HHIH", stored, entry)
+        (start,) = struct.unpack_from(order + offset, stored, 8 if big else 4)
+        (count,) = struct.unpack_from(order + number, stored, start)
+        first, size = start + struct.calcsize(order + number), struct.calcsize(order + row)
+        for entry in range(first, first + size * count, size):
+            tag, _, length, value = struct.unpack_from(order + row, stored, entry)
+            (value,) = struct.unpack_from(f"{order}H", value)
             if (tag, value) == (277, 2):  # SamplesPerPixel
                 warnings.warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
             if (tag, length, value) == (338, 1, 2):  # ExtraSamples
-                return stored[: entry + 8] + b"\0\0" + stored[entry + 10 :]
+                at = entry + size - (8 if big else 4)
+                return stored[:at] + b"\0\0" + stored[at + 2 :]
     except struct.error:  # damaged, as OpenCV will find
         pass
     return stored

@@ -18,6 +18,9 @@ from .infer import overlay
 from .optional import optional
 from .weights import write_whole
 
+_TALLEST = 12.0
+"""Inches of a panel: a picture of a tall, narrow image would be more than memory holds."""
+
 
 def explain_picture(fast: MaskGuided, x: Tensor, path: str | Path) -> Explanation:
     """Write LR, coarse, error map, score, mask and refined of one image side by side.
@@ -43,7 +46,7 @@ def explain_picture(fast: MaskGuided, x: Tensor, path: str | Path) -> Explanatio
         (f"refined patches: {int(found.mask.sum())} of {found.mask[0].numel()}", overlay(shown, refined_mask), None),
         (f"refined ({setting})", _shown(found.refined), None),
     ]
-    height = 4.2 * x.shape[2] / x.shape[3] + 0.5
+    height = min(4.2 * x.shape[2] / x.shape[3], _TALLEST) + 0.5
     figure = _figure(figsize=(12.6, 2 * height))
     for axis, (title, picture, colours) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         axis.imshow(picture, cmap=colours, interpolation="nearest")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError, CannotSplit
+from .errors import ArgumentError, CannotSplit, first_line
 from .patches import round_up
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -23,6 +23,8 @@ Module = TypeVar("Module", bound=nn.Module)
 _LEAST = (17, 48)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
 """What networks ask the size of their input to be a multiple of, or round it up to, in the order of trying."""
+_SILENT = 1e-3
+"""Weights that are no larger do nothing yet."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def probe(model: nn.Module) -> Probe:
                         result = model(found.input(height, width))
                     except Exception as error:  # whatever a foreign network raises, another input may do
                         if channels == _channel_guesses(model)[0]:  # the others fail for their channels
-                            failure = error
+                            failure = first_line(error)
                         continue
                     out = image_of(result)
                     scale = out.shape[2] // height
@@ -254,6 +256,16 @@ def forget_results(model: nn.Module) -> None:
 def _is_cache(value: object) -> bool:
     """A plain container in which a forward may keep what it made for a size, as masks by (H, W); a module its parts."""
     return type(value) in (dict, OrderedDict, list, set)
+
+
+def silent_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Those of branches that start as nothing (a LayerScale, a last layer of zeros) and that training will wake."""
+    return [
+        weight
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.is_floating_point() and not name.endswith("bias")
+        and weight.numel() and float(weight.detach().abs().max()) < _SILENT
+    ]  # fmt: skip
 
 
 def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:

@@ -18,7 +18,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from . import receptive
 from .errors import ArgumentError, CannotSplit
 from .global_ops import Seen
 from .patches import round_up
-from .probing import Probe, copied, first_weight, probe, refuse_wrapped, untouched
+from .probing import Probe, copied, first_weight, probe, refuse_wrapped, silent_weights, untouched
 from .trial import Trial, grid_of_trial, try_windows
 from .values import as_whole
 
@@ -227,13 +227,16 @@ class Split(ABC):
 
     @cached_property
     def trial(self) -> Trial:
-        """How windows do on a small image; in float32, for half precision rounds away what tells."""
-        if torch.finfo(first_weight(self.model).dtype).bits < 32:
-            try:
-                return self._in_float32().trial
-            except Exception:  # whatever a foreign network raises that cannot be copied
-                _log.debug("%s cannot be tried in float32", type(self.model).__name__, exc_info=True)
-                return Trial()
+        """How windows do on a small image, nothing being hidden by half precision or by weights that are zero."""
+        if torch.finfo(first_weight(self.model).dtype).bits >= 32 and not silent_weights(self.model):
+            return self._tried()
+        try:
+            return self._telling()._tried()
+        except Exception:  # whatever a foreign network raises that cannot be copied
+            _log.debug("%s cannot be copied for a trial", type(self.model).__name__, exc_info=True)
+            return Trial()
+
+    def _tried(self) -> Trial:
         step = self.multiple_of
         patch = round_up(max(8, -(-self.probe.least // 2) + step), step)
         while step <= LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
@@ -242,7 +245,8 @@ class Split(ABC):
         try:
             with untouched(self.model):
                 state = self.window((grid.height, grid.width), uneven=True)  # what is counted twice shows
-                return try_windows(self.body, self.tail, state, self.kinds, self.writes, grid)
+                found = try_windows(self.body, self.tail, state, self.kinds, self.writes, grid)
+            return replace(found, unit=step)
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)
             return Trial()
@@ -253,11 +257,17 @@ class Split(ABC):
         copied(self.model, memo)  # first, for it may hold tensors that deepcopy alone refuses
         return copy.deepcopy(self, memo)
 
-    def _in_float32(self) -> Split:
+    def _telling(self) -> Split:
+        """Of a copy in float32, in which no branch is silent."""
         other = self.own()
-        other.model.float()
-        if other.constants is not None:
-            other.constants.float()
+        for module in (other.model, other.constants):
+            if module is not None and torch.finfo(first_weight(self.model).dtype).bits < 32:
+                module.float()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in silent_weights(other.model):
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.copy_(noise / weight[0].numel() ** 0.5 if weight.dim() > 1 else noise.abs() + 0.5)
         return other
 
     @cached_property

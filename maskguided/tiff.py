@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ order cannot be."""
 SUFFIXES = (".tif", ".tiff")
 _CLASSIC = 2**32 - 2**25
 """Bytes of pixels up to which a file need be no BigTIFF; the rest of the 4 GiB is for tables."""
+_GREY, _RGB = 1, 2
+"""What tag 262 (PhotometricInterpretation) says of black at zero, and of colour."""
 _ROWS = 16
 """Of a strip."""
 
@@ -74,7 +77,8 @@ def mapped(path: Path) -> NDArray[Any] | None:
     """The pixels of a large file, read as they are looked at: of an uncompressed TIFF in its usual form; else None."""
     if path.suffix.lower() not in SUFFIXES or path.stat().st_size <= LARGE:
         return None
-    tifffile = _tifffile()
+    tifffile, log = _tifffile(), logging.getLogger("tifffile")
+    before, log.disabled = log.disabled, True  # what it says of a damaged file OpenCV will say
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
@@ -82,12 +86,14 @@ def mapped(path: Path) -> NDArray[Any] | None:
                 len(file.pages) == 1
                 and page.is_memmappable
                 and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-                and page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK)
+                and (page.photometric, page.samplesperpixel) in ((_RGB, 3), (_GREY, 1))
                 and page.tags.valueof("Orientation", 1) == 1
             )
             image: NDArray[Any] | None = tifffile.memmap(path, mode="r") if plain else None
-    except Exception:  # whatever a damaged file makes tifffile raise: OpenCV will say so
+    except Exception:  # whatever a damaged file makes tifffile raise
         return None
+    finally:
+        log.disabled = before
     return image if image is not None and _is_plain(image.shape, image.dtype) else None  # not the other byte order
 
 

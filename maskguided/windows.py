@@ -57,8 +57,9 @@ def on_windows(
     if one_mean:
         counts = functools.partial(owned, index, grid) if grid.overlaps else None
         statistics = PerImage(
-            index.shape[1], index.numel(), counts, grid.window, reading=trial.reading, strangers=trial.strangers
-        )
+            index.shape[1], index.numel(), counts, grid.window,
+            unit=trial.unit, reading=trial.reading, strangers=trial.strangers,
+        )  # fmt: skip
     with statistics, neighbours:
         return part(windows)
 

@@ -397,3 +397,12 @@ def test_a_network_in_half_precision_is_calibrated_without_hr_images():
     found = maskguided.calibrate(fast, [x.to(torch.bfloat16) for x in photographs(side=48)], max_cost=0.9)
     assert found.estimated
     assert 0 < fast.keep < 1
+
+
+@pytest.mark.parametrize("scale", [255, -1])
+def test_images_of_another_range_are_refused(scale):
+    fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), 2)
+    lr, hr = torch.rand(3, 12, 12), torch.rand(3, 48, 48)
+    for given in (lr * scale, (lr, hr * scale)):
+        with pytest.raises(ArgumentError, match="images are floats in 0..1"):
+            maskguided.calibrate(fast, [given])

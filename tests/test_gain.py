@@ -323,3 +323,5 @@ def test_a_picture_says_what_decided(monkeypatch, tmp_path):
     fast.keep = 0.25
     pictures.explain_picture(fast, photographs(1, 40)[0], tmp_path / "why.png")
     assert figures[1].axes[-1].get_title() == "refined (keep=0.25)"
+    pictures.explain_picture(fast, torch.rand(1, 3, 100, 2), tmp_path / "why.png")
+    assert figures[2].get_size_inches()[1] <= 25, "a picture of a tall, narrow image must fit into memory"

@@ -144,6 +144,33 @@ def test_all_windows_are_the_network(name):
     assert difference(by_windows(fast, x), net(x)) > 1e-4, "alone each window must have another statistic"
 
 
+@pytest.mark.parametrize("name", sorted({*VECTORS, *MAPS} - {"contrast"}))  # of which a pixel's sum is summed again
+def test_a_window_of_one_pixel_is_no_vector(name):
+    net, x = network(lambda: Block(name)), image(2, 3, 9, 11)
+    fast = maskguided.wrap(net, 2, patch_size=1)
+    assert fast.exchange
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+def test_a_window_that_becomes_one_pixel_deep_in_the_network_is_no_vector():
+    net = network(lambda: Block("mean of means"))
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2, padding=1), *net, nn.PixelShuffle(2))
+    net[3] = scaled(nn.Conv2d(16, 48, 3, padding=1))
+    for patch_size in (2, 4, 8):
+        fast, x = maskguided.wrap(net, 2, patch_size=patch_size), image(1, 3, 20, 28)
+        assert (fast.exchange, fast.split.multiple_of) == (True, 2)
+        assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+def test_a_group_norm_of_what_lies_far_from_zero_is_as_precise():
+    net, x = network(lambda: Block("group norm")), image(1, 3, 24, 40)
+    for block in net[1]:
+        block.conv.bias += 10
+    fast = maskguided.wrap(net, 2)
+    assert fast.exchange
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["mean of means", "deviation", "group norm"])
 def test_pixels_are_counted_as_precisely_as_the_network_computes(name):
     net, x = network(lambda: Block(name)).double(), image(2, 3, 27, 41).double()

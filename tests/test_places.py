@@ -206,6 +206,26 @@ def test_whether_windows_exchange_borders_is_found_in_float32(dtype):
     assert maskguided.wrap(scaled(Ends(), gain=0.5).to(dtype), 2).exchange
 
 
+def test_a_branch_that_training_will_wake_is_tried_awake():
+    """It is zero in a fresh network, and its weights come later."""
+
+    class Asleep(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma = nn.Parameter(torch.zeros(12, 1, 1))
+
+        def forward(self, x):
+            return super().forward(x) + self.gamma * x.roll(3, 3)
+
+    network, x = Ends(Asleep), image(1, 3, 24, 40)
+    before = [weight.clone() for weight in network.parameters()]
+    fast = maskguided.wrap(network, 2, keep=1).eval()
+    assert not fast.exchange
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    scaled(network)
+    assert difference(fast(x), network(x)) < 1e-5
+
+
 @pytest.mark.filterwarnings("ignore:.*cannot be left out")
 def test_features_stand_in_for_no_mask():
     class Masked(Ends):

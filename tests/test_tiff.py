@@ -74,7 +74,8 @@ def test_an_uncompressed_file_is_mapped(kind, dtype, tmp_path):
     [
         {"compression": "zlib"}, {"planarconfig": "separate"}, {"extratags": [(274, 3, 1, 3, True)]},
         {"byteorder": ">"}, {"tile": (16, 16)}, {"photometric": "ycbcr", "dtype": np.uint8},
-        {"photometric": "miniswhite", "grey": True}, {"alpha": True}, {"dtype": np.float32}, {"pages": 2},
+        {"photometric": "miniswhite", "grey": True}, {"photometric": "minisblack", "planarconfig": "contig"},
+        {"alpha": True}, {"dtype": np.float32}, {"pages": 2},
     ],
     ids=str,
 )  # fmt: skip
@@ -90,6 +91,24 @@ def test_other_files_are_not(how, tmp_path):
     assert mapped(path) is None
     path.write_bytes(path.read_bytes()[:9])
     assert mapped(path) is None
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_colours_are_not_multiplied_by_alpha(bigtiff, byteorder, tmp_path):
+    pixels = np.dstack([PHOTO, PHOTO[..., 0]])
+    with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=bigtiff, byteorder=byteorder) as file:
+        file.write(pixels, photometric="rgb", extrasamples=["unassalpha"])
+    assert np.array_equal(read_image(tmp_path / "a.tif"), pixels)
+
+
+def test_a_file_of_more_than_4_gib_would_be_a_bigtiff(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiff, "_CLASSIC", 0)
+    with StripedTiff(tmp_path / "a.tif", PHOTO.shape, PHOTO.dtype) as file:
+        file[0:48, 0:60] = PHOTO
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.is_bigtiff
+    assert np.array_equal(read_image(tmp_path / "a.tif"), PHOTO)
 
 
 @given(data=st.data(), grey=st.booleans(), deep=st.booleans())

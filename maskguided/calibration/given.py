@@ -11,6 +11,9 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..guided import MaskGuided
 
+_LEAST, _MOST = -0.5, 1.5
+"""Values beyond which an image is in no way one in 0..1."""
+
 
 def several(fast: MaskGuided, images: Iterable[Any]) -> Iterable[Any]:
     """`images`, if they are several; one pair (LR, HR) looks like two LR images."""
@@ -53,4 +56,9 @@ def checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Te
             f"calibrate: an image of {lr.shape[2]}x{lr.shape[3]} LR pixels; PSNR leaves its border out, so use "
             "images of 3x3 LR pixels or more"
         )
+    for x in (lr, *rest):
+        if float(x.min()) < _LEAST or float(x.max()) > _MOST:
+            raise ArgumentError(
+                f"calibrate: an image of {float(x.min()):g} to {float(x.max()):g}; images are floats in 0..1"
+            )
     return lr.contiguous(memory_format=torch.channels_last), hr
