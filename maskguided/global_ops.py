@@ -22,6 +22,8 @@ _MEANS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
 _DEVIATIONS = ("std", "var", "std_mean", "var_mean")
 _EXTREMES = ("max", "min")
 """With where they are, which is left as each window has it."""
+_STEADY = ("mean", "amax", "amin", *_EXTREMES)
+"""What they have given once they give again."""
 _SECOND_POWERS = ("norm", "vector_norm", "linalg_vector_norm")
 _OVER_DIMS = frozenset(("mean", "sum", "amax", "amin", "logsumexp", *_DEVIATIONS, *_EXTREMES, *_SECOND_POWERS))
 _NORM = ("input", "running_mean", "running_var", "weight", "bias")
@@ -351,7 +353,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = Fa
         dims = _dims(name, args, kwargs)
         rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
         if single and not rest:  # the first of two steps, or the second
-            return bool(dims) and dims <= {1, 2, 3} and (dims >= {2, 3} or name in ("mean", "amax", "amin", *_EXTREMES))
+            return bool(dims) and dims <= {1, 2, 3} and (dims >= {2, 3} or name in _STEADY)
         return dims in ({2, 3}, {1, 2}, {1, 2, 3}) or (len(rest) == 1 and dims == rest and name not in _DEVIATIONS)
     if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
         return _given(_BATCH_NORM, args, kwargs).get("running_mean") is None

@@ -228,13 +228,17 @@ class Split(ABC):
     @cached_property
     def trial(self) -> Trial:
         """How windows do on a small image, nothing being hidden by half precision or by weights that are zero."""
-        if torch.finfo(first_weight(self.model).dtype).bits >= 32 and not silent_weights(self.model):
+        if not self._is_half and not silent_weights(self.model):
             return self._tried()
         try:
             return self._telling()._tried()
         except Exception:  # whatever a foreign network raises that cannot be copied
             _log.debug("%s cannot be copied for a trial", type(self.model).__name__, exc_info=True)
             return Trial()
+
+    @property
+    def _is_half(self) -> bool:
+        return torch.finfo(first_weight(self.model).dtype).bits < 32
 
     def _tried(self) -> Trial:
         step = self.multiple_of
@@ -261,7 +265,7 @@ class Split(ABC):
         """Of a copy in float32, in which no branch is silent."""
         other = self.own()
         for module in (other.model, other.constants):
-            if module is not None and torch.finfo(first_weight(self.model).dtype).bits < 32:
+            if module is not None and self._is_half:
                 module.float()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():

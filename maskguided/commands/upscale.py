@@ -95,7 +95,10 @@ def upscale_command(
     suffix: Annotated[str, typer.Option(help="Added to the name of each result in a folder.")] = "out",
     ext: Annotated[str, typer.Option(help="Format of the results: auto (as the input), png, jpg, webp, tif.")] = "auto",
     show_mask: Annotated[
-        bool, typer.Option("--show-mask", help="Also write a picture of the refined patches.")
+        bool,
+        typer.Option(
+            "--show-mask", help="Also write a picture of the refined patches (for a large TIFF, of the input's size)."
+        ),
     ] = False,
     overwrite: Overwrite = False,
     skip_existing: Annotated[
