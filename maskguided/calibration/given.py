@@ -57,8 +57,7 @@ def checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Te
             "images of 3x3 LR pixels or more"
         )
     for x in (lr, *rest):
-        if float(x.min()) < _LEAST or float(x.max()) > _MOST:
-            raise ArgumentError(
-                f"calibrate: an image of {float(x.min()):g} to {float(x.max()):g}; images are floats in 0..1"
-            )
+        low, high = float(x.min()), float(x.max())
+        if low < _LEAST or high > _MOST:
+            raise ArgumentError(f"calibrate: an image of {low:g} to {high:g}; images are floats in 0..1")
     return lr.contiguous(memory_format=torch.channels_last), hr
