@@ -36,7 +36,7 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(f"{path}: no such file")
     if (image := mapped(path)) is not None:
         return image
-    stored = _straight(path.read_bytes(), path)
+    stored, negative = _straight(path.read_bytes(), path)
     content = np.frombuffer(stored, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
@@ -54,18 +54,19 @@ def read_image(path: str | Path) -> Image:
         warnings.warn(f"{path}: the first of {pages} pictures in it is read", stacklevel=2)
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
-    return _swapped(image)
+    return _swapped(~image if negative and image.dtype == np.uint16 else image)
 
 
-def _straight(stored: bytes, path: Path) -> bytes:
+def _straight(stored: bytes, path: Path) -> tuple[bytes, bool]:
     """A TIFF whose alpha channel has no name: by one called unassociated, libtiff multiplies colours of 8 bits.
 
-    One beside grey is told of, for OpenCV leaves it out.
+    One beside grey is told of, for OpenCV leaves it out. And whether zero is white, which OpenCV sees in 8 bits alone.
     """
+    negative = False
     order, kind = {b"II": "<", b"MM": ">"}.get(stored[:2]), stored[2:4]
     big = kind in (b"+\0", b"\0+")
     if order is None or not (big or kind in (b"*\0", b"\0*")):
-        return stored
+        return stored, negative
     offset, number, row = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
     try:
         (start,) = struct.unpack_from(order + offset, stored, 8 if big else 4)
@@ -74,14 +75,15 @@ def _straight(stored: bytes, path: Path) -> bytes:
         for entry in range(first, first + size * count, size):
             tag, _, length, value = struct.unpack_from(order + row, stored, entry)
             (value,) = struct.unpack_from(f"{order}H", value)
+            negative |= (tag, value) == (262, 0)  # PhotometricInterpretation
             if (tag, value) == (277, 2):  # SamplesPerPixel
                 warnings.warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
             if (tag, length, value) == (338, 1, 2):  # ExtraSamples
                 at = entry + size - (8 if big else 4)
-                return stored[:at] + b"\0\0" + stored[at + 2 :]
+                return stored[:at] + b"\0\0" + stored[at + 2 :], negative
     except struct.error:  # damaged, as OpenCV will find
         pass
-    return stored
+    return stored, negative
 
 
 def _turned_like(upright: Image, image: Image) -> Image:

@@ -64,6 +64,7 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
         (["bench", "-i", "{png}", "--json", "{tmp}/there/a.json"], "exists already; add --overwrite"),
         (["bench", "-i", "{png}", "--markdown", "{png}/t.md"], "its folder cannot be made"),
         (["bench", "-i", "{png}", "--merge", "both"], "'both' is not valid"),
+        (["bench", "-i", "{png}", "--halo", "1.5"], "'1.5' is not valid there; use auto, or whole numbers"),
         (["bench", "-i", "{png}", "--hr", "{tmp}/nowhere"], "no such file or folder"),
     ],
 )

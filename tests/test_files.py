@@ -169,6 +169,14 @@ def test_alpha_of_a_grey_tiff_is_said_to_be_left_out(tmp_path):
         assert np.array_equal(read_image(tmp_path / "a.tif"), PHOTO[..., 0])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_negative_is_read_as_what_it_shows(dtype, tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    shown = PHOTO[..., 0].astype(dtype) * (np.iinfo(dtype).max // 255)
+    tifffile.imwrite(tmp_path / "a.tif", np.iinfo(dtype).max - shown, photometric="miniswhite")
+    assert np.array_equal(read_image(tmp_path / "a.tif"), shown)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -87,6 +87,22 @@ def test_a_folder_that_was_begun_is_gone_on_with(weights, tmp_path):
     assert "give one" in str(run(*common, "--skip-existing", "--overwrite", code=1).exception)
 
 
+def test_who_stops_a_folder_is_told_how_to_go_on(weights, tmp_path, monkeypatch):
+    from maskguided.commands import upscale as command
+
+    def stopped(fast, image, **kwargs):
+        if (tmp_path / "out" / "a_out.png").exists():
+            raise KeyboardInterrupt
+        return upscale(fast, image, **kwargs)
+
+    for name in ("a.png", "b.png", "c.png"):
+        write_image(tmp_path / "in" / name, PHOTO)
+    monkeypatch.setattr(command, "upscale", stopped)
+    done = run("upscale", "-i", tmp_path / "in", "-o", tmp_path / "out", "-w", weights, code=130)
+    assert "stopped in b.png; the same command with --skip-existing goes on" in done.output
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_out.png"]
+
+
 @pytest.mark.parametrize(("where", "given"), [("in", "."), ("in/deeper", "..")])
 def test_the_results_of_the_folder_that_one_is_in_lie_beside_it(where, given, weights, tmp_path, monkeypatch):
     write_image(tmp_path / "in" / "a.png", PHOTO)

@@ -81,10 +81,10 @@ def bench_command(
     keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [
         bench.Setting("image" if m == "image" else "features", blocks(n), _size(p), _size(h), keeps, head, least)
-        for m in _listed("merge", merge, ("features", "image").index)
-        for n in _listed("split_at", split_at, blocks)
-        for p in _listed("patch_size", patch_size, _size)
-        for h in _listed("halo", halo, _size)
+        for m in _listed("merge", merge, ("features", "image").index, "features, image or both")
+        for n in _listed("split_at", split_at, blocks, "auto, or numbers of blocks")
+        for p in _listed("patch_size", patch_size, _size, "auto, or whole numbers of LR pixels")
+        for h in _listed("halo", halo, _size, "auto, or whole numbers of LR pixels")
     ]
     with progress_bar("setting") as progress:
         task = progress.add_task("settings", total=len(settings))
@@ -146,15 +146,15 @@ def _size(text: str) -> int | None:
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...]:
-    return () if text is None else tuple(map(float, _listed(name, text, float)))
+    return () if text is None else tuple(map(float, _listed(name, text, float, "numbers, as 0.25,0.5")))
 
 
-def _listed(name: str, text: str, kind: Any) -> list[str]:
-    """The parts of "4,8,12", each of which `kind` must take."""
+def _listed(name: str, text: str, kind: Any, takes: str) -> list[str]:
+    """The parts of "4,8,12", each of which `kind` must take; what it takes, in words."""
     parts = [part.strip() for part in text.split(",")]
     for part in parts:
         try:
             kind(part)
         except ValueError:
-            raise ArgumentError(f"--{name.replace('_', '-')} {text}: {part!r} is not valid there") from None
+            raise ArgumentError(f"--{name.replace('_', '-')} {text}: {part!r} is not valid there; use {takes}") from None
     return parts

@@ -169,6 +169,10 @@ def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> in
             try:
                 job.check(way.overwrite)
                 (height, width), share = _upscale_file(fast, job, way, progress)
+            except KeyboardInterrupt:
+                if len(jobs) > 1:
+                    err.print(f"stopped in {plain(job.path.name)}; the same command with --skip-existing goes on")
+                raise
             except (MaskGuidedError, OSError) as error:
                 failed += 1
                 err.print(f"[red]failed:[/red] {plain(sentence(error) or error)}")

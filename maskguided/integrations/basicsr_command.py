@@ -107,6 +107,9 @@ def _checked(parse_options: Any, phase: Phase, rest: list[str]) -> Any:
                 f"{' '.join(rest)}: {type(error).__name__} {error}; it takes entries as train:optim_g:lr=0.001, "
                 "in blocks that the file has"
             ) from None
+        network = options.get("network_g")
+        if isinstance(network, dict) and isinstance(weights := network.get("base_weights"), str):
+            network["base_weights"] = str(Path(weights).expanduser())  # as basicsr does with paths that it knows
         basicsr_options.check(options, phase)
         return options, parsed
 
