@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .automatic import automatic_split
 from .errors import ArgumentError, CannotSplit, MaskGuidedError
 from .probing import Probe, copied, untouched
-from .split import Cuts, Split, State, Stretch, first_and_later, first_cut, probe_network
+from .split import Cuts, Split, State, Stretch, first_and_later, first_cut, probe_network, taken
 from .split_checks import check_whole
 
 _OURS = ("pan", "edsr", "rcan")
@@ -175,7 +175,7 @@ class _CopiedTail(nn.Module):
         self._split.model = self.model
 
     def forward(self, state: State) -> Tensor:
-        return self._split.tail(state)
+        return self._split.tail(taken(state))
 
 
 AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])

@@ -62,7 +62,7 @@ class LightTail(nn.Module):
 
 
 class CopiedTail(nn.Module):
-    """A coarse tail that begins as the network's own, with weights of its own."""
+    """A coarse tail that begins as the network's own, with weights of its own. It empties the state it gets."""
 
     def __init__(self, split: Split) -> None:
         super().__init__()

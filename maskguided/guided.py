@@ -200,9 +200,9 @@ class MaskGuided(Knobs):
         if self.coarse_tail is None:
             return self._cropped(self.split.tail(self._refine_features(base, index, last)), base)
         if index.shape[1] == 0:
-            return self._cropped(self._coarse(base), base)
+            return self._cropped(self._coarse(base, last), base)
         patches = self._refined(self.split.rest, base, base.state, self.split.kinds, index)
-        return self._cropped(scatter(patches, index, base.grid, onto=self._around(base, index, patches)), base)
+        return self._cropped(scatter(patches, index, base.grid, onto=self._around(base, index, patches, last)), base)
 
     def coarse_image(self, base: Base) -> Tensor:
         """The image (B, C', s*H, s*W) with no patch refined."""
@@ -262,22 +262,26 @@ class MaskGuided(Knobs):
                 check_windows(self.split, self.merge, self.patch_size, self.halo, self.exchange)
             raise
 
-    def _coarse(self, base: Base) -> Tensor:
+    def _coarse(self, base: Base, last: bool = False) -> Tensor:
         """What the coarse tail makes of the whole image, (B, C', s*H', s*W')."""
         assert self.coarse_tail is not None
         if base.coarse is None:
-            base.coarse = self.coarse_tail(base.skipped, base.x)
+            skipped = dict(base.skipped)
+            if last:
+                base.state, base.skipped = {}, {}
+            base.coarse = self.coarse_tail(skipped, base.x)
         return base.coarse
 
-    def _around(self, base: Base, index: Tensor, patches: Tensor) -> Tensor:
+    def _around(self, base: Base, index: Tensor, patches: Tensor, last: bool) -> Tensor:
         """The image (B, C', s*H', s*W') that refined patches are put into."""
+        none, everywhere = index.shape[1] == base.grid.count, self.coarse_on == "all"
+        if not none and (everywhere or self.scorer in ("coarse", "linear")):
+            return self._on_grid(self._coarse(base, last), base)
         size = base.grid.height * self.scale, base.grid.width * self.scale
         layout = torch.channels_last if is_channels_last(base.x) else torch.contiguous_format
         canvas = patches.new_empty(len(index), patches.shape[1], *size).contiguous(memory_format=layout)
-        if index.shape[1] == base.grid.count:
+        if none:
             return canvas
-        if self.coarse_on == "all" or self.scorer in ("coarse", "linear"):
-            return self._on_grid(self._coarse(base), base)
         rest = others(index, base.grid)
         return scatter(self.coarse_patches(base, rest), rest, base.grid, onto=canvas)
 

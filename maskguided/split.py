@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 """Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
 
+
 Kind = Literal["map", "vector", "constant"]
 
 Merge = Literal["features", "image"]
@@ -46,6 +47,13 @@ Merge = Literal["features", "image"]
 
 LARGEST_STEP = 8
 """LR pixels: what is tried on small images is left out for networks that work on larger multiples."""
+
+
+def taken(state: State) -> State:
+    """What is in `state`, which is emptied: what the new owner is done with is freed, whoever holds on to `state`."""
+    own = dict(state)
+    state.clear()
+    return own
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class Split(ABC):
 
     @abstractmethod
     def copy_tail(self) -> nn.Module:
-        """A module that maps a state after block N to an image, with weights of its own."""
+        """A module that maps a state after block N, which it empties, to an image, with weights of its own."""
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:

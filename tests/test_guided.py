@@ -327,11 +327,12 @@ def test_an_adapter_of_another_package_is_found_by_its_entry_point(monkeypatch):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="before 3.11 a caller holds its arguments through a call")
+@pytest.mark.parametrize("merge", ["features", "image"])
 @pytest.mark.parametrize("adapter", [None, "automatic"])
 @pytest.mark.parametrize("name", ["pan-small-x3", "edsr-original"])
-def test_nothing_of_the_cut_is_held_while_the_tail_enlarges(name, adapter):
+def test_nothing_of_the_cut_is_held_while_the_tail_enlarges(name, adapter, merge):
     """So that a wrapped forward needs no more memory than the dense one (benchmarks/memory.py)."""
-    fast = maskguided.wrap(NETWORKS[name](), adapter=adapter, keep=0.25, patch_size=8).eval()
+    fast = maskguided.wrap(NETWORKS[name](), adapter=adapter, keep=0.25, patch_size=8, merge=merge).eval()
     held, alive = [], []
     prefix = fast.split.prefix
 
@@ -341,8 +342,9 @@ def test_nothing_of_the_cut_is_held_while_the_tail_enlarges(name, adapter):
         return state
 
     fast.split.prefix = watched
-    conv = getattr(fast.model, "conv_last", None) or fast.model.tail[-1]
-    conv.register_forward_pre_hook(lambda *_: alive.append(sum(ref() is not None for ref in held)))
+    within = fast.model if merge == "features" else fast.coarse_tail
+    last = next(module for name, module in within.named_modules() if name.endswith(("conv_last", "tail.1")))
+    last.register_forward_pre_hook(lambda *_: alive.append(sum(ref() is not None for ref in held)))
     x = image(1, 3, 24, 32)
     with torch.no_grad():
         base = fast.run_base(x)

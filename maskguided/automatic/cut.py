@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, MaskGuidedError
 from ..probing import Probe, copied, first_weight, untouched
-from ..split import Kind, Split, State, Stretch
+from ..split import Kind, Split, State, Stretch, taken
 from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .sizes import At, Rounding, Size
@@ -281,7 +281,7 @@ class _CopiedTail(nn.Module):
         self.graph = copied(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
-        image: Tensor = self.graph(*self.frame.inputs(self.part, state, self.graph))
+        image: Tensor = self.graph(*self.frame.inputs(self.part, taken(state), self.graph))
         return image
 
 

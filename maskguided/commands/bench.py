@@ -156,5 +156,7 @@ def _listed(name: str, text: str, kind: Any, takes: str) -> list[str]:
         try:
             kind(part)
         except ValueError:
-            raise ArgumentError(f"--{name.replace('_', '-')} {text}: {part!r} is not valid there; use {takes}") from None
+            raise ArgumentError(
+                f"--{name.replace('_', '-')} {text}: {part!r} is not valid there; use {takes}"
+            ) from None
     return parts
