@@ -162,6 +162,17 @@ def test_a_window_that_becomes_one_pixel_deep_in_the_network_is_no_vector():
         assert difference(by_windows(fast, x), net(x)) < 1e-5
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
+def test_channel_attention_compiles_for_all_sizes(pool):
+    """At the second size the number of windows becomes a symbol; the backend "eager" would not mind."""
+    block = lambda y: y * torch.sigmoid(3 * pool(1)(y))  # noqa: E731
+    fast = maskguided.wrap(network(block), keep=0.4).eval()
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    for size in ((1, 3, 37, 29), (1, 3, 24, 32), (3, 3, 16, 24)):
+        x = image(*size)
+        assert difference(compiled(x), fast(x)) < 1e-6
+
+
 def test_a_group_norm_of_what_lies_far_from_zero_is_as_precise():
     net, x = network(lambda: Block("group norm")), image(1, 3, 24, 40)
     for block in net[1]:
