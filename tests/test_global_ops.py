@@ -165,8 +165,17 @@ def test_a_window_that_becomes_one_pixel_deep_in_the_network_is_no_vector():
 @pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
 def test_channel_attention_compiles_for_all_sizes(pool):
     """At the second size the number of windows becomes a symbol; the backend "eager" would not mind."""
-    block = lambda y: y * torch.sigmoid(3 * pool(1)(y))  # noqa: E731
-    fast = maskguided.wrap(network(block), keep=0.4).eval()
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(16, 16, 3, padding=1), pool(1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return x + y * torch.sigmoid(3 * self.pool(y))
+
+    fast = maskguided.wrap(network(Attention), keep=0.4).eval()
     compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
     for size in ((1, 3, 37, 29), (1, 3, 24, 32), (3, 3, 16, 24)):
         x = image(*size)
