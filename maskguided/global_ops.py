@@ -161,6 +161,7 @@ class PerImage(GlobalOps):
         if func.__name__ in _DEVIATIONS:
             return self._together(func, x, args, kwargs)
         weighed = self._weighed(x, func.__name__, args, kwargs)
+        each: Any  # a tensor, or values and where they are
         if func.__name__ == "adaptive_avg_pool2d" and torch.compiler.is_compiling():
             each = weighed.mean((2, 3), keepdim=True)  # the pool fails on a number of windows that is a symbol
         else:
