@@ -274,13 +274,13 @@ class MaskGuided(Knobs):
 
     def _around(self, base: Base, index: Tensor, patches: Tensor, last: bool) -> Tensor:
         """The image (B, C', s*H', s*W') that refined patches are put into."""
-        none, everywhere = index.shape[1] == base.grid.count, self.coarse_on == "all"
-        if not none and (everywhere or self.scorer in ("coarse", "linear")):
+        covered, everywhere = index.shape[1] == base.grid.count, self.coarse_on == "all"
+        if not covered and (everywhere or self.scorer in ("coarse", "linear")):
             return self._on_grid(self._coarse(base, last), base)
         size = base.grid.height * self.scale, base.grid.width * self.scale
         layout = torch.channels_last if is_channels_last(base.x) else torch.contiguous_format
         canvas = patches.new_empty(len(index), patches.shape[1], *size).contiguous(memory_format=layout)
-        if none:
+        if covered:
             return canvas
         rest = others(index, base.grid)
         return scatter(self.coarse_patches(base, rest), rest, base.grid, onto=canvas)

@@ -39,7 +39,6 @@ _log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 """Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
 
-
 Kind = Literal["map", "vector", "constant"]
 
 Merge = Literal["features", "image"]
