@@ -160,9 +160,12 @@ class PerImage(GlobalOps):
             return self._normalised(x, func.__name__, (x, *args), kwargs)
         if func.__name__ in _DEVIATIONS:
             return self._together(func, x, args, kwargs)
+        weighed = self._weighed(x, func.__name__, args, kwargs)
+        each: Any  # a tensor, or values and where they are
         if func.__name__ == "adaptive_avg_pool2d" and torch.compiler.is_compiling():
-            func, args, kwargs = torch.mean, ((2, 3), True), {}  # a pool fails where the number of windows is a symbol
-        each = func(self._weighed(x, func.__name__, args, kwargs), *args, **kwargs)
+            each = weighed.mean((2, 3), keepdim=True)  # the pool fails on a number of windows that is a symbol
+        else:
+            each = func(weighed, *args, **kwargs)
         if func.__name__ in _EXTREMES:
             return type(each)((self._combined(func.__name__, each.values), each.indices))
         return self._combined(func.__name__, each)
