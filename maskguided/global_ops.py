@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
-_FIXED_POOLS = ("avg_pool2d", "max_pool2d")
-_MEANS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
-_DEVIATIONS = ("std", "var", "std_mean", "var_mean")
-_EXTREMES = ("max", "min")
-"""With where they are, which is left as each window has it."""
-_STEADY = ("mean", "amax", "amin", *_EXTREMES)
-"""What they have given once they give again."""
-_SECOND_POWERS = ("norm", "vector_norm", "linalg_vector_norm")
-_OVER_DIMS = frozenset(("mean", "sum", "amax", "amin", "logsumexp", *_DEVIATIONS, *_EXTREMES, *_SECOND_POWERS))
-_NORM = ("input", "running_mean", "running_var", "weight", "bias")
-_BATCH_NORM = (*_NORM, "training", "momentum", "eps")
-_INSTANCE_NORM = (*_NORM, "use_input_stats", "momentum", "eps")
-_GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
-_NORMS = ("batch_norm", "instance_norm", "group_norm")
-_NAMES = frozenset((*_POOLS, *_FIXED_POOLS, *_OVER_DIMS, *_NORMS))
+from .reductions import (
+    DEVIATIONS,
+    EXTREMES,
+    LARGEST,
+    MEANS,
+    NAMES,
+    NORMS,
+    OVER_DIMS,
+    SECOND_POWERS,
+    SMALLEST,
+    dims_of,
+    is_first_step,
+    is_flat,
+    is_global,
+    of_norm,
+)
 
 
 class Reading(NamedTuple):
@@ -67,7 +67,7 @@ class GlobalOps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if args and getattr(func, "__name__", "") in _NAMES and self.takes_in(func, args, kwargs):
+        if args and getattr(func, "__name__", "") in NAMES and self.takes_in(func, args, kwargs):
             return self.reduce(func, args[0], args[1:], kwargs)
         return func(*args, **kwargs)
 
@@ -80,11 +80,39 @@ class GlobalOps(TorchFunctionMode):
 
 
 class Seen(GlobalOps):
-    """Within it, global operations do what they do, and their names are kept."""
+    """Within it, on a whole image, global operations do what they do, and their names are kept.
+
+    `flat` says afterwards whether there were some that could mean less on windows (see `Reading.flat`): on a whole
+    image they are known by the size of its maps.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.flat = False
+        self._pixels: set[int] = set()
+        self._first_steps: list[Any] = []  # held, so that no other tensor takes over an id
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = super().__torch_function__(func, types, args, kwargs)
+        if getattr(func, "__name__", "") == "conv2d" and result.shape[0] == 1:
+            self._pixels.add(result.shape[2] * result.shape[3])
+        elif args and is_first_step(func, args, kwargs):
+            self._first_steps.append(result)
+        return result
+
+    def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+        if is_global(func, args, kwargs):
+            return True
+        flat = is_flat(func, args, kwargs) and self._is_whole(args[0])
+        self.flat |= flat
+        return flat
+
+    def _is_whole(self, x: Tensor) -> bool:
+        """Whether `x` (1, C, h*w), or what is left of it after a first step, is of a whole map."""
+        pixels = x.shape[2] * (x.shape[3] if x.dim() == 4 else 1)
+        return x.shape[0] == 1 and (pixels in self._pixels or any(x is first for first in self._first_steps))
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         self.names.append(func.__name__)
@@ -141,11 +169,14 @@ class PerImage(GlobalOps):
             return
         pixels = self._weighed(x, name, (), {"dim": (2, 3)})
         if pixels is not x:
-            self.first_steps.append(_FirstStep(result, name, func(pixels, *args[1:], **kwargs)))
+            weighed = func(pixels, *args[1:], **kwargs)
+            if name in EXTREMES:
+                result, weighed = result.values, weighed.values
+            self.first_steps.append(_FirstStep(result, name, weighed))
 
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         if is_global(func, args, kwargs, single=self.are_single):
-            self.doubtful |= func.__name__ in ("sum", *_SECOND_POWERS)
+            self.doubtful |= func.__name__ in ("sum", *SECOND_POWERS)
             return True
         flat = is_flat(func, args, kwargs)
         self.doubtful |= flat
@@ -156,9 +187,9 @@ class PerImage(GlobalOps):
             return func(x, *args, **kwargs)
         if x.shape[0] != self.windows:
             return self._folded(func, x, args, kwargs)
-        if func.__name__ in _NORMS:
+        if func.__name__ in NORMS:
             return self._normalised(x, func.__name__, (x, *args), kwargs)
-        if func.__name__ in _DEVIATIONS:
+        if func.__name__ in DEVIATIONS:
             return self._together(func, x, args, kwargs)
         weighed = self._weighed(x, func.__name__, args, kwargs)
         each: Any  # a tensor, or values and where they are
@@ -166,7 +197,7 @@ class PerImage(GlobalOps):
             each = weighed.mean((2, 3), keepdim=True)  # the pool fails on a number of windows that is a symbol
         else:
             each = func(weighed, *args, **kwargs)
-        if func.__name__ in _EXTREMES:
+        if func.__name__ in EXTREMES:
             return type(each)((self._combined(func.__name__, each.values), each.indices))
         return self._combined(func.__name__, each)
 
@@ -174,7 +205,7 @@ class PerImage(GlobalOps):
         """Of a map with several rows for a window (see `Reading.rows`)."""
         groups, rest = divmod(x.shape[0], self.windows)
         # Else it is no map of all windows, or a norm has weights for as many channels as there are now.
-        if rest or groups < 2 or x.dim() != 4 or func.__name__ in _NORMS:
+        if rest or groups < 2 or x.dim() != 4 or func.__name__ in NORMS:
             if rest and self.noted is not None:
                 self.noted.add(tuple(x.shape))
             return func(x, *args, **kwargs)
@@ -199,25 +230,23 @@ class PerImage(GlobalOps):
         counts = None if self.owned is None else self._counts(x, name, args, kwargs)
         if counts is None:
             return x
-        if name == "logsumexp":
-            return x.masked_fill(~counts, -torch.inf)
-        if self.reading.total and name not in _MEANS:
+        if name in (*LARGEST, *SMALLEST, "logsumexp"):
+            return x.masked_fill(~counts, torch.inf if name in SMALLEST else -torch.inf)
+        if self.reading.total and name not in MEANS:
             return x * counts.to(x.dtype)
         pixels = counts.reshape(-1, self.k, counts[0].numel())
         weight = (pixels[0].numel() / pixels.sum((1, 2)).to(_precise(x))).repeat_interleave(self.k)
-        weight = (weight.sqrt() if name in _SECOND_POWERS else weight).view(-1, *[1] * (x.dim() - 1))
+        weight = (weight.sqrt() if name in SECOND_POWERS else weight).view(-1, *[1] * (x.dim() - 1))
         return x * (counts * weight).to(x.dtype if x.is_floating_point() else weight.dtype)
 
     def _counts(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor | None:
         """Of a map of windows, however its dimensions lie, the pixels that count, in a shape that goes with it."""
         assert self.owned is not None
-        if name not in (*_MEANS, *_SECOND_POWERS, "sum", "logsumexp"):
-            return None  # the largest value is the same whichever window it is in
         high, wide = self.window
         if x.dim() == 3:  # (B*k, C, h*w)
             size = self._unflattened(x.shape[2])
             return None if size is None else self.owned(*size).flatten(2)
-        dims = _dims(name, (x, *args), kwargs) if name in _OVER_DIMS else {2, 3}
+        dims = dims_of(name, (x, *args), kwargs) if name in OVER_DIMS else {2, 3}
         fits = [x.shape[n] * wide == x.shape[n + 1] * high for n in (1, 2)]
         last = dims == {1, 2} or (dims == {1, 2, 3} and fits == [True, False])  # (B*k, h, w, C)
         if not fits[0 if last else 1]:  # rows or columns that are taken together already
@@ -235,14 +264,14 @@ class PerImage(GlobalOps):
     def _combined(self, name: str, each: Tensor) -> Tensor:
         """From what each window gives, (B*k, ...), what the image gives, for each of its windows."""
         apart = each.reshape(-1, self.k, *each.shape[1:])
-        if name in _SECOND_POWERS:
+        if name in SECOND_POWERS:
             squares = apart.square()
             found = (squares.sum(1) if self.reading.total else squares.mean(1)).sqrt()
         elif name == "logsumexp":
             found = apart.logsumexp(1)
-        elif name in ("amax", "max", "adaptive_max_pool2d", "max_pool2d"):
+        elif name in LARGEST:
             found = apart.amax(1)
-        elif name in ("amin", "min"):
+        elif name in SMALLEST:
             found = apart.amin(1)
         else:
             apart = apart if apart.is_floating_point() else apart.float()  # a count: (x > 0).sum((2, 3))
@@ -257,7 +286,7 @@ class PerImage(GlobalOps):
             return func(x, *args, **kwargs)
         x = x.reshape(*x.shape[:2], *size)
         if self.owned is not None:
-            last = not flat and _dims(func.__name__, (x, *args), kwargs) == {1, 2}  # (B*k, h, w, C)
+            last = not flat and dims_of(func.__name__, (x, *args), kwargs) == {1, 2}  # (B*k, h, w, C)
             x = self._counted(x.permute(0, 3, 1, 2) if last else x, args, kwargs)
             x = x.permute(0, 2, 3, 1) if last else x
         whole = x.reshape(-1, self.k, *x.shape[1:]).transpose(1, 2).flatten(2, 3)  # (B, C, k*h, w)
@@ -296,8 +325,7 @@ class PerImage(GlobalOps):
 
     def _normalised(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
         """Batch, instance or group norm by the statistics of `x` itself."""
-        names = {"batch_norm": _BATCH_NORM, "instance_norm": _INSTANCE_NORM, "group_norm": _GROUP_NORM}[name]
-        given = _given(names, args, kwargs)
+        given = of_norm(name, args, kwargs)
         mean, variance, _ = self._moments(x, name == "batch_norm")
         if name == "group_norm":
             mean, variance = _of_groups(mean, variance, given["num_groups"])
@@ -322,10 +350,6 @@ def _each(change: Callable[[Any], Any], values: Iterable[Any], like: tuple[Any, 
     return type(like)(tuple(map(change, values)))
 
 
-def _given(names: tuple[str, ...], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
 def _of_groups(mean: Tensor, variance: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of groups of channels, from those of the channels: (n, C, 1, 1) each."""
     means, variances = (v.reshape(len(v), groups, -1) for v in (mean, variance))
@@ -335,69 +359,6 @@ def _of_groups(mean: Tensor, variance: Tensor, groups: int) -> tuple[Tensor, Ten
     return wide, deep
 
 
-def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = False) -> bool:
-    """Whether `func` reduces a map (B, C, H, W), or (B, H, W, C), over all its pixels, or what is left of them.
-
-    `single`: whether what has one pixel may be a map; else it is a vector, of which nothing is left to reduce.
-
-    >>> x = torch.rand(1, 8, 5, 5)
-    >>> is_global(torch.mean, (x, (2, 3)), {}), is_global(torch.mean, (x, 1), {})
-    (True, False)
-    >>> is_global(torch.sum, (x.sum(3, keepdim=True), 2), {})  # the rows' sums are summed
-    True
-    """
-    name, x = getattr(func, "__name__", ""), args[0]
-    if not isinstance(x, Tensor) or x.dim() != 4:
-        return False
-    if x.shape[2] * x.shape[3] == 1 and not single:
-        return False
-    if name in _POOLS:
-        size = args[1] if len(args) > 1 else kwargs.get("output_size")
-        return size == 1 or (isinstance(size, (tuple, list)) and tuple(size) == (1, 1))
-    if name in _OVER_DIMS:
-        dims = _dims(name, args, kwargs)
-        rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
-        if single and not rest:  # the first of two steps, or the second
-            return bool(dims) and dims <= {1, 2, 3} and (dims >= {2, 3} or name in _STEADY)
-        return dims in ({2, 3}, {1, 2}, {1, 2, 3}) or (len(rest) == 1 and dims == rest and name not in _DEVIATIONS)
-    if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
-        return _given(_BATCH_NORM, args, kwargs).get("running_mean") is None
-    if name == "group_norm":
-        return True
-    return name == "instance_norm" and _given(_INSTANCE_NORM, args, kwargs).get("use_input_stats", True)
-
-
-def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether `func` reduces a map (B, C, H, W) over its rows or its columns alone."""
-    name, x = getattr(func, "__name__", ""), args[0]
-    if name not in _OVER_DIMS or not isinstance(x, Tensor) or x.dim() != 4:
-        return False
-    return 1 not in x.shape[2:] and _dims(name, args, kwargs) in ({2}, {3})
-
-
-def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether `func` reduces (B, C, h*w) over its last dimension, or pools a map in one piece."""
-    name, x = getattr(func, "__name__", ""), args[0]
-    if not isinstance(x, Tensor):
-        return False
-    if name in _FIXED_POOLS and x.dim() == 4:
-        size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
-        return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
-    return x.dim() == 3 and name in _OVER_DIMS and _dims(name, args, kwargs) == {2}
-
-
 def _precise(x: Tensor) -> torch.dtype:
     """What to count pixels of `x` in: float32, or float64 where `x` is that."""
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _dims(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:
-    """The dimensions that a reduction is over, counted from the first; none where it is over all, or not of squares."""
-    place = 1
-    if name in _SECOND_POWERS:
-        place, power = 2, kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else 2))
-        if power not in (None, "fro", 2):
-            return set()
-    dims = args[place] if len(args) > place else kwargs.get("dim")
-    dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
-    return {d % args[0].dim() for d in dims} if isinstance(dims, (tuple, list)) else set()

@@ -6,12 +6,13 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from .exchange import Exchange
-from .global_ops import READ_PLAINLY, READINGS, PerImage, Reading
+from .global_ops import READ_PLAINLY, READINGS, PerImage, Reading, Seen
 from .patches import Grid, gather, owned, scatter
 
 _log = logging.getLogger(__name__)
@@ -65,8 +66,9 @@ def try_windows(
     maps = [name for name, kind in kinds.items() if kind == "map"]
     vectors = {name: state[name].repeat_interleave(grid.count, 0) for name, kind in kinds.items() if kind == "vector"}
     windows = {**state, **vectors, **{name: gather(state[name], every, grid) for name in maps}}
-    whole = body(dict(state))
-    image = tail(whole)
+    with Seen() as seen:
+        whole = body(dict(state))
+        image = tail(whole)
     written = [name for name in writes if whole[name].dim() == 4]
     counts = functools.partial(owned, every, grid) if grid.overlaps else None
     noted: set[Shape] = set()
@@ -92,8 +94,8 @@ def try_windows(
             break
     holding = [trial for trial in tried if trial.body]
     if not holding:
-        rows = READ_PLAINLY._replace(rows="unknown") if folded else READ_PLAINLY
-        return [replace(tried[0], reading=rows)]
+        rows: Literal["unknown", "groups"] = "unknown" if folded else "groups"
+        return [replace(tried[0], reading=Reading(flat=seen.flat, rows=rows))]
     return [trial for trial in holding if trial.image] or holding
 
 

@@ -144,6 +144,25 @@ def test_all_windows_are_the_network(name):
     assert difference(by_windows(fast, x), net(x)) > 1e-4, "alone each window must have another statistic"
 
 
+class Dilated(Block):
+    """Its 3x3 max pool sees no neighbouring windows."""
+
+    def forward(self, x):
+        return x + super().forward(F.max_pool2d(x, 3, 1, 1))
+
+
+# Nothing shows here whether a sum stands for itself, nor what several rows for a window are.
+UNKNOWN = {"masked mean", "plain total", "groups", "largest of groups", "stacked"}
+
+
+@pytest.mark.parametrize("name", sorted({*VECTORS, *MAPS} - UNKNOWN))
+def test_without_borders_exchanged_a_wide_halo_does(name):
+    net, x = network(lambda: Dilated(name)), image(2, 3, 27, 41)
+    fast = maskguided.wrap(net, 2, patch_size=8, halo=5)
+    assert not fast.exchange
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
 @pytest.mark.parametrize("name", sorted({*VECTORS, *MAPS} - {"contrast"}))  # of which a pixel's sum is summed again
 def test_a_window_of_one_pixel_is_no_vector(name):
     net, x = network(lambda: Block(name)), image(2, 3, 9, 11)

@@ -1,0 +1,97 @@
+"""Which torch functions reduce a whole map, told by their names and arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+_POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
+_FIXED_POOLS = ("avg_pool2d", "max_pool2d")
+MEANS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
+LARGEST = ("max", "amax", "adaptive_max_pool2d", "max_pool2d")
+SMALLEST = ("min", "amin")
+DEVIATIONS = ("std", "var", "std_mean", "var_mean")
+EXTREMES = ("max", "min")
+"""With where they are, which is left as each window has it."""
+_STEADY = ("mean", "amax", "amin", *EXTREMES)
+"""What they have given once they give again."""
+SECOND_POWERS = ("norm", "vector_norm", "linalg_vector_norm")
+OVER_DIMS = frozenset(("mean", "sum", "amax", "amin", "logsumexp", *DEVIATIONS, *EXTREMES, *SECOND_POWERS))
+_NORM = ("input", "running_mean", "running_var", "weight", "bias")
+NORMS = {
+    "batch_norm": (*_NORM, "training", "momentum", "eps"),
+    "instance_norm": (*_NORM, "use_input_stats", "momentum", "eps"),
+    "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
+}
+"""With their arguments in order."""
+NAMES = frozenset((*_POOLS, *_FIXED_POOLS, *OVER_DIMS, *NORMS))
+
+
+def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = False) -> bool:
+    """Whether `func` reduces a map (B, C, H, W), or (B, H, W, C), over all its pixels, or what is left of them.
+
+    `single`: whether what has one pixel may be a map; else it is a vector, of which nothing is left to reduce.
+
+    >>> import torch
+    >>> x = torch.rand(1, 8, 5, 5)
+    >>> is_global(torch.mean, (x, (2, 3)), {}), is_global(torch.mean, (x, 1), {})
+    (True, False)
+    >>> is_global(torch.sum, (x.sum(3, keepdim=True), 2), {})  # the rows' sums are summed
+    True
+    """
+    name, x = getattr(func, "__name__", ""), args[0]
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        return False
+    if x.shape[2] * x.shape[3] == 1 and not single:
+        return False
+    if name in _POOLS:
+        size = args[1] if len(args) > 1 else kwargs.get("output_size")
+        return size == 1 or (isinstance(size, (tuple, list)) and tuple(size) == (1, 1))
+    if name in OVER_DIMS:
+        dims = dims_of(name, args, kwargs)
+        rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
+        if single and not rest:  # the first of two steps, or the second
+            return bool(dims) and dims <= {1, 2, 3} and (dims >= {2, 3} or name in _STEADY)
+        return dims in ({2, 3}, {1, 2}, {1, 2, 3}) or (len(rest) == 1 and dims == rest and name not in DEVIATIONS)
+    if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
+        return of_norm(name, args, kwargs).get("running_mean") is None
+    if name == "group_norm":
+        return True
+    return name == "instance_norm" and of_norm(name, args, kwargs).get("use_input_stats", True)
+
+
+def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `func` reduces a map (B, C, H, W) over its rows or its columns alone."""
+    name, x = getattr(func, "__name__", ""), args[0]
+    if name not in OVER_DIMS or not isinstance(x, Tensor) or x.dim() != 4:
+        return False
+    return 1 not in x.shape[2:] and dims_of(name, args, kwargs) in ({2}, {3})
+
+
+def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `func` reduces (B, C, h*w) over its last dimension, or pools a map in one piece."""
+    name, x = getattr(func, "__name__", ""), args[0]
+    if not isinstance(x, Tensor):
+        return False
+    if name in _FIXED_POOLS and x.dim() == 4:
+        size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
+        return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
+    return x.dim() == 3 and name in OVER_DIMS and dims_of(name, args, kwargs) == {2}
+
+
+def dims_of(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:
+    """The dimensions that a reduction is over, counted from the first; none where it is over all, or not of squares."""
+    place = 1
+    if name in SECOND_POWERS:
+        place, power = 2, kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else 2))
+        if power not in (None, "fro", 2):
+            return set()
+    dims = args[place] if len(args) > place else kwargs.get("dim")
+    dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
+    return {d % args[0].dim() for d in dims} if isinstance(dims, (tuple, list)) else set()
+
+
+def of_norm(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a norm by their names."""
+    return {**dict(zip(NORMS[name], args, strict=False)), **kwargs}
