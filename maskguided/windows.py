@@ -6,12 +6,16 @@ gather -> the part, its convolutions seeing the neighbouring windows -> what it 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from .errors import ArgumentError
 from .exchange import Exchange, Guess
 from .global_ops import PerImage
 from .patches import Grid, gather, owned
@@ -19,6 +23,13 @@ from .split import Kind, State
 from .trial import Trial
 
 Made = TypeVar("Made")
+_CHECKPOINTS = frozenset(
+    (
+        "torch.utils.checkpoint",
+        "fairscale.nn.checkpoint.checkpoint_activations",
+        "deepspeed.runtime.activation_checkpointing.checkpointing",
+    )
+)
 
 
 def on_windows(
@@ -60,8 +71,28 @@ def on_windows(
             index.shape[1], index.numel(), counts, grid.window,
             unit=trial.unit, reading=trial.reading, strangers=trial.strangers,
         )  # fmt: skip
-    with statistics, neighbours:
+    recomputed: AbstractContextManager[object] = nullcontext()
+    if (exchange or one_mean) and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        recomputed = _NothingTwice()
+    with statistics, neighbours, recomputed:
         return part(windows)
+
+
+class _NothingTwice(TorchFunctionMode):
+    """Refuses blocks that drop their activations, to compute them again when gradients are: by then they would see
+    nothing of the windows around."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        frame = sys._getframe(1)
+        while frame.f_code is not on_windows.__code__ and frame.f_back is not None:
+            if frame.f_globals.get("__name__") in _CHECKPOINTS:
+                raise ArgumentError(
+                    f"blocks of this network use {frame.f_globals['__name__']}, and what that computes again sees "
+                    "nothing of the windows around; turn it off (use_checkpoint=False in many networks), or use "
+                    "exchange=False and global_ops='window', or torch.no_grad() if nothing is trained"
+                )
+            frame = frame.f_back
+        return func(*args, **(kwargs or {}))
 
 
 def _window(value: Tensor, kind: Kind, index: Tensor, grid: Grid) -> Tensor:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from support import by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import maskguided
 from maskguided.exchange import Exchange
@@ -143,3 +144,33 @@ def test_files_say_whether_windows_exchange_and_may_be_overruled(tmp_path):
     assert difference(other.eval()(x), net(x)) < 1e-5
     with pytest.raises(maskguided.MaskGuidedError, match=r"split_at=3: .* decides that"):
         maskguided.load(tmp_path / "a.safetensors", net, split_at=3)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_blocks_that_compute_twice_are_refused_where_the_second_time_would_be_another(reentrant):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.twice = nn.Conv2d(8, 8, 3, padding=1), True
+
+        def forward(self, x):
+            return x + (checkpoint(self.conv, x, use_reentrant=reentrant) if self.twice else self.conv(x))
+
+    def gradients():
+        fast.zero_grad()
+        with torch.enable_grad():
+            fast(x).square().sum().backward()
+        return [block.conv.weight.grad.clone() for block in net[1]]
+
+    net = scaled(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(*(Block() for _ in range(4)))))
+    net.append(scaled(nn.Conv2d(8, 3, 3, padding=1)))
+    fast, x = maskguided.wrap(net, 2, patch_size=4, halo=2), image(1, 3, 18, 14)
+    assert fast.exchange
+    assert fast(x).isfinite().all(), "nothing is trained"
+    with pytest.raises(maskguided.ArgumentError, match=r"torch\.utils\.checkpoint.* turn it off"):
+        gradients()
+    fast.exchange, fast.global_ops = False, "window"
+    twice = gradients()
+    for block in net[1]:
+        block.twice = False
+    assert all(difference(a, b) < 1e-5 for a, b in zip(twice, gradients(), strict=True))
