@@ -129,11 +129,24 @@ def load_network(path: str | Path | None = None, model: str | None = None, scale
                 "this is what maskguided.save wrote: a mask head and settings, without the network's own weights. "
                 "Give the network's weight file here and this one to maskguided.load(path, network) (--head)"
             )
+        if {"model", "head", "linear"} <= {name.split(".")[0] for name in content.tensors}:
+            raise CheckpointError(_of_a_whole(Path(path)))
         if adapter is not None:
             return _by_adapter(adapter, content.tensors, scale)
         return _recognised(content.tensors, scale)
     except MaskGuidedError as error:
         raise type(error)(f"{path}: {error}") from None
+
+
+def _of_a_whole(path: Path) -> str:
+    """What to do with the weights of a whole MaskGuided, as `maskguided basicsr train` writes them."""
+    base, head = (path.with_name(f"{path.stem}_{rest}") for rest in ("base.pth", "maskguided.safetensors"))
+    own = str(base) if base.is_file() else "the file that its training started from (base_weights)"
+    rest = str(head) if head.is_file() else "what maskguided.save wrote"
+    return (
+        "these are weights of a whole MaskGuided, the network's own and what wrapping added. Give the network's own "
+        f"here: {own}; and the rest as --head: {rest}"
+    )
 
 
 def _recognised(weights: Mapping[str, Tensor], scale: int | None) -> Loaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 from types import SimpleNamespace
 
@@ -241,6 +242,18 @@ def test_a_saved_head_is_no_network(model, tmp_path):
         CheckpointError, match=r"head\.safetensors: this is what maskguided\.save wrote.*maskguided\.load"
     ):
         maskguided.from_file(path, model=model)
+
+
+def test_the_weights_of_a_whole_wrapped_network_say_which_files_to_give(tmp_path):
+    fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4))
+    torch.save({"params": fast.state_dict()}, tmp_path / "net_g_7.pth")
+    with pytest.raises(CheckpointError, match=r"net_g_7\.pth: these are weights of a whole MaskGuided.*started from"):
+        maskguided.from_file(tmp_path / "net_g_7.pth")
+    base, head = tmp_path / "net_g_7_base.pth", tmp_path / "net_g_7_maskguided.safetensors"
+    torch.save({"params": fast.model.state_dict()}, base)
+    maskguided.save(fast, head)
+    with pytest.raises(CheckpointError, match=f"here: {re.escape(str(base))}; .* --head: {re.escape(str(head))}$"):
+        maskguided.from_file(tmp_path / "net_g_7.pth")
 
 
 def test_networks_that_do_not_map_an_image_to_an_image_are_refused(tmp_path, monkeypatch):
