@@ -30,7 +30,7 @@ _NUMBERS_OR_NONE = ("scale", "val:tile")
 _WHOLE = ("datasets:train:num_worker_per_gpu", "datasets:train:gt_size", "val:metrics:*:crop_border", "val:tile_pad")
 _POSITIVE = (
     *("datasets:train:batch_size_per_gpu", "datasets:train:gt_size", "datasets:train:dataset_enlarge_ratio"),
-    *("logger:print_freq", "logger:save_checkpoint_freq", "val:val_freq"),
+    *("logger:print_freq", "logger:save_checkpoint_freq", "val:val_freq", "train:total_iter"),
 )
 
 

@@ -138,7 +138,8 @@ def stage_options(given: Any) -> StageOptions:
 def _check_paths(options: Options) -> None:
     weights = options["network_g"].get("base_weights")
     if weights and not Path(weights).is_file():
-        raise ArgumentError(f"network_g: base_weights: {weights}: no such file (from {Path.cwd()})")
+        what = "a folder; name a file in it" if Path(weights).is_dir() else f"no such file (from {Path.cwd()})"
+        raise ArgumentError(f"network_g: base_weights: {weights}: {what}")
     for name, value in options["path"].items():
         if not any(part in name for part in _FILES) and name not in _FOLDERS:
             raise ArgumentError(

@@ -54,8 +54,8 @@ class Options:
     there is than in the dense image, which is what PSNR below dense measures (`distill` has no say then)."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.distill <= 1:
-            raise ArgumentError(f"distill={self.distill}: the dense image's share in the target; use 0 to 1")
+        if not isinstance(self.distill, int | float) or not 0 <= self.distill <= 1:
+            raise ArgumentError(f"distill={self.distill!r}: the dense image's share in the target; use 0 to 1")
         if self.pixel_loss not in ("l1", "psnr"):
             raise ArgumentError(f"pixel_loss={self.pixel_loss!r}; use 'l1' or 'psnr'")
         if self.head_loss not in ("rank", "l1", "none"):
