@@ -16,9 +16,12 @@ from .tiff import mapped
 from .weights import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-_PAGED = (*TIFF, ".webp", ".png")
+_PAGED = (*TIFF, ".webp", ".png", ".gif", ".avif")
 _NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 _EIGHT_BIT = (".jpg", ".jpeg", ".bmp", ".webp")
+_PROFILED = (".png", ".jpg", ".jpeg", ".webp")
+_PROFILES = (b"iCCP", b"ICC_PROFILE", b"ICCP")
+"""What stands before a colour profile in PNG, JPEG and WebP."""
 
 Image = NDArray[Any]
 
@@ -49,7 +52,9 @@ def read_image(path: str | Path) -> Image:
     except (cv2.error, MemoryError):
         raise ImageError(f"{path}: more pixels than OpenCV or the memory can hold") from None
     if image is None:
-        raise ImageError(f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)}")
+        raise ImageError(
+            f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)} and what else OpenCV knows"
+        )
     if path.suffix.lower() in _PAGED and _opens(path) and (pages := cv2.imcount(str(path))) > 1:
         warnings.warn(f"{path}: the first of {pages} pictures in it is read", stacklevel=2)
     if image.dtype not in (np.uint8, np.uint16):
@@ -78,6 +83,8 @@ def _straight(stored: bytes, path: Path) -> tuple[bytes, bool]:
             negative |= (tag, value) == (262, 0)  # PhotometricInterpretation
             if (tag, value) == (277, 2):  # SamplesPerPixel
                 warnings.warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
+            if tag == 34675:
+                warnings.warn(f"{path}: the colour profile of a TIFF is left out; a PNG keeps it", stacklevel=3)
             if (tag, length, value) == (338, 1, 2):  # ExtraSamples
                 at = entry + size - (8 if big else 4)
                 return stored[:at] + b"\0\0" + stored[at + 2 :], negative
@@ -96,8 +103,21 @@ def _turned_like(upright: Image, image: Image) -> Image:
     return image
 
 
-def write_image(path: str | Path, image: Image) -> None:
+def read_profile(path: str | Path) -> bytes | None:
+    """The colour profile (ICC) in a PNG, JPEG or WebP file: what its numbers mean, which other files cannot tell."""
+    cv2, stored = _cv2(), Path(path).read_bytes()
+    if not any(mark in stored for mark in _PROFILES) or not hasattr(cv2, "imdecodeWithMetadata"):  # OpenCV 4.12
+        return None
+    least = cv2.IMREAD_REDUCED_GRAYSCALE_8  # of the pixels, which are not asked for
+    _, kinds, found = cv2.imdecodeWithMetadata(np.frombuffer(stored, np.uint8), least)
+    profiles = (data.tobytes() for kind, data in zip(kinds, found, strict=True) if kind == cv2.IMAGE_METADATA_ICCP)
+    return next(profiles, None)
+
+
+def write_image(path: str | Path, image: Image, profile: bytes | None = None) -> None:
     """Write an image whole or not at all; the suffix chooses the format (JPEG and WebP at quality 95).
+
+    `profile`, as of `read_profile`, is kept where it is of such an image and the format can hold it.
 
     Raises:
         ImageError: the format is unknown, or cannot hold alpha or 16 bits.
@@ -112,17 +132,30 @@ def write_image(path: str | Path, image: Image) -> None:
     }.get(suffix)
     quality = [] if key is None else [key, 95]
     swapped = _swapped(image)
+    kept: tuple[Any, ...] = ()
+    if profile is not None and suffix in _PROFILED and _is_of(profile, image, suffix):
+        kept = ([cv2.IMAGE_METADATA_ICCP], [np.frombuffer(profile, np.uint8)])
+    elif profile is not None:
+        warnings.warn(f"{path}: the colour profile is left out; a PNG, JPEG or WebP of colours keeps it", stacklevel=2)
 
     def write(beside: Path) -> None:
         # As it is encoded: a large file is never in memory.
-        if _opens(beside) and cv2.imwrite(str(beside), swapped, quality):
+        to_file, to_memory = cv2.imwrite, cv2.imencode
+        if kept:
+            to_file, to_memory = cv2.imwriteWithMetadata, cv2.imencodeWithMetadata
+        if _opens(beside) and to_file(str(beside), swapped, *kept, quality):
             return
-        done, encoded = cv2.imencode(suffix, swapped, quality)  # where OpenCV cannot open such a path
+        done, encoded = to_memory(suffix, swapped, *kept, quality)  # where OpenCV cannot open such a path
         if not done:
             raise ImageError(f"{path}: OpenCV could not encode {image.shape} {image.dtype} as {suffix}")
         beside.write_bytes(encoded)  # not tofile, whose error does not say that a disk is full
 
     write_whole(path, write)
+
+
+def _is_of(profile: bytes, image: Image, suffix: str) -> bool:
+    """Whether a colour profile says that it is of grey, or of RGB, as the file will be; a WebP is always RGB."""
+    return profile[16:20] == (b"GRAY" if image.ndim == 2 and suffix != ".webp" else b"RGB ")
 
 
 def check_format(path: Path, image: Image) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 import maskguided
 from maskguided import ArgumentError, CheckpointError, ImageError
 from maskguided.adapters.pan_net import PAN
-from maskguided.images import read_image, write_image
+from maskguided.images import read_image, read_profile, write_image
 from maskguided.networks import load_network
 from maskguided.weights import load_into, read, torch_save_whole, write_whole
 
@@ -281,6 +281,27 @@ def test_alpha_is_turned_with_its_colours(orientation, tmp_path):
     Image.fromarray(np.ascontiguousarray(pixels[..., [3, 0, 1]])).save(tmp_path / "rgb.png", exif=exif)
     found = read_image(tmp_path / "rgba.png")
     assert np.array_equal(found[..., [3, 0, 1]], read_image(tmp_path / "rgb.png"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_colour_profiles_are_kept_where_they_fit(suffix, tmp_path):
+    from PIL import Image, ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(PHOTO).save(tmp_path / f"a{suffix}", icc_profile=profile)
+    assert read_profile(tmp_path / f"a{suffix}") == profile
+    write_image(tmp_path / f"b{suffix}", PHOTO, profile)
+    with Image.open(tmp_path / f"b{suffix}") as written:
+        assert written.info["icc_profile"] == profile
+    write_image(tmp_path / f"c{suffix}", PHOTO)
+    assert read_profile(tmp_path / f"c{suffix}") is None
+    grey = "d.png" if suffix == ".webp" else f"d{suffix}"  # a WebP is of RGB whatever it shows, as the profile is
+    for name, pixels in (("d.tif", PHOTO), (grey, PHOTO[..., 0])):
+        with pytest.warns(UserWarning, match=f"{name}: the colour profile is left out"):
+            write_image(tmp_path / name, pixels, profile)
+    Image.fromarray(PHOTO).save(tmp_path / "e.tif", icc_profile=profile)
+    with pytest.warns(UserWarning, match="e.tif: the colour profile of a TIFF is left out"):
+        read_image(tmp_path / "e.tif")
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])

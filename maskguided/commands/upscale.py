@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from ..errors import ArgumentError, MaskGuidedError
 from ..guided import MaskGuided
-from ..images import Image, check_format, read_image, resize, write_image
+from ..images import Image, check_format, read_image, read_profile, resize, write_image
 from ..infer import SMALLEST_TILE, overlay, pick_device, pick_dtype, upscale, upscale_onto, upscaled_shape
 from ..networks import Loaded
 from ..tiff import StripedTiff, is_large_tiff
@@ -207,7 +207,7 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
     job.check(way.overwrite)  # another run may have been here meanwhile
     if job.mask is not None:
         write_image(job.mask, overlay(resize(image, height, width), done.mask))
-    write_image(job.target, made)
+    write_image(job.target, made, read_profile(job.path))
     return (height, width), float(done.mask.mean())
 
 
