@@ -28,6 +28,12 @@ def _quiet_gradients():
         yield
 
 
+@pytest.fixture
+def fresh_compiler() -> None:
+    """torch.compile compiles a function (MaskGuided.forward) only so often in a process, of whatever network."""
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A file of a small PAN x4."""

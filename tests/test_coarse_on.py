@@ -112,6 +112,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert maskguided.load(tmp_path / "a.safetensors", fast.unwrap(), coarse_on="all").coarse_on == "all"
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_it_compiles_to_one_graph():
     fast, x = wrapped("automatic", "unrefined", "deep"), image(1, 3, 20, 26)
     compiled = torch.compile(fast, fullgraph=True, backend="eager")

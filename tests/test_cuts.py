@@ -105,6 +105,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert "split_at=1, 2, 4 of 5" in repr(again)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("way", ["adapter", "automatic"])
 def test_it_compiles_to_one_graph_and_can_be_copied(way):
     fast, x = wrapped("pan-small-x3", way, keep=0.5, onward=(0.6, 0.2)), image(1, 3, 20, 26)

@@ -125,8 +125,8 @@ class Padded(nn.Module):
         return x + 0.5 * F.relu(F.conv2d(x, kernel, self.wide.bias, padding=1))
 
 
-def network(block):
-    body = nn.Sequential(*[block() for _ in range(4)])
+def network(block, blocks=4):
+    body = nn.Sequential(*[block() for _ in range(blocks)])
     return scaled(
         nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), body, nn.Conv2d(16, 12, 3, padding=1), nn.PixelShuffle(2))
     )
@@ -181,6 +181,7 @@ def test_a_window_that_becomes_one_pixel_deep_in_the_network_is_no_vector():
         assert difference(by_windows(fast, x), net(x)) < 1e-5
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
 def test_channel_attention_compiles_for_all_sizes(pool):
     """At the second size the number of windows becomes a symbol; the backend "eager" would not mind."""
@@ -194,7 +195,7 @@ def test_channel_attention_compiles_for_all_sizes(pool):
             y = self.conv(x)
             return x + y * torch.sigmoid(3 * self.pool(y))
 
-    fast = maskguided.wrap(network(Attention), keep=0.4).eval()
+    fast = maskguided.wrap(network(Attention, 2), keep=0.4).eval()
     compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
     for size in ((1, 3, 37, 29), (1, 3, 24, 32), (3, 3, 16, 24)):
         x = image(*size)

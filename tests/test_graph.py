@@ -55,6 +55,7 @@ def test_the_host_waits_for_nothing(name, settings):
     assert waits.names == ["index", "_local_scalar_dense"], "the counter must count"
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize(("name", "settings"), [("pan-small-x3", SETTINGS[2]), ("edsr-original", SETTINGS[1])])
 def test_the_graph_does_not_break(name, settings):
     found = torch._dynamo.explain(wrapped(name, settings))(image(1, 3, 23, 29))
@@ -68,14 +69,15 @@ class PadsByHand(ResidualOutside):
         self.blocks = nn.ModuleList([reflected, nn.Sequential(nn.ReplicationPad2d(1), nn.Conv2d(8, 8, 3)), conv(8, 8)])
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_windows_see_their_neighbours_where_the_network_pads_by_hand():
     fast, x = maskguided.wrap(scaled(PadsByHand()), 1, keep=0.4).eval(), image(1, 3, 21, 29)
     assert fast.exchange
     with torch.no_grad():
-        torch._dynamo.reset()
         assert difference(torch.compile(fast, backend="eager", fullgraph=True)(x), fast(x)) < 1e-5
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("total", [lambda y: y.flatten(2).mean(2), lambda y: y.mean(3).mean(2)])
 def test_a_mean_over_all_windows_is_in_the_graph_at_any_size(total):
     def means(x):
@@ -84,7 +86,6 @@ def test_a_mean_over_all_windows_is_in_the_graph_at_any_size(total):
         with PerImage(6, 6 * len(x), counts, grid.window, reading=reading):
             return total(gather(x, every, grid))
 
-    torch._dynamo.reset()
     graph = torch.compile(means, backend="eager", fullgraph=True, dynamic=True)
     for size in ((13, 21), (15, 19)):
         x = image(2, 3, *size)

@@ -120,6 +120,7 @@ def test_channels_last_in_channels_last_out(merge):
     assert out.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("merge", ["features", "image"])
 @pytest.mark.parametrize("model", [PAN(features=8, up_features=8, blocks=4), OriginalEDSR()], ids=["pan", "automatic"])
 def test_compiles_to_one_graph(merge, model):
