@@ -346,10 +346,12 @@ def probe_network(model: nn.Module) -> Probe:
         raise ArgumentError(f"{type(model).__name__} has lazy layers without weights yet: call it once first")
     if any(p.is_meta for p in model.parameters()):
         raise ArgumentError(f"{type(model).__name__} is on the meta device, without values: load its weights first")
-    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        raise CannotSplit(
-            f"{type(model).__name__} holds TorchScript ({scripted or 'itself'}), into which nobody can look: wrap the "
-            "network as it was before torch.jit, and script or export what comes of it"
-        )
+    for name, part in model.named_modules():
+        scripted, exported = isinstance(part, torch.jit.ScriptModule), "eval" in vars(part)  # which refuses eval()
+        if scripted or exported:
+            what = "TorchScript" if scripted else "what torch.export made"
+            raise CannotSplit(
+                f"{type(model).__name__} holds {what} ({name or 'itself'}), into which nobody can look: wrap the "
+                f"network as it was before {'torch.jit' if scripted else 'that'}, and script or export what comes of it"
+            )
     return probe(model)

@@ -170,6 +170,12 @@ def test_torchscript_is_refused_and_left_as_it_is(script):
     assert all(module.training for module in [*scripted.modules(), *model.modules()])
 
 
+def test_an_exported_network_is_refused():
+    exported = torch.export.export(ResidualOutside().eval(), (torch.rand(1, 3, 24, 24),)).module()
+    with pytest.raises(CannotSplit, match=r"holds what torch\.export made \(itself\)"):
+        maskguided.wrap(exported)
+
+
 class Shrinking(Block):
     """Spatial attention on a map that is pooled with overlap, as RFDN's: nothing is left of a small window."""
 
