@@ -51,12 +51,16 @@ def test_from_photographs_to_a_head_that_upscale_takes(folder):
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "of the dense MACs" in done.output
+    assert "fitting the coarse tail\n" in done.stderr, "a log has lines where a terminal has a bar"
     assert read_image(folder / "curve.png").ndim == 3
     done = run(
         "finetune", "--hr", folder / "hr", *weights, "--head", first, "-o", second, "--stage", "coarse,head",
-        "--steps", 2, "--batch", 2, "--crop", 16, "--device", "cpu",
+        "--steps", 2, "--batch", 2, "--crop", 16, "--every", 1, "--device", "cpu",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
+    assert [line.partition(", loss")[0] for line in done.stderr.splitlines() if "step" in line] == [
+        f"{stage}: step {step} of 2" for stage in ("coarse", "head") for step in (1, 2)
+    ]
     assert not list(folder.glob("*.checkpoint"))
     shown = run("upscale", "-i", folder / "lr", "-o", folder / "sr", *weights, "--head", second, "--device", "cpu")
     assert shown.exit_code == 0, shown.output
@@ -190,7 +194,7 @@ def test_two_processes_save_once_and_leave_their_group(folder, tmp_path):
         [
             *launch, tmp_path / "run.py", "finetune", "--hr", folder / "hr", "-w", folder / "pan.pth", "-o",
             tmp_path / "net.safetensors", *WRAP, "--stage", "coarse,head", "--steps", "2", "--batch", "2",
-            "--crop", "16", "--device", "cpu", "--threads", "1",
+            "--crop", "16", "--every", "2", "--device", "cpu", "--threads", "1",
         ],
         capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -198,4 +202,5 @@ def test_two_processes_save_once_and_leave_their_group(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("saved to") == 1
     assert done.stdout.count("trainable params") == 2
+    assert done.stderr.count("step 2 of 2") == 2
     assert {path.name for path in tmp_path.iterdir()} == {"run.py", "net.safetensors"}

@@ -15,6 +15,7 @@ from ..calibrate import calibrate
 from ..images import list_images
 from ..networks import load_network
 from ..pairs import Pair, check_sizes, read_pairs
+from .console import err, log
 from .options import (
     PICTURES,
     HeadFile,
@@ -78,8 +79,13 @@ def calibrate_command(
             "--split-at sets another",
             err=True,
         )
-    with Progress(transient=True) as bar:
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("calibrating", total=None)
+
+        def show(what: str) -> None:
+            bar.update(task, description=what)
+            log(what)
+
         found = calibrate(
             fast,
             [_cut(pair, side, fast.scale) for pair in pairs],
@@ -89,7 +95,7 @@ def calibrate_command(
             split_at=search,  # type: ignore[arg-type]
             fit=fit or ("all" if head is None else "nothing"),  # type: ignore[arg-type]
             per_image=per_image,
-            progress=lambda what: bar.update(task, description=what),
+            progress=show,
         )
     checkpoint.save(fast, output)
     if plot is not None:

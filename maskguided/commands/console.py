@@ -37,9 +37,15 @@ def plain(text: object) -> str:
     return str(text).replace("[", "\\[")
 
 
+def log(text: str) -> None:
+    """A line of progress on what runs for long, where there is no terminal to show a bar."""
+    if not err.is_terminal:
+        err.print(text, markup=False)
+
+
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Progress]:
-    """A bar on a terminal, nothing in a log."""
+    """A bar on a terminal, nothing elsewhere (see `log`)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit + "s"))
     with Progress(
         *columns,

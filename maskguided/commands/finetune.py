@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.progress import Progress
 
 from .. import checkpoint, finetune
 from ..infer import pick_device
 from ..networks import load_network
 from ..training.stages import PAPER, STAGES, Options, check_stage
+from .console import log, progress_bar
 from .options import (
     Device,
     HeadFile,
@@ -78,11 +78,13 @@ def finetune_command(
     fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):
-        with _telling_what_is_kept(saved, every), Progress(transient=True) as bar:
+        with _telling_what_is_kept(saved, every), progress_bar("step") as bar:
             task = bar.add_task(name, total=steps)
 
             def show(step: int, total: int, value: float, name: str = name, bar: Any = bar, task: Any = task) -> None:
                 bar.update(task, completed=step, description=f"{name}, loss {value:.5f}")
+                if step % every == 0 and finetune.is_main_process():
+                    log(f"{name}: step {step} of {total}, loss {value:.5f}")
 
             finetune.fit(
                 fast, hr, name, recipe, lr=lr, checkpoint=resume, every=every, logs=logs, workers=workers, watch=show
