@@ -8,8 +8,9 @@ from torch import Tensor
 
 _POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
 _FIXED_POOLS = ("avg_pool2d", "max_pool2d")
-MEANS = ("adaptive_avg_pool2d", "avg_pool2d", "mean")
-LARGEST = ("max", "amax", "adaptive_max_pool2d", "max_pool2d")
+_FLAT_POOLS = ("adaptive_avg_pool1d", "adaptive_max_pool1d")
+MEANS = ("adaptive_avg_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "mean")
+LARGEST = ("max", "amax", "adaptive_max_pool2d", "adaptive_max_pool1d", "max_pool2d")
 SMALLEST = ("min", "amin")
 DEVIATIONS = ("std", "var", "std_mean", "var_mean")
 EXTREMES = ("max", "min")
@@ -25,7 +26,7 @@ NORMS = {
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
 }
 """With their arguments in order."""
-NAMES = frozenset((*_POOLS, *_FIXED_POOLS, *OVER_DIMS, *NORMS))
+NAMES = frozenset((*_POOLS, *_FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS))
 
 
 def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = False) -> bool:
@@ -46,8 +47,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = Fa
     if x.shape[2] * x.shape[3] == 1 and not single:
         return False
     if name in _POOLS:
-        size = args[1] if len(args) > 1 else kwargs.get("output_size")
-        return size == 1 or (isinstance(size, (tuple, list)) and tuple(size) == (1, 1))
+        return _to_one(args, kwargs)
     if name in OVER_DIMS:
         dims = dims_of(name, args, kwargs)
         rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
@@ -77,7 +77,15 @@ def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if name in _FIXED_POOLS and x.dim() == 4:
         size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
         return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
+    if name in _FLAT_POOLS:
+        return x.dim() == 3 and _to_one(args, kwargs)
     return x.dim() == 3 and name in OVER_DIMS and dims_of(name, args, kwargs) == {2}
+
+
+def _to_one(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether an adaptive pool leaves one value of each channel."""
+    size = args[1] if len(args) > 1 else kwargs.get("output_size")
+    return size == 1 or (isinstance(size, (tuple, list)) and set(size) == {1})
 
 
 def dims_of(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:

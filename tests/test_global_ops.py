@@ -75,6 +75,8 @@ VECTORS = {
     "deviation, in steps": deviation_in_steps,
     "flattened": lambda y: y.flatten(2).mean(2)[..., None, None],
     "viewed": lambda y: y.reshape(*y.shape[:2], -1).mean(-1)[..., None, None],
+    "flattened, by a pool": lambda y: F.adaptive_avg_pool1d(y.flatten(2), 1)[..., None],
+    "largest, flattened, by a pool": lambda y: F.adaptive_max_pool1d(y.flatten(2), 1)[..., None],
     "pool of the map's size": lambda y: F.avg_pool2d(y, y.shape[2:]),
     "largest": lambda y: F.max_pool2d(y, (y.shape[2], y.shape[3])),
     "largest, flattened": lambda y: torch.max(y.flatten(2), 2)[0][..., None, None],
