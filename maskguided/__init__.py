@@ -21,6 +21,7 @@ from .errors import (
     ExportError,
     ImageError,
     MaskGuidedError,
+    MaskGuidedWarning,
     MissingDependency,
 )
 from .export import export
@@ -44,6 +45,7 @@ __all__ = [
     "ImageError",
     "MaskGuided",
     "MaskGuidedError",
+    "MaskGuidedWarning",
     "MissingDependency",
     "Split",
     "calibrate",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .automatic import automatic_split
-from .errors import ArgumentError, CannotSplit, MaskGuidedError
+from .errors import ArgumentError, CannotSplit, MaskGuidedError, warn
 from .probing import Probe, copied, untouched
 from .split import Cuts, Split, State, Stretch, first_and_later, first_cut, probe_network, taken
 from .split_checks import check_whole
@@ -209,7 +208,7 @@ def adapters() -> dict[str, type[Adapter]]:
             try:
                 entry.load()
             except Exception as error:  # whatever a foreign module raises: the others are no worse for it
-                warnings.warn(f"adapter {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
+                warn(f"adapter {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
         _loaded = True
     return dict(_registry)
 

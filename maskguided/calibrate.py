@@ -134,8 +134,9 @@ def calibrate(
     estimated = any(image.hr is None for image in known)
     sizes = fast.patch_size, fast.halo
     return Calibration(
-        fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated, fast.min_gain_db
-    )
+        fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated, fast.min_gain_db,
+        fast.split.cuts[1:],
+    )  # fmt: skip
 
 
 def _chosen(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import AUTOMATIC, Adapter
-from .errors import ArgumentError, CannotSplit, CheckpointError
+from .errors import ArgumentError, CannotSplit, CheckpointError, warn
 from .gain import GainEstimate
 from .guided import MaskGuided
 from .networks import load_network
@@ -92,9 +91,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     fast = _wrapped(path, model, settings, saved, base)
     other = [name for name in _FITTED_FOR if name in changes and getattr(fast, name) != _value(saved, name, fast)]
     if other and _ESTIMATE in content.tensors:
-        warnings.warn(
-            f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}", stacklevel=2
-        )
+        warn(f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}", stacklevel=2)
         content = content._replace(tensors=without_estimate(content.tensors))
         least = changes.get("min_gain_db")
     if _ESTIMATE in content.tensors:
@@ -200,7 +197,7 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     _check_same(path, base, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     if own["fingerprint"] != base["fingerprint"] and not _has(fast.model, trained):
-        warnings.warn(
+        warn(
             f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
             stacklevel=3,
         )
@@ -241,10 +238,10 @@ def with_what_is_newer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**root, **around, **tensors}
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the network's weights, names and shapes."""
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """A hash of weights, names and shapes."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(weights.items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -291,5 +288,5 @@ def _base(fast: MaskGuided) -> dict[str, Any]:
         "in_channels": found.in_channels,
         "out_channels": found.out_channels,
         "blocks": len(fast.split.blocks),
-        "fingerprint": fingerprint(fast.unwrap()),
+        "fingerprint": fingerprint(fast.unwrap().state_dict()),
     }

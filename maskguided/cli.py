@@ -6,7 +6,6 @@ import io
 import signal
 import sys
 import warnings
-from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
@@ -21,7 +20,7 @@ from .commands.export import export_command
 from .commands.finetune import finetune_command
 from .commands.inspect import inspect_command
 from .commands.upscale import upscale_command
-from .errors import MaskGuidedError
+from .errors import MaskGuidedError, MaskGuidedWarning
 
 app = typer.Typer(
     add_completion=False,
@@ -73,7 +72,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Ours in one line; those of other packages are nothing to the user of a command."""
-    if Path(__file__).parent in Path(filename).parents:
+    if issubclass(category, MaskGuidedWarning):
         err.print(f"[yellow]warning:[/yellow] {plain(message)}")
 
 

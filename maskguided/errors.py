@@ -1,4 +1,6 @@
-"""The one family of errors. Each text says what was wrong, with what values, and what would work."""
+"""The one family of errors, and of warnings. Each text says what was wrong, with what values, and what would work."""
+
+import warnings
 
 import torch
 
@@ -8,10 +10,19 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, str(error).splitlines()), type(error).__name__)
 
 
+def warn(text: str, stacklevel: int = 2) -> None:
+    """Warn of what the caller's caller does (stacklevel 2), or one that is farther."""
+    warnings.warn(text, MaskGuidedWarning, stacklevel=stacklevel + 1)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """The allocators of the CPU and of Apple's GPUs have no error class of their own."""
     known = ("can't allocate memory", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in known)
+
+
+class MaskGuidedWarning(UserWarning):
+    """All that maskguided warns of; the commands show these, and no others."""
 
 
 class MaskGuidedError(Exception):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import random
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import fingerprint
-from .errors import ArgumentError, CheckpointError, first_line
+from .errors import ArgumentError, CheckpointError, first_line, warn
 from .guided import MaskGuided
 from .optional import optional
 from .probing import undone_by_failure
@@ -81,8 +80,10 @@ class Recipe:
             raise ArgumentError(f"precision={self.precision!r}; use 'no', 'bf16' or 'fp16'")
 
 
-_SINCE = ("halo", "exchange", "coarse_on", "onward")
+_SINCE = ("halo", "exchange", "coarse_on", "onward", "keep", "scorer")
 """What a checkpoint says of its run that older ones did not; often it follows from the rest."""
+
+_STAYS = "other weights that stay (--head)"
 
 _STATE = ("step", "parameters", "average", "optimizer")
 """What a checkpoint holds beside that, and a run goes on from."""
@@ -147,7 +148,7 @@ def fit(
     recipe = Recipe() if recipe is None else recipe
     _check(fast, recipe, every, workers)
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
-        warnings.warn(wrong, stacklevel=2)
+        warn(wrong, stacklevel=4)  # beyond the decorators
     several = [hr] if isinstance(hr, str) or not isinstance(hr, Iterable) else hr
     folders = [as_path(folder, "hr") for folder in several]
     if not folders:
@@ -241,6 +242,7 @@ class _Run:
         parameters = train_only(fast, stage)
         fast.unwrap().to(self.accelerator.device)
         fast.eval()  # no dropout, no batch statistics: what is trained is what will run
+        self.identity = self._identity(parameters)
         try:
             optimizer = optim.create_optimizer_v2(parameters, recipe.optimizer, lr=recipe.rate, weight_decay=0.0)
         except ValueError as error:  # of timm
@@ -294,7 +296,7 @@ class _Run:
         if self.checkpoint is None or not self.accelerator.is_main_process:
             return
         content = {
-            "run": self._identity(),
+            "run": self.identity,
             "images": self.images,
             "step": step,
             "parameters": [p.detach().cpu() for p in self.parameters],
@@ -310,10 +312,10 @@ class _Run:
             return 0
         try:
             content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-            own = self._identity()
-            run = {**{name: own[name] for name in _SINCE}, **content["run"]}
+            own, since = self.identity, (*_SINCE, _STAYS)
+            run = {**{name: own[name] for name in since}, **content["run"]}
             differ = {name: run.get(name) for name in own if run.get(name) != own[name]}
-            causes = {name: value for name, value in differ.items() if name not in _SINCE}
+            causes = {name: value for name, value in differ.items() if name not in since}
             step, parameters, average, optimizer = (content[name] for name in _STATE)
         except Exception as error:  # whatever a damaged file makes torch raise
             raise CheckpointError(f"{self.checkpoint}: no checkpoint of a training run ({error})") from None
@@ -324,10 +326,10 @@ class _Run:
             )
         seen = content.get("images", self.images)
         if seen != self.images:
-            warnings.warn(
+            warn(
                 f"{self.checkpoint}: its {step} steps saw other images ({seen}, here {self.images}); remove "
                 "it to train on these alone",
-                stacklevel=3,
+                stacklevel=5,
             )
         _copy_into(self.parameters, parameters)
         if self.average is not None:
@@ -345,12 +347,14 @@ class _Run:
             self.logs.close()
         self.accelerator.wait_for_everyone()
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, trained: Sequence[nn.Parameter]) -> dict[str, Any]:
         """What must be the same for a run to go on."""
-        fast, shapes = self.fast, [list(p.shape) for p in self.parameters]
+        fast, shapes = self.fast, [list(p.shape) for p in trained]
         of_wrap = {"split_at": list(fast.split.cuts), "merge": fast.merge, "patch_size": fast.patch_size}
-        since = {name: getattr(fast, name) for name in _SINCE}
-        of_network = {"network": fingerprint(fast.unwrap())[:16], "shapes": shapes}
+        has_a_say, own = ("model.", "coarse_tail.", "context.", f"{fast.scorer}."), set(map(id, trained))
+        stays = {n: p for n, p in fast.named_parameters() if id(p) not in own and n.startswith(has_a_say)}
+        since = {**{name: getattr(fast, name) for name in _SINCE}, _STAYS: fingerprint(stays)[:16]}
+        of_network = {"network": fingerprint(fast.unwrap().state_dict())[:16], "shapes": shapes}
         return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network}
 
 

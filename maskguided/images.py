@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import struct
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ImageError, MissingDependency
+from .errors import ImageError, MissingDependency, warn
 from .tiff import SUFFIXES as TIFF
 from .tiff import mapped
 from .weights import write_whole
@@ -19,6 +18,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _PAGED = (*TIFF, ".webp", ".png", ".gif", ".avif")
 _NO_ALPHA = (".jpg", ".jpeg", ".bmp")
 _EIGHT_BIT = (".jpg", ".jpeg", ".bmp", ".webp")
+_NEGATIVE, _INKS = 0, 5
+"""What a TIFF says of grey in which zero is white, and of CMYK."""
 _PROFILED = (".png", ".jpg", ".jpeg", ".webp")
 _PROFILES = (b"iCCP", b"ICC_PROFILE", b"ICCP")
 """What stands before a colour profile in PNG, JPEG and WebP."""
@@ -39,13 +40,13 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(f"{path}: no such file")
     if (image := mapped(path)) is not None:
         return image
-    stored, negative = _straight(path.read_bytes(), path)
+    stored, meaning = _straight(path.read_bytes(), path)
     content = np.frombuffer(stored, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
-    is_jpeg = stored[:2] == b"\xff\xd8"
+    is_colour = stored[:2] == b"\xff\xd8" or meaning == _INKS  # else inks are taken for colours and alpha
     try:
-        image = cv2.imdecode(content, upright if is_jpeg else as_it_is) if content.size else None
+        image = cv2.imdecode(content, upright if is_colour else as_it_is) if content.size else None
         if image is not None and (b"eXIf" in stored or b"EXIF" in stored):
             turned = cv2.imdecode(content, upright)
             image = _turned_like(turned, image) if image.shape[2:] == (4,) else turned
@@ -56,22 +57,23 @@ def read_image(path: str | Path) -> Image:
             f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)} and what else OpenCV knows"
         )
     if path.suffix.lower() in _PAGED and _opens(path) and (pages := cv2.imcount(str(path))) > 1:
-        warnings.warn(f"{path}: the first of {pages} pictures in it is read", stacklevel=2)
+        warn(f"{path}: the first of {pages} pictures in it is read", stacklevel=2)
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
-    return _swapped(~image if negative and image.dtype == np.uint16 else image)
+    return _swapped(~image if meaning == _NEGATIVE and image.dtype == np.uint16 else image)
 
 
-def _straight(stored: bytes, path: Path) -> tuple[bytes, bool]:
+def _straight(stored: bytes, path: Path) -> tuple[bytes, int | None]:
     """A TIFF whose alpha channel has no name: by one called unassociated, libtiff multiplies colours of 8 bits.
 
-    One beside grey is told of, for OpenCV leaves it out. And whether zero is white, which OpenCV sees in 8 bits alone.
+    One beside grey is told of, for OpenCV leaves it out. And what its samples mean: that zero is white OpenCV sees in 8
+    bits alone.
     """
-    negative = False
+    meaning = None
     order, kind = {b"II": "<", b"MM": ">"}.get(stored[:2]), stored[2:4]
     big = kind in (b"+\0", b"\0+")
     if order is None or not (big or kind in (b"*\0", b"\0*")):
-        return stored, negative
+        return stored, meaning
     offset, number, row = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
     try:
         (start,) = struct.unpack_from(order + offset, stored, 8 if big else 4)
@@ -80,17 +82,18 @@ def _straight(stored: bytes, path: Path) -> tuple[bytes, bool]:
         for entry in range(first, first + size * count, size):
             tag, _, length, value = struct.unpack_from(order + row, stored, entry)
             (value,) = struct.unpack_from(f"{order}H", value)
-            negative |= (tag, value) == (262, 0)  # PhotometricInterpretation
+            if tag == 262:  # PhotometricInterpretation
+                meaning = value
             if (tag, value) == (277, 2):  # SamplesPerPixel
-                warnings.warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
+                warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
             if tag == 34675:
-                warnings.warn(f"{path}: the colour profile of a TIFF is left out; a PNG keeps it", stacklevel=3)
+                warn(f"{path}: the colour profile of a TIFF is left out; a PNG keeps it", stacklevel=3)
             if (tag, length, value) == (338, 1, 2):  # ExtraSamples
                 at = entry + size - (8 if big else 4)
-                return stored[:at] + b"\0\0" + stored[at + 2 :], negative
+                return stored[:at] + b"\0\0" + stored[at + 2 :], meaning
     except struct.error:  # damaged, as OpenCV will find
         pass
-    return stored, negative
+    return stored, meaning
 
 
 def _turned_like(upright: Image, image: Image) -> Image:
@@ -136,7 +139,7 @@ def write_image(path: str | Path, image: Image, profile: bytes | None = None) ->
     if profile is not None and suffix in _PROFILED and _is_of(profile, image, suffix):
         kept = ([cv2.IMAGE_METADATA_ICCP], [np.frombuffer(profile, np.uint8)])
     elif profile is not None:
-        warnings.warn(f"{path}: the colour profile is left out; a PNG, JPEG or WebP of colours keeps it", stacklevel=2)
+        warn(f"{path}: the colour profile is left out; a PNG, JPEG or WebP of colours keeps it", stacklevel=2)
 
     def write(beside: Path) -> None:
         # As it is encoded: a large file is never in memory.
@@ -181,7 +184,7 @@ def list_images(path: Path) -> list[Path]:
         raise ImageError(f"{path}: no files are in this folder (folders in it are not searched)")
     if passed := len(inside) - len(found):
         folders = "1 folder in it is" if passed == 1 else f"{passed} folders in it are"
-        warnings.warn(f"{path}: {folders} not searched for images", stacklevel=2)
+        warn(f"{path}: {folders} not searched for images", stacklevel=2)
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .coarse import CoarseTail
-from .errors import ArgumentError, first_line, is_out_of_memory
+from .errors import ArgumentError, first_line, is_out_of_memory, warn
 from .patches import Grid, round_up
 from .probing import untouched
 from .split import Merge, Split
@@ -53,7 +52,7 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
             "computed before them can stand in for what the tail uses; use merge='image' with coarse_tail='light' or "
             "'deep'"
         )
-    warnings.warn(
+    warn(
         f"{rest} of this {name} cannot be left out: the coarse image comes from a light tail alone, which is "
         "bilinear until it is fitted or trained",
         stacklevel=4,

@@ -109,6 +109,16 @@ def test_resume_goes_on_on_the_cpu(work, log):
     assert not torch.equal(weights(path)["head.squeeze.weight"], weights(path, "params_ema")["head.squeeze.weight"])
 
 
+def test_a_run_is_not_resumed_at_another_cut(work, capfd):
+    options = small("train_edsr", split_at=2)
+    run("train", options)
+    options["network_g"]["split_at"] = 3
+    options["train"]["total_iter"] = 4
+    assert main("basicsr", "train", "-opt", write(options, "x.yml"), "--auto_resume") == 2
+    assert "made with split_at=2; this network has split_at=3" in " ".join(capfd.readouterr().err.split())
+    assert not (models(options["name"]) / "net_g_4.pth").exists()
+
+
 def test_the_average_of_what_does_not_train_is_what_was_given(work):
     """Each step rounded it a little, so that a second base was written and the head was of that one."""
     options = small("train_edsr")

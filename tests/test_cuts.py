@@ -121,6 +121,7 @@ def test_calibrate_finds_a_keep():
     found = maskguided.calibrate(fast, [image(3, 48, 48, seed=n) for n in range(2)], max_cost=0.96)
     assert 0 < fast.keep < 1
     assert found.chosen.macs <= 0.96
+    assert str(found).startswith("split_at=2, 4, merge=features")
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,14 @@ def test_alpha_of_a_grey_tiff_is_said_to_be_left_out(tmp_path):
         assert np.array_equal(read_image(tmp_path / "a.tif"), PHOTO[..., 0])
 
 
+def test_inks_are_no_colours_with_alpha(tmp_path):
+    from PIL import Image
+
+    inks = Image.fromarray(PHOTO).convert("CMYK")
+    inks.save(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.array(inks.convert("RGB")))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_negative_is_read_as_what_it_shows(dtype, tmp_path):
     tifffile = pytest.importorskip("tifffile")

@@ -17,7 +17,7 @@ from support import by_windows, image, need_basicsr, scaled
 from torch import Tensor
 
 import maskguided
-from maskguided import ArgumentError, CheckpointError, ImageError, finetune
+from maskguided import ArgumentError, CheckpointError, ImageError, MaskGuidedWarning, finetune
 from maskguided.adapters.pan_net import PAN
 from maskguided.error_map import patch_error
 from maskguided.finetune import Recipe
@@ -267,6 +267,22 @@ def test_mixed_precision_workers_and_logs(photos, tmp_path):
     assert [event.value for event in events.Scalars("coarse/loss")] == pytest.approx(half)
 
 
+def test_a_checkpoint_of_another_keep_or_of_other_parts_is_refused(photos, tmp_path):
+    finetune.fit(wrapped(keep=0.25), photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match=r"another run, with {'keep': 0.25}"):
+        finetune.fit(wrapped(keep=0.5), photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
+    other = wrapped(keep=0.25)
+    with torch.no_grad():
+        for parameter in (*other.head.parameters(), *other.linear.parameters()):
+            parameter.add_(1)  # the one is trained, nobody asks for the other
+    assert finetune.fit(other, photos, "head", QUICK, checkpoint=tmp_path / "run.pt") == []
+    with torch.no_grad():
+        next(other.coarse_tail.parameters()).add_(0.01)
+    other.scorer = "input"
+    with pytest.raises(CheckpointError, match=r"another run, with {'other weights that stay \(--head\)': '\w{16}'}"):
+        finetune.fit(other, photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
+
+
 def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
     finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
     with pytest.raises(CheckpointError, match="another run"):
@@ -383,8 +399,9 @@ def test_other_images_or_windows_than_a_checkpoint_saw_are_named(photos, tmp_pat
     for path in photos.iterdir():
         (moved / path.name).symlink_to(path)
     assert finetune.fit(wrapped(), moved, "coarse", QUICK, checkpoint=kept) == []
-    with pytest.warns(UserWarning, match=r"its 6 steps saw other images \(3, \w+, here 1, "):
+    with pytest.warns(MaskGuidedWarning, match=r"its 6 steps saw other images \(3, \w+, here 1, ") as warned:
         finetune.fit(wrapped(), photos / "coffee.png", "coarse", QUICK, checkpoint=kept)
+    assert [warning.filename for warning in warned] == [__file__], "of whoever calls, not of what decorates fit"
     with pytest.raises(CheckpointError, match=r"of another run, with \{'halo': 1\}"):
         finetune.fit(wrapped(halo=2), photos, "coarse", QUICK, checkpoint=kept)
     with pytest.raises(CheckpointError, match=r"of another run, with \{'coarse_on': 'all'\}"):

@@ -87,6 +87,18 @@ def test_a_folder_that_was_begun_is_gone_on_with(weights, tmp_path):
     assert "give one" in str(run(*common, "--skip-existing", "--overwrite", code=1).exception)
 
 
+def test_results_that_lie_among_the_images_are_not_upscaled_again(weights, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / name, PHOTO)
+    monkeypatch.chdir(tmp_path)
+    common = ("upscale", "-i", tmp_path, "-o", ".", "--weights", weights, "--show-mask")
+    run(*common)
+    for more in ("--skip-existing", "--overwrite"):
+        with pytest.warns(maskguided.MaskGuidedWarning, match="4 results of an earlier run in it are left out"):
+            run(*common, more)
+        assert sorted(path.name for path in tmp_path.glob("a*")) == ["a.png", "a_out.png", "a_out_mask.png"]
+
+
 def test_who_stops_a_folder_is_told_how_to_go_on(weights, tmp_path, monkeypatch):
     from maskguided.commands import upscale as command
 

@@ -73,11 +73,14 @@ class Calibration:
     """Whether the drops are estimates, for want of HR images."""
     min_gain_db: float | None = None
     """Where each image decides how many patches it needs: what another must bring; every `keep` is a mean then."""
+    later: tuple[int, ...] = ()
+    """Further cuts."""
 
     def __str__(self) -> str:
         how = "estimated, no HR images" if self.estimated else "to HR"
+        cuts = ", ".join(map(str, (self.split_at, *self.later)))
         lines = [
-            f"split_at={self.split_at}, merge={self.merge}, patch_size={self.patch_size}, halo={self.halo}"
+            f"split_at={cuts}, merge={self.merge}, patch_size={self.patch_size}, halo={self.halo}"
             + ("" if self.exchange else " (windows alone)")
             + f", keep={self.chosen.keep:.3f}"
             + ("" if self.min_gain_db is None else f" on average (patches that bring {self.min_gain_db:.3f} dB)")

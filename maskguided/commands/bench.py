@@ -93,12 +93,16 @@ def bench_command(
     how = f"{dtype}, {'channels_last' if channels_last else 'contiguous'}, {_several(rounds, 'round')}"
     header = f"{what}, {how}; {_dense(rows[0])}"
     out.print(header, markup=False)
-    out.print(_table(rows))
+    out.print(_table(rows), width=None if out.is_terminal else _WIDEST)
     if json_file is not None:
         text = json.dumps({"machine": header, "rows": bench.as_json(rows)}, indent=1)
         write_whole(json_file, lambda beside: beside.write_text(f"{text}\n"))
     if markdown is not None:
         write_whole(markdown, lambda beside: beside.write_text(f"{header}\n\n{_markdown(rows)}\n"))
+
+
+_WIDEST = 200
+"""Columns of a table in a file, which would be cut to 80 as that of an unknown terminal."""
 
 
 def _several(count: int, what: str) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ArgumentError, ImageError
+from ..errors import ArgumentError, ImageError, warn
 from ..images import SUFFIXES, list_images, read_image
 from .options import writable
 
@@ -43,6 +43,8 @@ def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: boo
     """
     paths = list_images(input)
     output = output or (_folder_beside(input) if input.is_dir() else input.parent)
+    if input.is_dir() and output.is_dir() and output.samefile(input):
+        paths = _without_results(paths, [_place(path, input, input, suffix, ext) for path in paths])
     targets = [_place(path, input, output, suffix, ext) for path in paths]
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
@@ -56,6 +58,15 @@ def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: boo
                 f"{mask}, a picture of a mask, would replace an image or a result; give another --suffix"
             )
     return [Job(*places) for places in zip(paths, targets, masks, strict=True)]
+
+
+def _without_results(paths: list[Path], targets: list[Path]) -> list[Path]:
+    """Of a folder that results go into, what is no result of an earlier run."""
+    made = {*targets, *_mask_names(targets)}
+    left = [path for path in paths if path not in made]
+    if len(left) < len(paths):
+        warn(f"{paths[0].parent}: {len(paths) - len(left)} results of an earlier run in it are left out")
+    return left
 
 
 def _folder_beside(folder: Path) -> Path:

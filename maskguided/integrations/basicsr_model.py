@@ -211,7 +211,8 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         bare: MaskGuidedSR = self.get_bare_model(net)
         beside = Path(load_path).with_name(f"{Path(load_path).stem}_maskguided.safetensors")
         trained_for_it = bare.scorer == "head" or bare.coarse_tail is not None
-        if not self.is_train and trained_for_it and beside.is_file():
+        goes_on = not self.is_train or bool(self.opt["path"].get("resume_state"))
+        if goes_on and trained_for_it and beside.is_file():
             checkpoint.check_made_for(beside, bare)  # the weights fit any cut, and would say nothing
         seen = bare.load(load_path, key=param_key, strict=strict)
         _logger().info(f"Loading {load_path}: {seen}")
