@@ -84,6 +84,7 @@ _SINCE = ("halo", "exchange", "coarse_on", "onward", "keep", "scorer")
 """What a checkpoint says of its run that older ones did not; often it follows from the rest."""
 
 _STAYS = "other weights that stay (--head)"
+"""How a checkpoint calls the hash of what is not trained and has a say in what is."""
 
 _STATE = ("step", "parameters", "average", "optimizer")
 """What a checkpoint holds beside that, and a run goes on from."""
