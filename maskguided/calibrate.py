@@ -203,6 +203,11 @@ def _per_image(fast: MaskGuided, images: Sequence[Known], prices: _Priced, progr
         base = fast.run_base(known.lr)
         index = select(fast.score(base), base.grid.count)
         slopes.append(fast.worth(base, index)[0].cpu())
+        if not slopes[-1].isfinite().all():
+            raise ArgumentError(
+                "calibrate: per_image: what patches bring cannot be estimated where the network gives values of up to "
+                f"{known.dense.abs().max():.2g}, as on {tuple(known.lr.shape[2:])} LR pixels here; use photographs"
+            )
     return replace(prices, spread=Spread(slopes, whole, prices.macs, ends))
 
 

@@ -52,6 +52,14 @@ def test_a_budget_that_cannot_be_met_changes_nothing(settings):
     assert all(torch.equal(value, before[1][name]) for name, value in fast.state_dict().items())
 
 
+def test_images_on_which_nothing_can_be_estimated_are_named(monkeypatch):
+    """White noise drives trained networks out of all range; what was refused then was a min_gain_db of nan."""
+    monkeypatch.setattr(maskguided.MaskGuided, "worth", lambda self, base, index: index * torch.nan)
+    fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), 2).eval()
+    with pytest.raises(ArgumentError, match=r"values of up to [\d.e+-]+, as on \(48, 48\) LR pixels"):
+        maskguided.calibrate(fast, [torch.rand(1, 3, 48, 48)], max_cost=0.9, per_image=True)
+
+
 @pytest.mark.parametrize("scale", [255, -1])
 def test_images_of_another_range_are_refused(scale):
     fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), 2)
