@@ -108,7 +108,8 @@ def _turned_like(upright: Image, image: Image) -> Image:
 
 def read_profile(path: str | Path) -> bytes | None:
     """The colour profile (ICC) in a PNG, JPEG or WebP file: what its numbers mean, which other files cannot tell."""
-    cv2, stored = _cv2(), Path(path).read_bytes()
+    cv2, path = _cv2(), Path(path)
+    stored = b"" if path.suffix.lower() in TIFF else path.read_bytes()  # which may be larger than memory
     if not any(mark in stored for mark in _PROFILES) or not hasattr(cv2, "imdecodeWithMetadata"):  # OpenCV 4.12
         return None
     least = cv2.IMREAD_REDUCED_GRAYSCALE_8  # of the pixels, which are not asked for

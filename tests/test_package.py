@@ -12,7 +12,7 @@ import maskguided
 PACKAGE = Path(maskguided.__file__).parent
 COMMANDS = ("upscale", "inspect", "bench", "calibrate", "finetune", "explain", "export")
 LAYERS = [
-    {"errors", "values"},
+    {"errors", "values", "reductions"},
     {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional", "tiff"},
     {"exchange", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"trial"},
