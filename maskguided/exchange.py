@@ -9,8 +9,9 @@ would see alone: zeros, mostly.
     with Exchange(grid, index, gathered):
         windows = split.body(windows)
 
-What looks beyond a pixel in another way than these (attention, unfold, padding by torch.cat) still ends at the window's
-border; `Split.exchanges` tells whether a network has such a thing.
+Attention in shifted windows, as Swin transformers have it, works on runs of refined patches (shifts.py). What looks
+beyond a pixel in another way than these (attention to the whole map, pooling with overlap, padding by torch.cat) still
+ends at the window's border; `Split.exchanges` tells whether a network has such a thing.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .patches import Grid
+from .shifts import Shifts
 
 Sides = tuple[int, int, int, int]
 """Pixels added at the left, right, top and bottom, as torch.nn.functional.pad takes them."""
+_ADDS = ("add", "add_", "__add__", "__iadd__")
 Guess = Callable[[int, Tensor], Tensor]
 _CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _PAD = ("input", "pad", "mode", "value")
@@ -56,7 +59,7 @@ class _Ring(NamedTuple):
 
 
 class Exchange(TorchFunctionMode):
-    """Within it, conv2d, pad and interpolate on the windows of `index` see the neighbouring windows.
+    """Within it, conv2d, pad, interpolate, unfold and roll on the windows of `index` see the neighbouring windows.
 
     Args:
         grid: the patches.
@@ -93,15 +96,21 @@ class Exchange(TorchFunctionMode):
         nobody = torch.full((index.shape[0], grid.count), -1, device=index.device)
         self.owner = nobody.scatter(1, index, number)
         self.rings: dict[tuple[Any, ...], _Ring] = {}
+        self.shifts = Shifts(grid, index, self.owner)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        seen = _SEEN.get(getattr(func, "__name__", ""))
+        name = getattr(func, "__name__", "")
+        if name in _ADDS and self.shifts.pending and len(args) == 2:
+            mask = self.shifts.masked(*args)
+            return func(*args, **kwargs) if mask is None else func(args[0], mask, **kwargs)
+        seen = _SEEN.get("im2col" if func is F.unfold else name)  # there is a Tensor.unfold, too
         if seen is None:
             return func(*args, **kwargs)
         names, run = seen
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        if not isinstance(given.get("input"), Tensor) or not self._are_windows(given["input"]):
+        x = given.get("input")
+        if not isinstance(x, Tensor) or not self._are_windows(_channels_first(x, given)):
             return func(*args, **kwargs)
         return run(self, func, given)
 
@@ -298,6 +307,26 @@ def _interpolate(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor
     return result[:, :, inner, inner]
 
 
+def _unfold(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
+    rows, cols = _pair(given.get("padding", 0))
+    if rows or cols:
+        given = {**given, "input": exchange.padded(given["input"], (cols, cols, rows, rows)), "padding": 0}
+    return F.unfold(**given)
+
+
+def _roll(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
+    shifts, dims = (given.get(name) for name in ("shifts", "dims"))
+    shifts, dims = (tuple(value) if isinstance(value, (tuple, list)) else () for value in (shifts, dims))
+    if dims not in ((1, 2), (2, 3)) or not any(shifts) or shifts[0] * shifts[1] < 0:
+        return torch.roll(**given)
+    return exchange.shifts.rolled(given["input"], shifts, dims)
+
+
+def _channels_first(x: Tensor, given: dict[str, Any]) -> Tensor:
+    """`x`, turned where it is to be rolled and has its channels last."""
+    return x.permute(0, 3, 1, 2) if x.dim() == 4 and given.get("dims") in ((1, 2), [1, 2]) else x
+
+
 def _sides(given: dict[str, Any]) -> Sides:
     """What a conv2d pads."""
     padding = given.get("padding", 0)
@@ -335,4 +364,6 @@ _SEEN: dict[str, tuple[tuple[str, ...], _Run]] = {
     "conv2d": (_CONV2D, _conv2d),
     "pad": (_PAD, _pad),
     "interpolate": (_INTERPOLATE, _interpolate),
+    "im2col": (("input", "kernel_size", "dilation", "padding", "stride"), _unfold),
+    "roll": (("input", "shifts", "dims"), _roll),
 }

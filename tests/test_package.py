@@ -14,7 +14,7 @@ COMMANDS = ("upscale", "inspect", "bench", "calibrate", "finetune", "explain", "
 LAYERS = [
     {"errors", "values", "reductions"},
     {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional", "tiff"},
-    {"exchange", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
+    {"exchange", "shifts", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"trial"},
     {"split", "images", "head"},
     {"split_checks"},
