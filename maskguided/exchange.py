@@ -88,8 +88,7 @@ class Exchange(TorchFunctionMode):
         self.strangers, self.noted = strangers, noted
         self.guess, self.features, self.calls = guess, features, 0
         self.grid, self.count = grid, index.numel()
-        self.maps = {id(windows): whole for windows, whole in gathered}
-        self.gathered = gathered  # held, so that no other tensor takes over an id
+        self.gathered = gathered
         self.top, self.left = grid.corners(index)
         # Which window holds a patch, -1 for none: the windows are numbered through all images of the batch.
         number = torch.arange(self.count, device=index.device).view_as(index)
@@ -116,8 +115,9 @@ class Exchange(TorchFunctionMode):
 
     def padded(self, x: Tensor, sides: Sides, mode: str = "constant") -> Tensor:
         """`x` (B*k, C, h, w) with that many pixels added at its sides, from the neighbours where they are refined."""
-        if id(x) in self.maps:
-            return self._cut_wider(self.maps[id(x)], x, sides, mode)
+        whole = self._cut_from(x)
+        if whole is not None:
+            return self._cut_wider(whole, x, sides, mode)
         count, channels, height, width = x.shape
         key = (height, width, sides, mode)
         if key not in self.rings:
@@ -136,7 +136,11 @@ class Exchange(TorchFunctionMode):
     def is_numbered(self, x: Tensor, mode: str) -> bool:
         """Whether padding `x` counts among the convolutions that a guess is told apart by: those that pad zeros to what
         was not just cut out of a map."""
-        return mode == "constant" and id(x) not in self.maps
+        return mode == "constant" and self._cut_from(x) is None
+
+    def _cut_from(self, x: Tensor) -> Tensor | None:
+        """The map that windows were just cut from."""
+        return next((whole for windows, whole in self.gathered if windows is x), None)
 
     def _beyond(self, ring: _Ring, pixels: Tensor, numbered: bool) -> Tensor:
         """What is seen where nobody refines: (pixels of the ring, C), or (1, C) for all of them."""

@@ -67,7 +67,11 @@ class GlobalOps(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if args and getattr(func, "__name__", "") in NAMES and self.takes_in(func, args, kwargs):
+        if getattr(func, "__name__", "") not in NAMES:
+            return func(*args, **kwargs)
+        if not args and "input" in kwargs:  # torch.mean(input=x, dim=1)
+            args, kwargs = (kwargs["input"],), {name: value for name, value in kwargs.items() if name != "input"}
+        if args and self.takes_in(func, args, kwargs):
             return self.reduce(func, args[0], args[1:], kwargs)
         return func(*args, **kwargs)
 

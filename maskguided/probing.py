@@ -157,14 +157,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Run `model` in eval mode without gradients; afterwards every attribute is what it was.
 
     A forward may assign to its module (basicsr's EDSR: `self.mean = self.mean.type_as(x)`), and a traced
-    forward would leave tracing objects there.
+    forward would leave tracing objects there. Within it no weight requires gradients, for views of one that does have
+    none to give (torch.utils.flop_counter stumbles over them).
     """
     saved = [(module, dict(vars(module))) for module in model.modules()]
     caches = [(value, copy.copy(value)) for m in model.modules() for value in vars(m).values() if _is_cache(value)]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval()
+        model.eval().requires_grad_(False)
         with torch.inference_mode(False), torch.no_grad(), _eagerly():
             yield
     finally:
@@ -174,6 +176,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
         for cache, content in caches:
             cache.clear()
             cache.extend(content) if isinstance(cache, list) else cache.update(content)
+        for parameter, train in trained:
+            parameter.requires_grad = train
         with torch.no_grad():
             for parameter, data in weights:
                 parameter.data = data

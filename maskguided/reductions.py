@@ -95,7 +95,7 @@ def dims_of(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:
         place, power = 2, kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else 2))
         if power not in (None, "fro", 2):
             return set()
-    dims = args[place] if len(args) > place else kwargs.get("dim")
+    dims = args[place] if len(args) > place else kwargs.get("dim", kwargs.get("axis"))
     dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
     return {d % args[0].dim() for d in dims} if isinstance(dims, (tuple, list)) else set()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .errors import CannotSplit
+from .errors import ArgumentError, CannotSplit
 from .patches import round_up
 from .probing import image_of, no_leftovers, untouched
 from .split import LARGEST_STEP, Split, State
@@ -24,26 +24,75 @@ def check_whole(split: Split) -> None:
     Raises:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
-    probe = split.probe
-    for size in probe.telling_sizes:
+    name = f"{type(split.model).__name__}, split after block {split.split_at}"
+    for size in split.probe.telling_sizes:
         x = split.example(*size)
         with untouched(split.model):
             whole = image_of(split.model(x.clone()))  # a network may change its input
-            with no_leftovers():
-                parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))
+            split.model(1 - x)  # what it leaves in its blocks must not be right by chance
+            difference = _difference(split, x, whole)
+            if difference and not _difference(split, x, image_of(split.model(x.clone()))):
+                raise CannotSplit(
+                    f"{name}: blocks read what the network's forward has left for them (in an attribute, a list or a "
+                    "dict) and would find that of another image; hand it to them as an argument"
+                )
         if not whole.isfinite().all():
             raise CannotSplit(
                 f"{type(split.model).__name__} gives NaN or infinity on a random image of {size[0]}x{size[1]}: are its "
                 "weights whole, and its values in this dtype's range?"
             )
-        difference = float((whole - parts).abs().max()) if whole.shape == parts.shape else float("inf")
-        if not difference <= 1e-4 * max(1.0, float(whole.abs().max())):
+        if difference:
             raise CannotSplit(
-                f"{type(split.model).__name__}, split after block {split.split_at}: at {size[0]}x{size[1]} the parts "
-                f"give another image than the network (largest difference {difference:.2g}). A forward that changes "
-                "tensors in place across the cut, or that takes another path by size, does this; an adapter can say "
-                "how to split it (docs/new_backbone.md)"
+                f"{name}: at {size[0]}x{size[1]} the parts give another image than the network (largest difference "
+                f"{difference:.2g}). A forward that changes tensors in place across the cut, that takes another path "
+                "by size, or that turns torch.autocast on or off outside its blocks, does this; an adapter can say how "
+                "to split it (docs/new_backbone.md)"
             )
+
+
+def _difference(split: Split, x: Tensor, whole: Tensor) -> float:
+    """By how much the parts differ from the network's image of `x`, the range of which is about 1; 0: by rounding."""
+    with no_leftovers():
+        parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))
+    if whole.shape != parts.shape:
+        return float("inf")
+    difference = float((whole - parts).abs().max())
+    return 0.0 if difference <= 1e-4 * max(1.0, float(whole.abs().max())) else difference
+
+
+def check_gradients(split: Split) -> None:
+    """That the parts' gradients are the network's: what is recorded of a forward is what it computes.
+
+    Raises:
+        ArgumentError: they are not, so the network cannot be trained in its parts.
+    """
+    model, x = split.model, split.example(*split.probe.round_size)
+    with untouched(model), torch.enable_grad():
+        try:
+            model.requires_grad_(True)
+            theirs = _gradients(image_of(model(x.clone())), model)
+            ours = _gradients(split.tail(split.body(split.prefix(x))), model)
+        except RuntimeError:  # blocks that compute their activations twice give none so
+            return
+    apart = _length([a - b for a, b in zip(ours, theirs, strict=True)])
+    whole = _length(theirs)
+    if apart > 1e-3 * whole:
+        raise ArgumentError(
+            f"this {type(model).__name__} cannot be trained in its parts: their gradients are not its own (they differ "
+            f"by {apart / whole:.0%}). Its forward holds them back (torch.no_grad) or makes its own "
+            "(torch.autograd.Function) outside its blocks; train stage 'coarse' or 'head' alone"
+        )
+
+
+def _gradients(image: Tensor, model: nn.Module) -> list[Tensor]:
+    """Of the image's mean square by each parameter."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = torch.autograd.grad(image.square().mean(), parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+
+
+def _length(gradients: list[Tensor]) -> float:
+    return float(torch.stack([gradient.double().norm() for gradient in gradients]).norm())
 
 
 def check_places(split: Split) -> None:

@@ -174,3 +174,31 @@ def test_blocks_that_compute_twice_are_refused_where_the_second_time_would_be_an
     for block in net[1]:
         block.twice = False
     assert all(difference(a, b) < 1e-5 for a, b in zip(twice, gradients(), strict=True))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(F.relu(x))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_blocks_that_their_user_compiled_are_compiled_once():
+    """The first of them sees windows that were just cut, which are other tensors in every forward."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *(Residual() for _ in range(4)), nn.Conv2d(8, 3, 3, padding=1))
+    fast, x = maskguided.wrap(scaled(net), 2, patch_size=4), image(1, 3, 16, 16)
+    expected, graphs, counts = fast(x), [], []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph
+
+    for block in net[1:5]:
+        block.compile(backend=backend, fullgraph=True)
+    for _ in range(4):
+        assert difference(fast(x), expected) < 1e-5
+        counts.append(len(graphs))
+    assert counts == counts[:1] * 4

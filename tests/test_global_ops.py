@@ -70,6 +70,8 @@ VECTORS = {
     "masked mean": masked,
     "sum over size": lambda y: mean_of(y, y.sum((2, 3), keepdim=True)),
     "contrast": contrast,
+    "mean, by numpy's name for dim": lambda y: y.mean(axis=(2, 3), keepdim=True),
+    "mean, by keywords": lambda y: torch.mean(input=y, dim=(2, 3), keepdim=True),
     "mean of means": lambda y: y.mean(3).mean(2)[..., None, None],
     "mean of means, columns first": lambda y: y.mean(2, keepdim=True).mean(3, keepdim=True),
     "deviation, in steps": deviation_in_steps,

@@ -112,3 +112,43 @@ def test_a_network_that_keeps_what_a_gradient_passed_through_can_be_trained_as_a
         fast.model.conv_last.bias.add_(1)
     torch.testing.assert_close(fast(x), before + 1)
     assert not torch.equal(net.conv_last.bias, fast.model.conv_last.bias)
+
+
+class Straight(torch.autograd.Function):
+    """Rounds, and hands gradients straight on."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class HeldBack(nn.Sequential):
+    """Makes a gradient of its own, or none, outside its blocks."""
+
+    own = False
+
+    def forward(self, x):
+        first = self[0](x)
+        if self.own:
+            return self[2](Straight.apply(self[1](first)))
+        with torch.no_grad():
+            gate = first.sigmoid()
+        return self[2](self[1](first * gate))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_network_whose_gradients_the_parts_do_not_have_is_not_trained(net, own):
+    held = HeldBack(*net)
+    held.own = own
+    held[0].requires_grad_(False)
+    fast = maskguided.wrap(held, 2, merge="image")
+    stages.train_only(fast, "coarse")
+    for stage in ("refine", "all"):
+        with pytest.raises(ArgumentError, match=r"cannot be trained in its parts: .* differ by \d+%.*stage 'coarse'"):
+            stages.train_only(fast, stage)
+    assert [p.requires_grad for p in held[0].parameters()] == [False, False]
+    stages.train_only(maskguided.wrap(net, 2, merge="image"), "all")

@@ -28,6 +28,7 @@ from ..guided import MaskGuided
 from ..patches import Grid, continued, others, scatter, select
 from ..probing import untouched
 from ..split import State
+from ..split_checks import check_gradients
 
 Stage = Literal["coarse", "refine", "head", "all", "end", "joint"]
 STAGES: tuple[Stage, ...] = ("coarse", "refine", "head", "all", "end", "joint")
@@ -76,6 +77,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     check_stage(fast, stage)
     fast.forget_estimate()
     if stage not in ("coarse", "head"):
+        check_gradients(fast.split)
         fast.own_network()
     fast.requires_grad_(False)
     parameters = _PARAMETERS[stage](fast)  # type: ignore[index]
@@ -348,8 +350,8 @@ def _parameters(part: nn.Module | None) -> list[nn.Parameter]:
 def _of_refine(fast: MaskGuided) -> list[nn.Parameter]:
     """What blocks n+1..N and the tail use and the base does not, found by asking autograd."""
     split, model = fast.split, fast.model
-    model.requires_grad_(True)
     with untouched(model), torch.enable_grad():
+        model.requires_grad_(True)
         state = split.prefix(split.example(*split.probe.round_size))
         in_base = _touched(sum(v.sum() for v in state.values() if v.requires_grad), model)
         detached = {name: value.detach() for name, value in state.items()}
