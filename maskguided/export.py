@@ -6,6 +6,7 @@ included, is one graph without control flow. Such a graph is for one size: that 
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,9 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
             "ends min_gain_db"
         )
     write, run = written
+    if write is _write_onnx:  # asked for before the work
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            optional(package, _ONNX, "export")
     with in_eval_mode(fast):
         expected = fast(example)
         reach = float(expected.abs().max())
@@ -104,9 +108,11 @@ def _program(fast: MaskGuided, example: Tensor) -> Any:
 
 
 def _write_pt2(program: Any, path: Path) -> None:
+    whole = io.BytesIO()  # on a full disk torch ends the process
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(program, path)
+        torch.export.save(program, whole)
+    path.write_bytes(whole.getbuffer())
 
 
 def _run_pt2(path: Path, example: Tensor) -> Tensor:
@@ -115,7 +121,6 @@ def _run_pt2(path: Path, example: Tensor) -> Tensor:
 
 
 def _write_onnx(program: Any, path: Path) -> None:
-    optional("onnx", _ONNX, "export")
     opset = optional("onnxscript", _ONNX, "export").opset18
 
     def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
@@ -137,6 +142,8 @@ def _write_onnx(program: Any, path: Path) -> None:
                 external_data=False,
                 custom_translation_table=table,
             )
+    except OSError:
+        raise
     except Exception as error:  # an operation of a foreign network that ONNX does not know
         raise ExportError(f"this network cannot be written as ONNX: {first_line(error.__cause__ or error)}") from error
 

@@ -139,7 +139,8 @@ def fit(
     Returns:
         The loss of each step that was run now. Stages "head" and "end" set `fast.scorer` to "head". What the stage does
         not train stays frozen and in eval mode, as the network that was given does if it is part of that:
-        `fast.unwrap().requires_grad_(True).train()` makes it trainable again.
+        `fast.unwrap().requires_grad_(True).train()` makes it trainable again. The random generators of torch, numpy and
+        Python are left as the recipe's seed and the stage leave them.
 
     Raises:
         ArgumentError: the stage has nothing to train in this network, or a setting is out of its range.

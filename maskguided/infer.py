@@ -89,11 +89,15 @@ def upscale(
         raise ImageError(f"an image of {what}; it must be a NumPy array of uint8 or uint16")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (3, 4)):
         raise ImageError(f"an image of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4)")
+    has_alpha = image.ndim == 3 and image.shape[2] == 4
     colour = image[..., :3] if image.ndim == 3 else image
+    if has_alpha and (colour == colour[..., :1]).all():  # grey and alpha, which OpenCV reads as colours
+        colour = colour[..., 0]
     result = np.empty(upscaled_shape(model, colour), image.dtype)
     mask = upscale_onto(result, model, colour, tile, tile_pad, on_tile)
-    if image.ndim == 3 and image.shape[2] == 4:
-        result = np.dstack([result, _upscale_alpha(model, image[..., 3], tile, tile_pad, alpha)])
+    if has_alpha:
+        shades = [result] * 3 if result.ndim == 2 else [result]
+        result = np.dstack([*shades, _upscale_alpha(model, image[..., 3], tile, tile_pad, alpha)])
     return Upscaled(result, mask)
 
 

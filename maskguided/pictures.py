@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,10 +98,21 @@ def _by_pixel(mask: Tensor, patch: int, x: Tensor) -> np.ndarray[Any, np.dtype[n
     return pixels
 
 
+def drawing() -> Any:
+    """matplotlib.figure; to be asked for before work whose result is drawn.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
+    return optional("matplotlib.figure", "drawing", "train")
+
+
 def _figure(**settings: Any) -> Any:
     """A figure of its own: the caller's matplotlib keeps its backend and its state."""
-    return optional("matplotlib.figure", "drawing", "train").Figure(layout="constrained", **settings)
+    return drawing().Figure(layout="constrained", **settings)
 
 
 def _save(figure: Any, path: Path) -> None:
-    write_whole(path, lambda beside: figure.savefig(beside, dpi=130))
+    whole = io.BytesIO()  # on a full disk a PDF fails in many ways
+    figure.savefig(whole, format=path.suffix[1:].lower(), dpi=130)
+    write_whole(path, lambda beside: beside.write_bytes(whole.getbuffer()))

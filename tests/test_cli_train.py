@@ -158,6 +158,8 @@ def test_wrong_input_is_one_sentence_and_no_file(folder, arguments, text):
     [
         ("calibrate", "-i", "a.png", "-w", "net.safetensors", "-o", "net.safetensors"),
         ("calibrate", "-i", ".", "-w", "net.safetensors", "-o", "b.safetensors", "--plot", "a.png"),
+        ("calibrate", "-i", "a.png", "--head", "net.safetensors", "-o", "net.safetensors"),
+        ("finetune", "--hr", ".", "--head", "net.safetensors", "-o", "net.safetensors"),
         ("explain", "-i", "a.png", "-o", "a.png", "-w", "net.safetensors"),
         ("finetune", "--hr", ".", "-w", "net.safetensors", "-o", "../x/net.safetensors"),
     ],

@@ -20,8 +20,9 @@ from support import PHOTO, image, need_shared, official_pan, scaled
 from torch import nn
 
 import maskguided
-from maskguided import ArgumentError, CheckpointError, ImageError
+from maskguided import ArgumentError, CheckpointError, ImageError, pictures
 from maskguided.adapters.pan_net import PAN
+from maskguided.export import export
 from maskguided.images import read_image, read_profile, write_image
 from maskguided.networks import load_network
 from maskguided.weights import load_into, read, torch_save_whole, write_whole
@@ -120,17 +121,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["result.png"]
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".safetensors", ".pdf", ".pt2"])
 def test_a_full_disk_is_said_of_the_file_itself(suffix, tmp_path):
     resource = pytest.importorskip("resource")
     target, before = tmp_path / f"result{suffix}", resource.getrlimit(resource.RLIMIT_FSIZE)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), 2)
+    fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4).eval(), 2)
+    write = {
+        ".safetensors": lambda: maskguided.save(fast, target),
+        ".pdf": lambda: pictures.explain_picture(fast, torch.rand(1, 3, 16, 16), target),
+        ".pt2": lambda: export(fast, target, torch.rand(1, 3, 16, 16)),
+    }.get(suffix, lambda: write_image(target, noise))
+    if suffix == ".pdf":
+        pytest.importorskip("matplotlib")
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # no file may be longer
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         with pytest.raises(OSError, match="too large") as raised:
-            maskguided.save(fast, target) if suffix == ".safetensors" else write_image(target, noise)
+            write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)

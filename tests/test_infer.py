@@ -37,6 +37,15 @@ def test_the_result_is_of_the_kind_of_the_input(fast, dtype, kind, alpha):
     assert 0.4 < done.mask.mean() < 0.6
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_with_alpha_stays_grey(fast, dtype, tmp_path):
+    grey = PHOTO[..., 1].astype(dtype) * (257 if dtype == np.uint16 else 1)
+    done = upscale(fast, np.dstack([grey, grey, grey, PHOTO[..., 0].astype(dtype)])).image
+    assert np.array_equal(done[..., 0], upscale(fast, grey).image)
+    assert np.array_equal(done[..., :1].repeat(3, 2), done[..., :3])
+    assert done.shape[2] == 4
+
+
 def test_16_bits_agree_with_8_to_a_level(fast):
     eight, sixteen = upscale(fast, PHOTO).image, upscale(fast, PHOTO.astype(np.uint16) * 257).image
     assert np.abs(eight.astype(int) - sixteen / 257).max() <= 1

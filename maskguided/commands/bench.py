@@ -52,7 +52,9 @@ def bench_command(
     merge: Annotated[str, typer.Option(help="features, image, or both as features,image.")] = "features",
     rounds: Annotated[int, typer.Option(help="How often everything is run in turn.", min=1)] = 3,
     device: Device = "cpu",
-    dtype: Annotated[str, typer.Option(help="fp32, fp16, bf16.")] = "fp32",
+    dtype: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, or auto: fp16 on a GPU if the network is fit for it.")
+    ] = "fp32",
     threads: Annotated[
         int, typer.Option(help="CPU threads; more than one is unsteady on a shared machine.", min=1)
     ] = 1,

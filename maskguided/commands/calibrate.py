@@ -61,10 +61,11 @@ def calibrate_command(
     **settings: Any,
 ) -> None:
     """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
-    new_file(output, overwrite, ".safetensors", inputs=[weights])
+    new_file(output, overwrite, ".safetensors", inputs=[weights, head])
     if plot is not None:
         given = [path for place in (images, hr) if place is not None for path in list_images(place)]
         new_file(plot, overwrite, *PICTURES, inputs=given)
+        pictures.drawing()
     use_threads(threads)
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)

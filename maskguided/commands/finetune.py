@@ -65,7 +65,7 @@ def finetune_command(
     **settings: Any,
 ) -> None:
     """Train mask head, coarse tail or refine part on photographs; started again after a kill, it goes on."""
-    new_file(output, overwrite, ".safetensors", inputs=[weights])
+    new_file(output, overwrite, ".safetensors", inputs=[weights, head])
     use_threads(threads)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     options = Options(distill, head_loss, pixel_loss)  # type: ignore[arg-type]

@@ -119,7 +119,7 @@ def new_file(path: Path, overwrite: bool, *suffixes: str, inputs: Iterable[Path 
         raise ArgumentError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
         raise ArgumentError(f"{path} exists already; add --overwrite to replace it")
-    if any(given is not None and given.resolve() == path.resolve() for given in inputs):
+    if any(given is not None and os.path.realpath(given) == os.path.realpath(path) for given in inputs):
         raise ArgumentError(f"{path} would replace a file that it is made from; give it another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
