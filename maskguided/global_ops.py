@@ -87,21 +87,25 @@ class Seen(GlobalOps):
     """Within it, on a whole image, global operations do what they do, and their names are kept.
 
     `flat` says afterwards whether there were some that could mean less on windows (see `Reading.flat`): on a whole
-    image they are known by the size of its maps.
+    image they are known by the size of its maps. `picks` says whether images of the batch were picked out of it, so
+    that those of one batch may go different ways.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
-        self.flat = False
+        self.flat = self.picks = False
         self._pixels: set[int] = set()
         self._first_steps: list[Any] = []  # held, so that no other tensor takes over an id
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = super().__torch_function__(func, types, args, kwargs)
-        if getattr(func, "__name__", "") == "conv2d" and result.shape[0] == 1:
+        name = getattr(func, "__name__", "")
+        if name == "conv2d" and result.shape[0] == 1:
             self._pixels.add(result.shape[2] * result.shape[3])
+        elif name == "__getitem__" and args[0].dim() == 4 and isinstance(args[1], Tensor):
+            self.picks = True
         elif args and is_first_step(func, args, kwargs):
             self._first_steps.append(result)
         return result

@@ -97,3 +97,29 @@ def test_a_view_of_a_parameter_is_handed_to_blocks(trains):
     cost = fast.cost(24, 24)
     assert cost.guided >= cost.dense > 0
     assert all(p.requires_grad for p in net.parameters())
+
+
+class Leaving(nn.Module):
+    """Only images that are bright enough go through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        bright = x.abs().mean((1, 2, 3)) > 0.3
+        y = x.clone()
+        y[bright] = x[bright] + self.conv(F.relu(x[bright]))
+        return y
+
+
+def test_images_of_a_batch_that_go_different_ways_are_what_they_are_alone():
+    blocks = nn.Sequential(*(Leaving() for _ in range(4)))
+    net = scaled(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), blocks, nn.Conv2d(8, 3, 3, padding=1)))
+    x = torch.cat([0 * image(1, 3, 24, 24), 4 * image(1, 3, 24, 24, seed=1)])
+    fast = maskguided.wrap(net, 2, keep=0.5)
+    assert not fast.exchange
+    for keep in (0.5, 1):
+        fast.keep = keep
+        assert difference(fast(x), torch.cat([fast(x[:1]), fast(x[1:])])) < 1e-5
+    assert difference(fast(x), net(x)) < 1e-5
