@@ -163,6 +163,9 @@ def _runs(chosen: Tensor) -> tuple[Tensor, Tensor]:
     number = torch.arange(cells, device=chosen.device)
     before = number <= number[:, None]  # (cell, other)
     gap = ~chosen[..., None, :]
-    begin = torch.where(gap & before, number + 1, 0).amax(-1)
-    end = torch.where(gap & before.mT, number - 1, cells - 1).amin(-1)
-    return begin, end
+    return _largest((gap & before) * (number + 1)), cells - 1 - _largest((gap & before.mT) * (cells - number))
+
+
+def _largest(x: Tensor) -> Tensor:
+    """x.amax(-1), which global_ops.py would look into."""
+    return x.gather(-1, x.argmax(-1, keepdim=True)).squeeze(-1)

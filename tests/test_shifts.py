@@ -108,7 +108,14 @@ class Overlapping(WindowAttention):
         return x + self.mlp(self.norm2(x + y))
 
 
-@pytest.fixture(params=[WindowAttention, MaskOfEach, Overlapping])
+class WithChannelAttention(WindowAttention):
+    """A global operation beside it, as HAT's."""
+
+    def forward(self, x, x_size):
+        return super().forward(x * torch.sigmoid(x.transpose(1, 2).unflatten(2, x_size).mean((2, 3)))[:, None], x_size)
+
+
+@pytest.fixture(params=[WindowAttention, MaskOfEach, Overlapping, WithChannelAttention])
 def swin(request):
     return scaled(Swin(block=request.param))
 
@@ -132,13 +139,25 @@ def test_a_rectangle_of_patches_is_refined_as_if_it_were_the_image(swin):
     rows, cols = range(1, 4), range(2, 5)  # up to the right border, where windows overlap
     index = torch.tensor([row * base.grid.cols + col for row in rows for col in cols])[torch.randperm(9)].repeat(2, 1)
     split, top, bottom, left = fast.split, 8, 32, 16
-    refined = on_windows(split.body, base.state, split.kinds, index, base.grid, trial=split.trial, exchange=True)
+    refined = on_windows(
+        split.body, base.state, split.kinds, index, base.grid, trial=split.trial, exchange=True, one_mean=True
+    )
     crop = {name: value[:, :, top:bottom, left:] for name, value in base.state.items() if split.kinds[name] == "map"}
     own = split.body({**split.window((24, 20)), **crop})
     for name in split.writes:
         whole = torch.full((2, own[name].shape[1], 40, 36), torch.nan)
         found = scatter(refined[name], index, base.grid, onto=whole)[:, :, top:bottom, left:]
         assert difference(found, own[name]) < 1e-5
+
+
+def test_one_window_alone_is_the_network_on_it(swin):
+    fast = maskguided.wrap(swin, 2, patch_size=8, keep=1 / 12)
+    x = image(1, 3, 20, 28)  # where windows overlap
+    assert fast.explain(x).index.shape == (1, 1)
+    assert fast.cost(20, 28).k == 1
+    one = image(1, 3, 8, 8)
+    fast.keep = 1
+    assert difference(by_windows(fast, one), swin(one)) < 1e-5
 
 
 def test_windows_that_touch_at_a_corner_do_not_see_each_other():
