@@ -75,9 +75,11 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     Images decide no more for themselves (`min_gain_db`): what a patch brings is to be estimated anew after training.
     """
     check_stage(fast, stage)
-    fast.forget_estimate()
-    if stage not in ("coarse", "head"):
+    trains_network = stage not in ("coarse", "head")
+    if trains_network:
         check_gradients(fast.split)
+    fast.forget_estimate()
+    if trains_network:
         fast.own_network()
     fast.requires_grad_(False)
     parameters = _PARAMETERS[stage](fast)  # type: ignore[index]
