@@ -107,6 +107,11 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def same_place(a: Path, b: Path) -> bool:
+    """Whether two paths lead to one place; links are followed, and one that leads to itself is no error."""
+    return os.path.realpath(a) == os.path.realpath(b)
+
+
 def new_file(path: Path, overwrite: bool, *suffixes: str, inputs: Iterable[Path | None] = ()) -> Path:
     """`path`, if a result may be written there: asked before the work, not after it. Its folder is made.
 
@@ -119,7 +124,7 @@ def new_file(path: Path, overwrite: bool, *suffixes: str, inputs: Iterable[Path 
         raise ArgumentError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:
         raise ArgumentError(f"{path} exists already; add --overwrite to replace it")
-    if any(given is not None and os.path.realpath(given) == os.path.realpath(path) for given in inputs):
+    if any(given is not None and same_place(given, path) for given in inputs):
         raise ArgumentError(f"{path} would replace a file that it is made from; give it another name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError, ImageError, warn
 from ..images import SUFFIXES, list_images, read_image
-from .options import writable
+from .options import same_place, writable
 
 _UNWRITTEN = (".gif", ".jp2", ".jxl", ".avif", ".heic", ".ppm", ".exr", ".svg", ".pdf")
 """Suffixes that name an image, not a folder."""
@@ -54,7 +53,7 @@ def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: boo
         writable(folder)
     masks = _mask_names(targets) if show_mask else [None] * len(targets)
     for path, mask in zip(paths, masks, strict=True):
-        if mask is not None and (mask in targets or os.path.realpath(mask) == os.path.realpath(path)):
+        if mask is not None and (mask in targets or same_place(mask, path)):
             raise ArgumentError(
                 f"{mask}, a picture of a mask, would replace an image or a result; give another --suffix"
             )
@@ -98,7 +97,7 @@ def _place(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path
 
 
 def _not_itself(path: Path, target: Path) -> Path:
-    if os.path.realpath(target) == os.path.realpath(path):
+    if same_place(target, path):
         raise ArgumentError(f"{path} would be replaced by its own result; give --output FOLDER or a --suffix")
     return target
 
