@@ -161,7 +161,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     none to give (torch.utils.flop_counter stumbles over them).
     """
     saved = [(module, dict(vars(module))) for module in model.modules()]
-    caches = [(value, copy.copy(value)) for m in model.modules() for value in vars(m).values() if _is_cache(value)]
+    caches = [(value, value.copy()) for m in model.modules() for value in vars(m).values() if _is_cache(value)]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -174,8 +174,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             vars(module).clear()
             vars(module).update(attributes)
         for cache, content in caches:
-            cache.clear()
-            cache.extend(content) if isinstance(cache, list) else cache.update(content)
+            if cache or content:
+                cache.clear()
+                cache.extend(content) if isinstance(cache, list) else cache.update(content)
         for parameter, train in trained:
             parameter.requires_grad = train
         with torch.no_grad():

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .patches import round_up
+from .thin import Thin
 
 _log = logging.getLogger(__name__)
 
@@ -46,31 +47,41 @@ def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int)
         The radius; None where even the longest strip turns NaN from end to end, as after a global pooling, or where
         `part` runs on no strip.
     """
-    maps, extents = list(maps), list[int | None]()
+    for breadth in (round_up(breadth, multiple_of) for breadth in _BREADTHS):
+        try:
+            return _radius_on(state_of, part, list(maps), multiple_of, breadth)
+        except (RuntimeError, ValueError, IndexError):
+            _log.debug("no radius on strips of %d", breadth, exc_info=True)
+    return None
+
+
+def _radius_on(state_of: StateOf, part: Part, maps: list[str], step: int, breadth: int) -> int | None:
+    """`radius`, on strips of this breadth."""
+    found = 0
     for vertical in (False, True):
-        if None not in extents:
-            extents.append(_extent_of_some_breadth(state_of, part, maps, multiple_of, vertical))
-    if None in extents:
-        return None
-    found = max(extent for extent in extents if extent is not None)
-    return found if _moves_along(state_of, part, maps, multiple_of, found) else None
+        with spreading_nan():
+            extent = _extent(state_of, part, maps, step, vertical, breadth)
+        if extent is None:
+            return None
+        found = max(found, extent)
+    return found if _moves_along(state_of, part, maps, step, breadth, found) else None
 
 
-def _moves_along(state_of: StateOf, part: Part, maps: list[str], step: int, radius: int) -> bool:
+def _moves_along(state_of: StateOf, part: Part, maps: list[str], step: int, breadth: int, radius: int) -> bool:
     """Whether a part of the map, with that much context, gives what the whole gives there.
 
     It does not where a layer cuts the map into a fixed number of pieces, so that all depends on its size.
     """
     start = 5 * step
-    length, breadth = start + 2 * radius + 4 * step, round_up(_BREADTHS[1], step)
-    length += -length % step
-    state = state_of((breadth, length))
-    part_of_it = dict(state)
-    for name in maps:
-        value = state[name]
-        first = start * value.shape[3] // length
-        part_of_it[name] = value[:, :, :, first:].contiguous()
-    whole, window = part(state), part(part_of_it)
+    length = round_up(start + 2 * radius + 4 * step, step)
+    with Thin():
+        state = state_of((breadth, length))
+        part_of_it = dict(state)
+        for name in maps:
+            value = state[name]
+            first = start * value.shape[3] // length
+            part_of_it[name] = value[:, :, :, first:].contiguous()
+        whole, window = part(state), part(part_of_it)
     for name, value in whole.items():
         kept = value.shape[3] - (start + radius) * value.shape[3] // length
         a, b = value[..., -kept:], window[name][..., -kept:]
@@ -79,24 +90,13 @@ def _moves_along(state_of: StateOf, part: Part, maps: list[str], step: int, radi
     return True
 
 
-def _extent_of_some_breadth(
-    state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool
-) -> int | None:
-    for breadth in _BREADTHS:
-        try:
-            with plain_convolutions():
-                return _extent(state_of, part, maps, multiple_of, vertical, breadth)
-        except (RuntimeError, ValueError, IndexError):
-            _log.debug("no radius on a strip of %d", breadth, exc_info=True)
-    return None
-
-
 @contextmanager
-def plain_convolutions() -> Iterator[None]:
-    """Without Winograd and FFT algorithms, which mix neighbouring pixels and would spread the NaN."""
+def spreading_nan() -> Iterator[None]:
+    """Within it, NaN spreads as far as the layers see: no algorithm (Winograd, FFT) mixes neighbouring pixels."""
     mkldnn = torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
     try:
-        with torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False), _Deformable():
+        cudnn, nnpack = torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False)
+        with cudnn, nnpack, Thin(), _Deformable():
             yield
     finally:
         torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])  # type: ignore[no-untyped-call]
@@ -114,11 +114,8 @@ class _Deformable(TorchFunctionMode):
         return func(*clean, **kwargs) * torch.nan
 
 
-def _extent(
-    state_of: StateOf, part: Part, maps: list[str], multiple_of: int, vertical: bool, breadth: int
-) -> int | None:
-    step, before = multiple_of, 0
-    breadth = round_up(breadth, step)
+def _extent(state_of: StateOf, part: Part, maps: list[str], step: int, vertical: bool, breadth: int) -> int | None:
+    before = 0
     for length in (round_up(length, step) for length in _LENGTHS):
         state = state_of((length, breadth) if vertical else (breadth, length))
         middle, farthest = length // 2 // step * step, 0

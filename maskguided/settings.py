@@ -16,6 +16,7 @@ from .errors import ArgumentError, first_line, is_out_of_memory, warn
 from .patches import Grid, round_up
 from .probing import untouched
 from .split import Merge, Split
+from .thin import Thin
 from .values import as_number, as_whole
 from .windows import on_windows
 
@@ -109,7 +110,7 @@ def _failure_of(split: Split, merge: Merge, patch_size: int, halo: int, exchange
     grid = Grid(side, side, patch_size, halo)
     part = split.rest if merge == "image" else split.body
     try:
-        with untouched(split.model):
+        with untouched(split.model), Thin():
             state = split.window((side, side))
             first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
             on_windows(part, state, split.kinds, first, grid, trial=split.trial, exchange=exchange)

@@ -31,6 +31,7 @@ from .errors import ArgumentError, CannotSplit
 from .global_ops import READINGS, Reading, Seen
 from .patches import Grid, round_up
 from .probing import Probe, copied, first_weight, probe, refuse_wrapped, silent_weights, untouched
+from .thin import Thin
 from .trial import Trial, grid_of_trial, try_windows
 from .values import as_whole
 
@@ -215,7 +216,7 @@ class Split(ABC):
 
     @cached_property
     def _global_ops(self) -> dict[Merge, tuple[str, ...]]:
-        with untouched(self.model):
+        with untouched(self.model), Thin():
             state = self.prefix(self.example(*self.probe.round_size))
             with Seen() as seen:
                 state = self.body(state)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,7 @@ from .errors import ArgumentError, CannotSplit
 from .patches import round_up
 from .probing import image_of, no_leftovers, untouched
 from .split import LARGEST_STEP, Split, State
+from .thin import Thin
 
 _LENGTH = 64  # LR pixels, of the strips on which places are looked at
 
@@ -27,7 +30,7 @@ def check_whole(split: Split) -> None:
     name = f"{type(split.model).__name__}, split after block {split.split_at}"
     for number, size in enumerate(split.probe.telling_sizes):
         x = split.example(*size)
-        with untouched(split.model):
+        with untouched(split.model), Thin() if number else nullcontext():  # all in full at one size is enough
             whole = image_of(split.model(x.clone()))  # a network may change its input
             if number == 0:
                 split.model(1 - x)  # what it leaves in its blocks must not be right by chance
@@ -103,7 +106,7 @@ def check_places(split: Split) -> None:
         CannotSplit: one of them is not so. Refining patches would change nothing, or other places.
     """
     name = type(split.model).__name__
-    with untouched(split.model):
+    with untouched(split.model), Thin():
         if not _matters(split):
             raise CannotSplit(
                 f"{name}, split after block {split.split_at}: the image does not depend on the blocks after that. If "

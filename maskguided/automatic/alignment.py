@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from ..global_ops import LocalOnly
 from ..patches import round_up
 from ..probing import MULTIPLES, untouched
-from ..receptive import hits, plain_convolutions, poisoned
+from ..receptive import hits, poisoned, spreading_nan
 from ..split import Split, State
+from ..thin import Thin
 
 _STEPS = 64  # on which a period is looked for
 _LARGEST = 4  # LR pixels: a network that rounds its input up to more does so for the sake of its windows
@@ -32,7 +33,7 @@ def alignment(split: Split, multiple: int) -> int:
     """
     if multiple > _LARGEST:
         return multiple
-    with untouched(split.model):
+    with untouched(split.model), Thin():
         try:
             return lcm(_period(split, multiple), _unpadded(split, multiple))
         except (RuntimeError, ValueError, IndexError):  # a block that takes no such narrow maps
@@ -76,7 +77,7 @@ def _period(split: Split, step: int) -> int:
     maps = [name for name, kind in split.kinds.items() if kind == "map"]
     length, breadth = _STEPS * step, round_up(_BREADTH, step)
     spread = _spread_on(split, split.window((breadth, length)), maps, length)
-    with plain_convolutions(), LocalOnly():
+    with spreading_nan(), LocalOnly():
         middle, count = length // 2, _STEPS // 4
         if len({spread(middle + offset * step) for offset in (0, 1, 2, 5)}) == 1:
             return step

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from ..errors import CannotSplit, MaskGuidedError
 from ..probing import Probe, copied, first_weight, untouched
 from ..split import Kind, Split, State, Stretch, taken
+from ..thin import Thin
 from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .sizes import At, Rounding, Size
@@ -192,7 +193,7 @@ class AutomaticSplit(Split):
 
     def _protect_inputs(self) -> None:
         """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
-        with untouched(self.model):
+        with untouched(self.model), Thin():
             state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.multiple_of)[0])}
             pieces = [(name, tuple(stand_in)) for name, _, stand_in in self._pieces]
             for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, ("tail", ())):
