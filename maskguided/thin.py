@@ -21,7 +21,7 @@ class Thin(TorchFunctionMode):
     """Within it, conv2d and linear take the mean over the channels and make all theirs of that one.
 
     A value depends on the same pixels as before, NaN spreads as before, shapes are the same; other weights of the same
-    shape give other values.
+    shape give other values. These stay small (asinh), whatever the network multiplies.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -40,7 +40,7 @@ def _conv2d(
     kernel = weight.new_full((1, 1, high, wide), (1 - _CENTRE) / (high * wide))
     kernel[:, :, high // 2, wide // 2] += _CENTRE
     means = input.reshape(*input.shape[:-3], groups, -1, *input.shape[-2:]).mean(-3)  # (..., groups, H, W)
-    made = F.conv2d(means.flatten(0, -3)[:, None], kernel, None, stride, padding, dilation)
+    made = F.conv2d(means.flatten(0, -3)[:, None], kernel, None, stride, padding, dilation).asinh()
     each = made.reshape(*means.shape[:-2], 1, *made.shape[2:]).expand(*means.shape[:-2], len(weight) // groups, -1, -1)
     factor, more = _of_channels(weight, bias)
     return each.flatten(-4, -3) * factor[:, None, None] + more[:, None, None]
@@ -50,7 +50,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if weight.dim() == 1:
         return F.linear(input, weight, bias)
     factor, more = _of_channels(weight, bias)
-    return input.mean(-1, keepdim=True) * factor + more
+    return input.mean(-1, keepdim=True).asinh() * factor + more
 
 
 def _of_channels(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
