@@ -60,4 +60,4 @@ def _of_channels(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     telling = each[:, 0] if isinstance(weight, nn.Parameter) else each.mean(1)
     telling = torch.tanh(telling * each.shape[1] ** 0.5)
     more = torch.linspace(-1, 1, len(each)).to(telling)
-    return 1 + (telling - telling.mean()) / 2, more if bias is None else more + bias
+    return 1 + (telling - telling.nanmean()) / 2, more if bias is None else more + bias
