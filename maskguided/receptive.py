@@ -74,14 +74,13 @@ def _moves_along(state_of: StateOf, part: Part, maps: list[str], step: int, brea
     """
     start = 5 * step
     length = round_up(start + 2 * radius + 4 * step, step)
-    with Thin():
-        state = state_of((breadth, length))
-        part_of_it = dict(state)
-        for name in maps:
-            value = state[name]
-            first = start * value.shape[3] // length
-            part_of_it[name] = value[:, :, :, first:].contiguous()
-        whole, window = part(state), part(part_of_it)
+    state = state_of((breadth, length))
+    part_of_it = dict(state)
+    for name in maps:
+        value = state[name]
+        first = start * value.shape[3] // length
+        part_of_it[name] = value[:, :, :, first:].contiguous()
+    whole, window = part(state), part(part_of_it)
     for name, value in whole.items():
         kept = value.shape[3] - (start + radius) * value.shape[3] // length
         a, b = value[..., -kept:], window[name][..., -kept:]

@@ -57,17 +57,17 @@ def check_whole(split: Split) -> None:
 def _holds_thinly(split: Split, x: Tensor) -> bool:
     """Whether the parts are the network, but for what layers do: that is the same at all sizes, and takes the time."""
     with untouched(split.model), Thin():
-        return _difference(split, x, image_of(split.model(x.clone()))) == 0
+        return _difference(split, x, image_of(split.model(x.clone())), rounding=0) == 0
 
 
-def _difference(split: Split, x: Tensor, whole: Tensor) -> float:
+def _difference(split: Split, x: Tensor, whole: Tensor, rounding: float = 1e-4) -> float:
     """By how much the parts differ from the network's image of `x`, the range of which is about 1; 0: by rounding."""
     with no_leftovers():
         parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))
     if whole.shape != parts.shape:
         return float("inf")
     difference = float((whole - parts).abs().max())
-    return 0.0 if difference <= 1e-4 * max(1.0, float(whole.abs().max())) else difference
+    return 0.0 if difference <= rounding * max(1.0, float(whole.abs().max())) else difference
 
 
 def check_gradients(split: Split) -> None:

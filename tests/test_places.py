@@ -257,6 +257,23 @@ def test_a_mean_of_four_quarters_is_no_single_value_and_wraps():
     assert fast.split.facts.body_radius is None
 
 
+def test_attention_that_is_pooled_and_enlarged_has_no_radius():
+    """As RFDN's and RLFN's: where its pools and its enlarging meet pixels depends on the size of the map."""
+
+    class Attention(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.few, self.less, self.many = nn.Conv2d(12, 4, 1), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 12, 1)
+
+        def forward(self, x):
+            y = super().forward(x)
+            few = self.few(y)
+            pooled = F.max_pool2d(self.less(few), 7, 3)
+            return y * self.many(few + F.interpolate(pooled, y.shape[2:], mode="bilinear")).sigmoid()
+
+    assert maskguided.wrap(scaled(Ends(Attention)), 2).split.facts.body_radius is None
+
+
 def test_deformable_convolutions_are_measured_without_reading_beyond_memory():
     ops = pytest.importorskip("torchvision.ops")
 
