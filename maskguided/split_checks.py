@@ -112,7 +112,7 @@ def check_places(split: Split) -> None:
         CannotSplit: one of them is not so. Refining patches would change nothing, or other places.
     """
     name = type(split.model).__name__
-    with untouched(split.model), Thin():
+    with untouched(split.model):
         if not _matters(split):
             raise CannotSplit(
                 f"{name}, split after block {split.split_at}: the image does not depend on the blocks after that. If "
@@ -130,13 +130,14 @@ def check_places(split: Split) -> None:
 
 def _matters(split: Split) -> bool:
     """Whether the tail's image has anything of what the body writes; a weight of zero has, too."""
-    after = split.body(split.window(split.probe.sizes_of(split.multiple_of)[0]))
-    image = split.tail(dict(after))
-    written = [name for name in split.writes if after[name].is_floating_point()]
-    if bool(split.tail({**after, **{name: after[name] * torch.nan for name in written}}).isnan().any()):
-        return True
-    others = {name: 1 - after[name] for name in written}
-    return not torch.equal(split.tail({**after, **others}), image)
+    with Thin():
+        after = split.body(split.window(split.probe.sizes_of(split.multiple_of)[0]))
+        image = split.tail(dict(after))
+        written = [name for name in split.writes if after[name].is_floating_point()]
+        if bool(split.tail({**after, **{name: after[name] * torch.nan for name in written}}).isnan().any()):
+            return True
+        others = {name: 1 - after[name] for name in written}
+        return not torch.equal(split.tail({**after, **others}), image)
 
 
 def _is_mirrored(split: Split) -> bool:

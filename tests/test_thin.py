@@ -76,6 +76,16 @@ def test_other_weights_and_other_pixels_give_other_values(layer):
     assert float((thin(layer, moved) - thin(layer, x))[inner].abs().mean()) > 0.01
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3), nn.Linear(4, 6)])
+def test_autocast_and_half_precision_decide_the_dtype_as_they_do(layer):
+    x = image(2, 4, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert thin(layer, x).dtype == layer(x).dtype == torch.bfloat16
+    assert thin(copy.deepcopy(layer).half(), x.half()).dtype == torch.float16
+    with pytest.raises(RuntimeError, match=r"should be the same|same dtype"):
+        thin(copy.deepcopy(layer).half(), x)
+
+
 def test_detail_outlasts_many_layers():
     plain = nn.Sequential(*(layer for _ in range(32) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())))
     a = thin(scaled(plain), image(1, 16, 24, 24))
