@@ -315,6 +315,12 @@ def split(
     True
     """
     found = probe_network(model)
+    if check and not found.is_finite:
+        height, width = found.sizes[0]
+        raise CannotSplit(
+            f"{type(model).__name__} gives NaN or infinity on a random image of {height}x{width}: are its weights "
+            "whole, and its values in this dtype's range?"
+        )
     first, later = first_and_later(split_at)
     if body is not None or cut is not None:
         if adapter not in (None, AUTOMATIC):

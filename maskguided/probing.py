@@ -40,6 +40,8 @@ class Probe:
     """The smallest height and width that were tried with success, before rounding up to a multiple."""
     device: torch.device
     dtype: torch.dtype
+    is_finite: bool = True
+    """Whether its image of noise is."""
 
     @property
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -116,7 +118,8 @@ def probe(model: nn.Module) -> Probe:
                     out = image_of(result)
                     scale = out.shape[2] // height
                     if scale and out.shape[2:] == (scale * height, scale * width):
-                        return replace(found, out_channels=out.shape[1], scale=scale)
+                        finite = bool(out.isfinite().all())
+                        return replace(found, out_channels=out.shape[1], scale=scale, is_finite=finite)
                     failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
     guesses = ", ".join(map(str, _channel_guesses(model)))
     raise CannotSplit(
