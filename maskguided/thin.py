@@ -26,10 +26,8 @@ class Thin(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name == "conv2d":
-            return _conv2d(*args, **kwargs)
-        return _linear(*args, **kwargs) if name == "linear" else func(*args, **kwargs)
+        thin = _THIN.get(getattr(func, "__name__", ""), func)
+        return thin(*args, **kwargs)
 
 
 def _conv2d(
@@ -47,11 +45,11 @@ def _conv2d(
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if weight.dim() == 1:
+    if weight.dim() == 1 or not weight.numel():
         return F.linear(input, weight, bias)
     factor, more = _of_channels(weight, bias)
     made = F.linear(input.mean(-1, keepdim=True), weight.new_ones(1, 1)).asinh()
-    return (made * factor + more).to(made.dtype)
+    return (made * factor + more).to(made.dtype).contiguous()
 
 
 def _of_channels(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -62,3 +60,6 @@ def _of_channels(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     telling = torch.tanh(telling * each.shape[1] ** 0.5)
     more = torch.linspace(-1, 1, len(each)).to(telling)
     return 1 + (telling - telling.nanmean()) / 2, more if bias is None else more + bias
+
+
+_THIN = {"conv2d": _conv2d, "linear": _linear}

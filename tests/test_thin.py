@@ -54,6 +54,15 @@ def test_a_linear_layer_spreads_nan_as_it_does(shape):
     assert torch.equal(thin(layer, x).isnan(), layer(x).isnan())
 
 
+def test_a_layer_of_no_channels_is_run_as_it_is():
+    """CRAFT has some."""
+    assert torch.equal(thin(F.linear, image(2, 0), torch.empty(3, 0), torch.ones(3)), torch.ones(2, 3))
+
+
+def test_what_is_made_lies_in_memory_as_a_view_needs_it():
+    thin(nn.Linear(4, 6), image(2, 4, 5).mT).view(2, 30)
+
+
 @pytest.mark.parametrize("wrong", ["weight", "bias"])
 def test_weights_that_come_of_the_image_spread_their_nan(wrong):
     """As in dynamic convolutions: wherever it is in them."""

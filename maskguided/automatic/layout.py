@@ -96,7 +96,8 @@ class Layout:
 
     def _extent(self, at: At) -> tuple[int, int]:
         up, down = self.ratio.numerator, self.ratio.denominator
-        height, width = at[3:5] if self.full else at[1:3]
+        # By name: the compiler of torch 2.6 to 2.8 knows no slices of a NamedTuple.
+        height, width = (at.full_height, at.full_width) if self.full else (at.height, at.width)
         return height * up // down, width * up // down
 
 

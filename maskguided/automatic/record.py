@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..probing import forget_results, image_of, untouched
-from ..thin import Thin
 
 Path = tuple[int | str, ...]
 """Where a tensor stands within a nested result: () for the result itself."""
@@ -93,7 +92,7 @@ def record(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
     forget_results(model)
     with untouched(model):
         recorder = _Recorder(model, x)
-        with Thin(), _hooks(model, leaves, recorder), recorder:
+        with _hooks(model, leaves, recorder), recorder:
             result = model(x)
         image = image_of(result)
         if id(image) not in recorder.known:

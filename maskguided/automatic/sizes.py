@@ -38,7 +38,7 @@ class At(NamedTuple):
 
     def terms(self) -> tuple[int, ...]:
         """1, H, W, A = H*W; P and Q, the same rounded up to the unit, R = P*Q."""
-        h, w, p, q = self[1:5]
+        _, h, w, p, q, *_ = self
         return 1, h, w, h * w, p, q, p * q
 
 
