@@ -16,7 +16,7 @@ from .errors import ArgumentError, first_line, is_out_of_memory, warn
 from .patches import Grid, round_up
 from .probing import untouched
 from .split import Merge, Split
-from .thin import Thin
+from .thin import thinly
 from .values import as_number, as_whole
 from .windows import on_windows
 
@@ -109,11 +109,15 @@ def _failure_of(split: Split, merge: Merge, patch_size: int, halo: int, exchange
     side = round_up(max(patch_size + 2 * halo, split.probe.least), split.multiple_of)
     grid = Grid(side, side, patch_size, halo)
     part = split.rest if merge == "image" else split.body
+
+    def look() -> None:
+        state = split.window((side, side))
+        first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
+        on_windows(part, state, split.kinds, first, grid, trial=split.trial, exchange=exchange)
+
     try:
-        with untouched(split.model), Thin():
-            state = split.window((side, side))
-            first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
-            on_windows(part, state, split.kinds, first, grid, trial=split.trial, exchange=exchange)
+        with untouched(split.model):
+            thinly(look)
     except Exception as error:  # whatever a foreign network raises
         return error
     return None

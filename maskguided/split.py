@@ -31,7 +31,7 @@ from .errors import ArgumentError, CannotSplit
 from .global_ops import READINGS, Reading, Seen
 from .patches import Grid, round_up
 from .probing import Probe, copied, first_weight, probe, refuse_wrapped, silent_weights, untouched
-from .thin import Thin
+from .thin import thinly
 from .trial import Trial, grid_of_trial, try_windows
 from .values import as_whole
 
@@ -216,13 +216,16 @@ class Split(ABC):
 
     @cached_property
     def _global_ops(self) -> dict[Merge, tuple[str, ...]]:
-        with untouched(self.model), Thin():
+        def look() -> dict[Merge, tuple[str, ...]]:
             state = self.prefix(self.example(*self.probe.round_size))
             with Seen() as seen:
                 state = self.body(state)
                 in_body = len(seen.names)
                 self.tail(state)
-        return {"features": tuple(dict.fromkeys(seen.names[:in_body])), "image": tuple(dict.fromkeys(seen.names))}
+            return {"features": tuple(dict.fromkeys(seen.names[:in_body])), "image": tuple(dict.fromkeys(seen.names))}
+
+        with untouched(self.model):
+            return thinly(look)
 
     def exchanges(self, merge: Merge) -> bool:
         """Whether windows that exchange borders (exchange.py) give what the whole map gives: in the body, for

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from .errors import ArgumentError, CannotSplit
 from .patches import round_up
 from .probing import image_of, no_leftovers, untouched
 from .split import LARGEST_STEP, Split, State
-from .thin import Thin
+from .thin import Thin, thinly
 
 _LENGTH = 64  # LR pixels, of the strips on which places are looked at
 
@@ -51,8 +53,9 @@ def check_whole(split: Split) -> None:
 
 def _holds_thinly(split: Split, x: Tensor) -> bool:
     """Whether the parts are the network, but for what layers do: that is the same at all sizes, and takes the time."""
-    with untouched(split.model), Thin():
+    with untouched(split.model), suppress(Exception), Thin():
         return _difference(split, x, image_of(split.model(x.clone())), rounding=0) == 0
+    return False
 
 
 def _difference(split: Split, x: Tensor, whole: Tensor, rounding: float = 1e-4) -> float:
@@ -108,7 +111,7 @@ def check_places(split: Split) -> None:
     """
     name = type(split.model).__name__
     with untouched(split.model):
-        if not _matters(split):
+        if not thinly(lambda: _matters(split)):
             raise CannotSplit(
                 f"{name}, split after block {split.split_at}: the image does not depend on the blocks after that. If "
                 "the network returns several, wrap it in a module that returns the right one alone; if those blocks "
@@ -125,14 +128,13 @@ def check_places(split: Split) -> None:
 
 def _matters(split: Split) -> bool:
     """Whether the tail's image has anything of what the body writes; a weight of zero has, too."""
-    with Thin():
-        after = split.body(split.window(split.probe.sizes_of(split.multiple_of)[0]))
-        image = split.tail(dict(after))
-        written = [name for name in split.writes if after[name].is_floating_point()]
-        if bool(split.tail({**after, **{name: after[name] * torch.nan for name in written}}).isnan().any()):
-            return True
-        others = {name: 1 - after[name] for name in written}
-        return not torch.equal(split.tail({**after, **others}), image)
+    after = split.body(split.window(split.probe.sizes_of(split.multiple_of)[0]))
+    image = split.tail(dict(after))
+    written = [name for name in split.writes if after[name].is_floating_point()]
+    if bool(split.tail({**after, **{name: after[name] * torch.nan for name in written}}).isnan().any()):
+        return True
+    others = {name: 1 - after[name] for name in written}
+    return not torch.equal(split.tail({**after, **others}), image)
 
 
 def _is_mirrored(split: Split) -> bool:

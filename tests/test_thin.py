@@ -127,6 +127,31 @@ def test_a_wrap_takes_few_forwards(name):
     assert whole.get_total_flops() < 6 * forward.get_total_flops()
 
 
+class Whitening(nn.Module):
+    """Which the covariance of channels that are all alike allows no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        flat = y.flatten(2).double()
+        root = torch.linalg.cholesky(flat @ flat.mT / flat.shape[2])
+        return x + torch.linalg.solve_triangular(root, flat, upper=False).to(y).view_as(y)
+
+
+def test_what_fails_without_the_sums_is_run_in_full():
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), *(Whitening() for _ in range(4)), nn.Conv2d(8, 3, 3, padding=1)
+    )
+    with pytest.raises(RuntimeError, match="not positive-definite"):
+        thin(scaled(network), image(1, 3, 17, 19))
+    fast = maskguided.wrap(network, patch_size=8, keep=1).eval()
+    x = image(1, 3, 24, 32)
+    assert torch.equal(fast(x), network(x))
+
+
 class OtherLayersWhereLarge(nn.Module):
     """Of the same shape, so that nothing but their weights tells them apart."""
 

@@ -17,7 +17,7 @@ from ..patches import round_up
 from ..probing import MULTIPLES, untouched
 from ..receptive import hits, poisoned, spreading_nan
 from ..split import Split, State
-from ..thin import Thin
+from ..thin import thinly
 
 _STEPS = 64  # on which a period is looked for
 _LARGEST = 4  # LR pixels: a network that rounds its input up to more does so for the sake of its windows
@@ -33,9 +33,9 @@ def alignment(split: Split, multiple: int) -> int:
     """
     if multiple > _LARGEST:
         return multiple
-    with untouched(split.model), Thin():
+    with untouched(split.model):
         try:
-            return lcm(_period(split, multiple), _unpadded(split, multiple))
+            return thinly(lambda: lcm(_period(split, multiple), _unpadded(split, multiple)))
         except (RuntimeError, ValueError, IndexError):  # a block that takes no such narrow maps
             return multiple
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..errors import CannotSplit, MaskGuidedError
 from ..probing import Probe, copied, first_weight, untouched
 from ..split import Kind, Split, State, Stretch, taken
-from ..thin import Thin
+from ..thin import thinly
 from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .sizes import At, Rounding, Size
@@ -193,19 +193,22 @@ class AutomaticSplit(Split):
 
     def _protect_inputs(self) -> None:
         """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
-        with untouched(self.model), Thin():
-            state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.multiple_of)[0])}
-            pieces = [(name, tuple(stand_in)) for name, _, stand_in in self._pieces]
-            for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, ("tail", ())):
-                part = self._parts[name]
-                inputs = {key: state[key].clone() for key in part.inputs}
-                versions = {key: value._version for key, value in inputs.items()}
-                if name == "tail":
-                    self._run[name](*self._frame.inputs(part, inputs, self.model))
-                else:
-                    state.update(self._made(outputs, name, inputs))
-                _clone_inputs(part, [key for key in inputs if inputs[key]._version != versions[key]])
+        with untouched(self.model):
+            thinly(self._find_changed_inputs)
         self._bind()
+
+    def _find_changed_inputs(self) -> None:
+        state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.multiple_of)[0])}
+        pieces = [(name, tuple(stand_in)) for name, _, stand_in in self._pieces]
+        for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, ("tail", ())):
+            part = self._parts[name]
+            inputs = {key: state[key].clone() for key in part.inputs}
+            versions = {key: value._version for key, value in inputs.items()}
+            if name == "tail":
+                self._run[name](*self._frame.inputs(part, inputs, self.model))
+            else:
+                state.update(self._made(outputs, name, inputs))
+            _clone_inputs(part, [key for key in inputs if inputs[key]._version != versions[key]])
 
 
 def _parts_of(cut: Cut, live: list[fx.Node], pieces: list[Piece], traced: Traced) -> dict[str, Part]:

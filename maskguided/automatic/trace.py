@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import types
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..errors import CannotSplit, first_line
 from ..probing import Probe, copied, forget_results
 from ..split import Kind
-from ..thin import Thin
+from ..thin import thinly
 from .body import on_one_size
 from .layout import Layout, find_layout
 from .record import (
@@ -115,16 +114,15 @@ def _sizes(probe: Probe) -> list[tuple[int, int, int]]:
 
 
 def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
-    """Without the sums where that runs; several images at once in full, for not every network takes them."""
-    for way in (Thin, nullcontext) if len(x) == 1 else (nullcontext,):
-        try:
-            with way():
-                return record(model, leaves, x)
-        except CannotFollow:
-            raise
-        except Exception as error:  # whatever a foreign forward raises
-            failure = error
-    raise _Differs(f"an input of {tuple(x.shape)} raises {type(failure).__name__}: {first_line(failure)}") from failure
+    def look() -> Recording:
+        return record(model, leaves, x)
+
+    try:
+        return look() if len(x) > 1 else thinly(look)  # not every network takes several images at once
+    except CannotFollow:
+        raise
+    except Exception as error:  # whatever a foreign forward raises
+        raise _Differs(f"an input of {tuple(x.shape)} raises {type(error).__name__}: {first_line(error)}") from error
 
 
 def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording], probe: Probe) -> list[Recording]:
