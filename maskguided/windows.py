@@ -78,13 +78,37 @@ def on_windows(
         return part(windows)
 
 
+_CODE = on_windows.__code__
+
+
+def _not_compiled(function: Callable[..., Made]) -> Callable[..., Made]:
+    """What torch.compiler.disable does, but that takes seconds to import the compiler."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Made:
+        set_frames: Any = torch._C._dynamo.eval_frame.set_eval_frame
+        before = set_frames(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            set_frames(before)
+
+    run._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return run
+
+
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+    # To 2.5 torch.compile leaves function modes out, without a word; to 2.9 it stumbles over what is done in them.
+    on_windows = _not_compiled(on_windows)
+
+
 class _NothingTwice(TorchFunctionMode):
     """Refuses blocks that drop their activations, to compute them again when gradients are: by then they would see
     nothing of the windows around."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         frame = sys._getframe(1)
-        while frame.f_code is not on_windows.__code__ and frame.f_back is not None:
+        while frame.f_code is not _CODE and frame.f_back is not None:
             if frame.f_globals.get("__name__") in _CHECKPOINTS:
                 raise ArgumentError(
                     f"blocks of this network use {frame.f_globals['__name__']}, and what that computes again sees "

@@ -31,6 +31,8 @@ def _quiet_gradients():
 @pytest.fixture
 def fresh_compiler() -> None:
     """torch.compile compiles a function (MaskGuided.forward) only so often in a process, of whatever network."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+        pytest.skip("before torch 2.10 windows are not compiled")
     torch.compiler.reset()
 
 
