@@ -17,13 +17,11 @@ from torch.overrides import TorchFunctionMode
 _CENTRE = 0.3
 """What its middle is weighed by in a window's mean, so that detail outlasts many layers; the rest reaches its edge."""
 
-
 Result = TypeVar("Result")
 
 
 def thinly(look: Callable[[], Result]) -> Result:
-    """`look` within `Thin`, or as it is where that raises: the covariance of channels that are all
-    alike has no root."""
+    """`look` within `Thin`, or as it is where that raises: a covariance of channels all alike has no inverse."""
     try:
         with Thin():
             return look()

@@ -78,7 +78,7 @@ def on_windows(
         return part(windows)
 
 
-_CODE = on_windows.__code__
+_CODE = on_windows.__code__  # whatever is put around it below
 
 
 def _not_compiled(function: Callable[..., Made]) -> Callable[..., Made]:
