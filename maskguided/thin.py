@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 _CENTRE = 0.3
 """What its middle is weighed by in a window's mean, so that detail outlasts many layers; the rest reaches its edge."""
 
+_LITTLE = 2_000_000
+"""Multiply-adds: a layer of fewer takes no longer as it is."""
+
 Result = TypeVar("Result")
 
 
@@ -30,7 +33,7 @@ def thinly(look: Callable[[], Result]) -> Result:
 
 
 class Thin(TorchFunctionMode):
-    """Within it, conv2d and linear take the mean over the channels and make all theirs of that one.
+    """Within it, large conv2d and linear take the mean over the channels and make all theirs of that one.
 
     A value depends on the same pixels as before, NaN spreads as before, shapes are the same; other weights of the same
     shape give other values. These stay small (asinh), whatever the network multiplies.
@@ -46,6 +49,8 @@ def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:  # fmt: skip
+    if weight.numel() * input.shape[-2] * input.shape[-1] < _LITTLE:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     high, wide = weight.shape[2:]
     kernel = weight.new_full((1, 1, high, wide), (1 - _CENTRE) / (high * wide))
     kernel[:, :, high // 2, wide // 2] += _CENTRE
@@ -57,7 +62,7 @@ def _conv2d(
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if weight.dim() == 1 or not weight.numel():
+    if weight.dim() == 1 or weight.numel() * input.shape[:-1].numel() < _LITTLE:
         return F.linear(input, weight, bias)
     factor, more = _of_channels(weight, bias)
     made = F.linear(input.mean(-1, keepdim=True), weight.new_ones(1, 1)).asinh()

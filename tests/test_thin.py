@@ -15,7 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import maskguided
 from maskguided import CannotSplit
+from maskguided import thin as module
 from maskguided.thin import Thin
+
+
+@pytest.fixture(autouse=True)
+def _however_little(monkeypatch):
+    monkeypatch.setattr(module, "_LITTLE", 1)
 
 
 def thin(function, *args, **kwargs):
