@@ -97,7 +97,10 @@ def _not_compiled(function: Callable[..., Made]) -> Callable[..., Made]:
     return run
 
 
-if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+COMPILED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+"""Whether torch.compile of this torch takes windows into its graph."""
+
+if not COMPILED:
     # To 2.5 torch.compile leaves function modes out, without a word; to 2.9 it stumbles over what is done in them.
     on_windows = _not_compiled(on_windows)
 

@@ -11,6 +11,7 @@ from support import need_basicsr, scaled
 
 from maskguided.adapters.pan_net import PAN
 from maskguided.images import write_image
+from maskguided.windows import COMPILED
 
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=1000)
@@ -31,7 +32,7 @@ def _quiet_gradients():
 @pytest.fixture
 def fresh_compiler() -> None:
     """torch.compile compiles a function (MaskGuided.forward) only so often in a process, of whatever network."""
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
+    if not COMPILED:
         pytest.skip("before torch 2.10 windows are not compiled")
     torch.compiler.reset()
 
