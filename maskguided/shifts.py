@@ -87,7 +87,7 @@ class Shifts:
             ways = moved.way.view(number, height // high, high, width // wide, wide).transpose(2, 3).reshape(-1, tokens)
             self.parted[key] = ways[:, :, None] != ways[:, None, :]
         apart = self.parted[key].view(*one, 1, tokens, tokens)
-        return torch.where(apart, mask.amin(), mask.new_zeros(()))
+        return torch.where(apart, mask.min(), mask.new_zeros(()))
 
     def _moved(self, size: Pair, shifts: Pair) -> _Moved:
         (height, width), device = size, self.index.device

@@ -1,4 +1,4 @@
-"""The blocks of the random networks: one class for each way of writing one that is met in super-resolution."""
+"""The blocks of the random networks, one class for each way of writing one met in super-resolution; and Swin."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 Layout = Literal["map", "last", "tokens"]
 """(B, C, H, W), (B, H, W, C) or (B, H*W, C)."""
@@ -224,6 +225,24 @@ class WindowAttention(nn.Module):
         of_window = self.windows(regions).squeeze(-1)
         apart = of_window[:, None] - of_window[:, :, None]
         return apart.masked_fill(apart != 0, -100.0)
+
+
+class Swin(nn.Module):
+    """SwinIR in little."""
+
+    def __init__(
+        self, blocks: int = 4, width: int = 8, window: int = 4, block: type[WindowAttention] = WindowAttention
+    ) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, width, 3, 1, 1), nn.Conv2d(width, 12, 3, 1, 1)
+        self.blocks = nn.ModuleList(block(Style(width, "gelu", False, window, n)) for n in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            tokens = block(tokens, (x.shape[2], x.shape[3]))
+        return F.pixel_shuffle(self.last(x + tokens.transpose(1, 2).reshape(x.shape)), 2)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from random_blocks import Swin
 from support import NETWORKS, difference, need_basicsr, need_shared, official_pan, scaled
 from typer.testing import CliRunner
 
@@ -28,6 +29,8 @@ def photo(height: int, width: int) -> torch.Tensor:
 def network(name: str) -> torch.nn.Module:
     if name == "pan":
         return NETWORKS["pan-small-x3"]()
+    if name == "swin":
+        return scaled(Swin())
     colours = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16}
     if name == "edsr":
         return scaled(need_basicsr("basicsr.archs.edsr_arch").EDSR(**colours, num_block=4))
@@ -40,6 +43,7 @@ def network(name: str) -> torch.nn.Module:
         ("pan", "image", "head", ".onnx"),
         ("edsr", "image", "input", ".onnx"),
         ("rcan", "features", "input", ".onnx"),
+        ("swin", "features", "input", ".onnx"),
         ("pan", "features", "linear", ".pt2"),
         ("rcan", "image", "head", ".pt2"),
     ],

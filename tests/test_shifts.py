@@ -6,9 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_blocks import Style, WindowAttention
+from random_blocks import Swin, WindowAttention
 from support import by_windows, difference, image, need_basicsr, scaled
-from torch import nn
 from torch.nn import functional as F
 
 import maskguided
@@ -60,22 +59,6 @@ def test_there_and_back_nothing_has_moved_whatever_is_chosen(rows, cols, patch, 
     grid = grid_of(rows, cols, patch, halo, ragged)
     x, index = image(batch, 3, grid.height, grid.width, seed=seed), chosen(grid, batch, max(1, grid.k(keep)), seed)
     assert torch.equal(rolled(x, index, grid, [(-2, -1), (2, 1)]), gather(x, index, grid))
-
-
-class Swin(nn.Module):
-    """SwinIR in little."""
-
-    def __init__(self, blocks=4, width=8, window=4, block=WindowAttention):
-        super().__init__()
-        self.first, self.last = nn.Conv2d(3, width, 3, 1, 1), nn.Conv2d(width, 12, 3, 1, 1)
-        self.blocks = nn.ModuleList(block(Style(width, "gelu", False, window, n)) for n in range(blocks))
-
-    def forward(self, x):
-        x = self.first(x)
-        tokens = x.flatten(2).transpose(1, 2)
-        for block in self.blocks:
-            tokens = block(tokens, (x.shape[2], x.shape[3]))
-        return F.pixel_shuffle(self.last(x + tokens.transpose(1, 2).reshape(x.shape)), 2)
 
 
 class MaskOfEach(WindowAttention):
