@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError, CannotSplit, first_line
 from .patches import round_up
+from .thin import thinly
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -104,8 +105,8 @@ def probe(model: nn.Module) -> Probe:
         raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
     failure: Exception | str = "it was never called"
     with untouched(model):
-        for least in _LEAST:
-            for multiple in MULTIPLES:
+        for multiple in MULTIPLES:
+            for least in _LEAST:
                 for channels in _channel_guesses(model):
                     found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
                     height, width = found.sizes[0]
@@ -119,13 +120,26 @@ def probe(model: nn.Module) -> Probe:
                     scale = out.shape[2] // height
                     if scale and out.shape[2:] == (scale * height, scale * width):
                         finite = bool(out.isfinite().all())
-                        return replace(found, out_channels=out.shape[1], scale=scale, is_finite=finite)
+                        found = replace(found, out_channels=out.shape[1], scale=scale, is_finite=finite)
+                        return _with_room(model, found)
                     failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
     guesses = ", ".join(map(str, _channel_guesses(model)))
     raise CannotSplit(
         f"{type(model).__name__} could not be run on a random image (channels {guesses}; sizes from "
         f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(MULTIPLES)}); last answer: {failure}"
     )
+
+
+def _with_room(model: nn.Module, found: Probe) -> Probe:
+    """`found`, or a larger `least` of the same rule: where sides are padded by reflection, not all above it will do."""
+    for least in (found.least, *(side for side in _LEAST if side > found.least)):
+        larger = replace(found, least=least)
+        try:
+            thinly(functools.partial(model, larger.input(*larger.round_size)))
+        except Exception:  # whatever a foreign network raises
+            continue
+        return larger
+    return found
 
 
 _TELLING = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")

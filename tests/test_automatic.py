@@ -129,6 +129,22 @@ class TwoClasses(Chain):
         self.blocks = nn.ModuleList(Block() if i % 2 else Other() for i in range(6))
 
 
+class Reflected(Chain):
+    """Rounds its input up to 64 by reflection, as SCUNet: 17 is too small for that, and so is 32, the half of it."""
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        return super().forward(F.pad(x, (0, -width % 64, 0, -height % 64), "reflect"))[:, :, : 2 * height, : 2 * width]
+
+
+def test_a_network_that_pads_by_reflection_takes_any_size_that_is_large_enough():
+    model = scaled(Reflected())
+    fast = maskguided.wrap(model, keep=1)
+    assert (fast.split.probe.multiple_of, fast.split.probe.least) == (1, 48)
+    x = image(1, 3, 49, 70)
+    assert difference(fast(x), model(x)) < 1e-5
+
+
 def test_windows_keep_to_the_grid_of_attention_that_pads_within_its_blocks():
     model = scaled(WindowsInside())
     parts, x = maskguided.split(model), image(2, 3, 24, 44)
