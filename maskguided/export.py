@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .errors import ArgumentError, ExportError, MissingDependency, first_line
 from .guided import MaskGuided
@@ -96,11 +97,36 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
     return found[0]
 
 
+class _AsExported(nn.Module):
+    """`fast` for the exporter."""
+
+    def __init__(self, fast: MaskGuided) -> None:
+        super().__init__()
+        self.fast = fast
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _Settled():
+            image: Tensor = self.fast(x)
+        return image
+
+
+class _Settled(TorchFunctionMode):
+    """Within it `weight.data` is what it has become: what a forward makes of its weights (SPAN) it has made before.
+
+    The exporter sees only what goes through torch's functions, and `.data` does not.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__self__", None) is torch.Tensor.data:
+            return args[0].detach() if len(args) == 1 else None
+        return func(*args, **(kwargs or {}))
+
+
 def _program(fast: MaskGuided, example: Tensor) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(fast, (example,), strict=False)
+            return torch.export.export(_AsExported(fast), (example,), strict=False)
     except Exception as error:  # whatever a foreign network raises there
         raise ExportError(
             f"{type(fast.model).__name__} cannot be exported at {tuple(example.shape)}: {first_line(error)}"

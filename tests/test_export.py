@@ -7,6 +7,9 @@ import pytest
 import torch
 from random_blocks import Swin
 from support import NETWORKS, difference, need_basicsr, need_shared, official_pan, scaled
+from torch import nn
+from torch.nn import functional as F
+from toys import Chain, conv
 from typer.testing import CliRunner
 
 import maskguided
@@ -26,11 +29,31 @@ def photo(height: int, width: int) -> torch.Tensor:
     return astronaut.contiguous() / 255
 
 
+class Fused(Chain):
+    """Makes one convolution of two in every forward, by `.data`, as SPAN does."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow, self.one = conv(8, 8), nn.Conv2d(8, 8, 1), conv(8, 8)
+
+        def forward(self, x):
+            self.both = self.wide.weight.data + F.pad(self.narrow.weight.data, (1, 1, 1, 1))
+            self.one.weight.data = self.both
+            return x + F.relu(self.one(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Pair() for _ in range(4))
+
+
 def network(name: str) -> torch.nn.Module:
     if name == "pan":
         return NETWORKS["pan-small-x3"]()
     if name == "swin":
         return scaled(Swin())
+    if name == "fused":
+        return scaled(Fused())
     colours = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 16}
     if name == "edsr":
         return scaled(need_basicsr("basicsr.archs.edsr_arch").EDSR(**colours, num_block=4))
@@ -44,6 +67,8 @@ def network(name: str) -> torch.nn.Module:
         ("edsr", "image", "input", ".onnx"),
         ("rcan", "features", "input", ".onnx"),
         ("swin", "features", "input", ".onnx"),
+        ("fused", "features", "input", ".onnx"),
+        ("fused", "image", "input", ".pt2"),
         ("pan", "features", "linear", ".pt2"),
         ("rcan", "image", "head", ".pt2"),
     ],
