@@ -1,6 +1,6 @@
 """Split every architecture of architectures.py automatically, check the laws, and print docs/networks.md.
 
-python -m benchmarks.networks > docs/networks.md            all, some ten minutes on one core
+python -m benchmarks.networks --onnx > docs/networks.md     all, some forty minutes on one core
 python -m benchmarks.networks --only basicsr SPAN           those whose names hold one of these words
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,12 +38,13 @@ class Row:
     radius: str = ""
     laws: tuple[str, str, str] = ("", "", "")
     macs: float = 0.0
+    onnx: str = ""
     seconds: float = 0.0
     reason: str = ""
 
 
-def row(architecture: Architecture) -> Row:
-    """Split one network and measure it; what fails after the split is a failure, too."""
+def row(architecture: Architecture, onnx: bool = False) -> Row:
+    """Split one network and measure it, and export it if asked to; what fails after the split is a failure, too."""
     model, started = seeded(architecture.build(), gain=architecture.gain), time.perf_counter()
     try:
         parts = maskguided.split(model, adapter="automatic")
@@ -50,12 +52,12 @@ def row(architecture: Architecture) -> Row:
         return Row(architecture.name, reason=str(error).partition(". An adapter")[0].partition(". Adapters")[0])
     seconds = time.perf_counter() - started
     try:
-        return measured(architecture.name, model, parts, seconds)
+        return measured(architecture.name, model, parts, seconds, onnx)
     except Exception as error:  # one network must not end the table
         return Row(architecture.name, reason=f"**a fault of ours**: {type(error).__name__}: {error}")
 
 
-def measured(name: str, model: nn.Module, parts: Split, seconds: float) -> Row:
+def measured(name: str, model: nn.Module, parts: Split, seconds: float, onnx: bool) -> Row:
     """The row of a network that was split."""
     facts = parts.facts
     radii = tuple("all" if r is None else str(r) for r in (facts.body_radius, facts.radius))
@@ -67,6 +69,7 @@ def measured(name: str, model: nn.Module, parts: Split, seconds: float) -> Row:
         " / ".join(radii),
         (law_1(model, parts), law_2(model, parts), law_3(parts)),
         fast.cost(SIDE, SIDE).ratio,
+        exported(fast) if onnx else "",
         seconds,
     )
 
@@ -100,6 +103,16 @@ def law_3(parts: Split) -> str:
     return verdict(MaskGuided(parts, keep=0).eval()(x), parts.tail(parts.skip(parts.prefix(x))), exact=True)
 
 
+def exported(fast: MaskGuided) -> str:
+    """Whether an ONNX file, masks and all, gives the image that the network gives."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            maskguided.export(fast, f"{folder}/net.onnx", sample(fast.split, 1, 64, 72))
+        except MaskGuidedError:
+            return "no"
+    return "yes"
+
+
 def sample(parts: Split, batch: int, height: int, width: int) -> Tensor:
     """A random image of at least this size that the network takes."""
     step = parts.probe.multiple_of
@@ -122,7 +135,7 @@ def table(rows: list[Row]) -> str:
         "",
         "Every single-image architecture of basicsr 1.4.2 and spandrel 0.4.2, as a small instance with seeded random",
         f"weights, split automatically (no adapter) at half of its depth: {len(split)} of {len(rows)} are split.",
-        "Made by `python -m benchmarks.networks > docs/networks.md`; CI reruns a part of it.",
+        "Made by `python -m benchmarks.networks --onnx > docs/networks.md`; CI reruns a part of it.",
         "",
         "- *multiple*: patches, halos and windows are multiples of this many LR pixels; images may have any size.",
         "- *radius*: of the refined blocks / with the tail, LR pixels; *all*: a global operation, or more than 512.",
@@ -132,13 +145,16 @@ def table(rows: list[Row]) -> str:
         "- *law 3*: keep=0 is the coarse image; *light*: blocks cannot be left out, a light tail makes that image.",
         f"- *MACs*: at keep={KEEP:g} on {SIDE}x{SIDE} LR pixels, default patch and halo, of the dense network's. These",
         "  instances are narrow and shallow: a real one, with more blocks before its tail, saves more.",
+        "- *ONNX*: a file of it, made at 64x72, gives the same image in onnxruntime. Those with *no* failed unwrapped,",
+        "  too (2026-11-28): onnxruntime gives another image (ATD) or none (CRAFT).",
         "",
-        "| network | body | multiple | radius | law 1 | law 2 | law 3 | MACs |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| network | body | multiple | radius | law 1 | law 2 | law 3 | MACs | ONNX |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in split:
         one, two, three = r.laws
-        lines.append(f"| {r.name} | {r.body} | {r.multiple_of} | {r.radius} | {one} | {two} | {three} | {r.macs:.0%} |")
+        found = f"{r.body} | {r.multiple_of} | {r.radius} | {one} | {two} | {three} | {r.macs:.0%} | {r.onnx}"
+        lines.append(f"| {r.name} | {found} |")
     lines += ["", "## Not split", "", "| network | reason |", "| --- | --- |"]
     lines += [f"| {r.name} | {r.reason.replace('|', '/')} |" for r in refused]
     lines += ["", "## Not tried", "", "| network | reason |", "| --- | --- |"]
@@ -149,6 +165,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[""], help="words of names")
+    parser.add_argument("--onnx", action="store_true", help="export each as well")
     parser.add_argument("--rows", type=Path, help="keep finished rows in this file, and go on from there")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -159,7 +176,7 @@ def main() -> None:
     rows = []
     for architecture in ARCHITECTURES:
         if any(word in architecture.name for word in args.only):
-            rows.append(done.get(architecture.name) or row(architecture))
+            rows.append(done.get(architecture.name) or row(architecture, args.onnx))
             if args.rows and architecture.name not in done:
                 with args.rows.open("a") as file:
                     file.write(json.dumps(asdict(rows[-1])) + "\n")
