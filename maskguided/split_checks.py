@@ -14,6 +14,7 @@ from .split import LARGEST_STEP, Split, State
 from .thin import Thin, thinly
 
 _LENGTH = 64  # LR pixels, of the strips on which places are looked at
+_ROUNDING = 1e-4  # of an image's range, or more
 
 
 def _apart(state: State) -> State:
@@ -36,19 +37,29 @@ def check_whole(split: Split) -> None:
             whole = image_of(split.model(x.clone()))  # a network may change its input
             if number == 0:
                 split.model(1 - x)  # what it leaves in its blocks must not be right by chance
-            difference = _difference(split, x, whole)
-            if difference and not _difference(split, x, image_of(split.model(x.clone()))):
-                raise CannotSplit(
-                    f"{name}: blocks read what the network's forward has left for them (in an attribute, a list or a "
-                    "dict) and would find that of another image; hand it to them as an argument"
-                )
-        if difference:
-            raise CannotSplit(
-                f"{name}: at {size[0]}x{size[1]} the parts give another image than the network (largest difference "
-                f"{difference:.2g}). A forward that changes tensors in place across the cut, that takes another path "
-                "by size, or that turns torch.autocast on or off outside its blocks, does this; an adapter can say how "
-                "to split it (docs/new_backbone.md)"
-            )
+            if difference := _difference(split, x, whole):
+                raise CannotSplit(f"{name}: {_why(split, x, whole, difference)}")
+
+
+def _why(split: Split, x: Tensor, whole: Tensor, difference: float) -> str:
+    """What may be the cause that the parts do not give `whole`, the network's image of `x`."""
+    again = image_of(split.model(x.clone()))
+    if not _difference(split, x, again):
+        return (
+            "blocks read what the network's forward has left for them (in an attribute, a list or a dict) and would "
+            "find that of another image; hand it to them as an argument"
+        )
+    if not torch.allclose(again, whole, rtol=0, atol=_ROUNDING * max(1.0, float(whole.abs().max()))):
+        return (
+            f"two runs on one image give two images (largest difference {float((again - whole).abs().max()):.2g}): its "
+            "forward draws random numbers, or keeps something of the run before, so there is no one image to go by"
+        )
+    return (
+        f"at {x.shape[2]}x{x.shape[3]} the parts give another image than the network (largest difference "
+        f"{difference:.2g}). A forward that changes tensors in place across the cut, that takes another path by size, "
+        "or that turns torch.autocast on or off outside its blocks, does this; an adapter can say how to split it "
+        "(docs/new_backbone.md)"
+    )
 
 
 def _holds_thinly(split: Split, x: Tensor) -> bool:
@@ -58,7 +69,7 @@ def _holds_thinly(split: Split, x: Tensor) -> bool:
     return False
 
 
-def _difference(split: Split, x: Tensor, whole: Tensor, rounding: float = 1e-4) -> float:
+def _difference(split: Split, x: Tensor, whole: Tensor, rounding: float = _ROUNDING) -> float:
     """By how much the parts differ from the network's image of `x`, the range of which is about 1; 0: by rounding."""
     with no_leftovers():
         parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))

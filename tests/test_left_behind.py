@@ -65,6 +65,24 @@ def test_blocks_that_would_are_not_taken_where_they_are_named():
         maskguided.wrap(net, body="body.*")
 
 
+class Dropping(nn.Module):
+    """F.dropout without `training=self.training`, as is often forgotten: another image in every run."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + F.dropout(self.conv(F.relu(x)), 0.1)
+
+
+def test_a_network_that_gives_another_image_in_every_run_is_told():
+    blocks = nn.Sequential(*(Dropping() for _ in range(4)))
+    net = scaled(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), blocks, nn.Conv2d(8, 3, 3, padding=1)))
+    with pytest.raises(CannotSplit, match="two runs on one image give two images"):
+        maskguided.wrap(net)
+
+
 class Coded(nn.Module):
     """Its blocks take a part of a parameter, seen as another shape."""
 
