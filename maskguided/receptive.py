@@ -30,7 +30,7 @@ StateOf = Callable[[tuple[int, int]], State]
 
 _LENGTHS = (64, 128, 256, 512, 1024)
 _LINEAR = 3  # times as large on a strip of twice the length: more grows with its square
-_SAME = 1e-4  # of the range: more than rounding, less than another result
+_SAME = 3e-5  # of the largest value: more than rounding, less than another result
 _BREADTHS = (8, 32)  # the second for networks that take no such narrow maps
 
 
@@ -84,7 +84,7 @@ def _moves_along(state_of: StateOf, part: Part, maps: list[str], step: int, brea
     for name, value in whole.items():
         kept = value.shape[3] - (start + radius) * value.shape[3] // length
         a, b = value[..., -kept:], window[name][..., -kept:]
-        if float((a - b).abs().max()) > _SAME * max(1.0, float(a.abs().max())):
+        if float((a - b).abs().max()) > _SAME * float(a.abs().max()):
             return False
     return True
 

@@ -329,3 +329,12 @@ def test_the_radius_is_not_looked_for_at_other_places_where_one_reaches_an_end()
     assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, mean, ["x"], 8) is None
     assert len(runs) == len(set(runs))
     assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, lambda s: {"x": F.avg_pool2d(s["x"], 8)}, ["x"], 8) == 7
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_the_radius_of_small_values_is_found_relative_to_them(size):
+    def stretched(state):
+        x = state["x"]
+        return {"x": size * x * F.interpolate(F.max_pool2d(x, 7, 3), x.shape[2:], mode="bilinear")}
+
+    assert radius(lambda shape: {"x": image(1, 1, *shape)}, stretched, ["x"], 1) is None
