@@ -25,6 +25,10 @@ from maskguided.probing import image_of
 from .architectures import ARCHITECTURES, NOT_TRIED, Architecture, seeded
 
 KEEP, SIDE = 0.25, 96
+HEAD = (
+    "| network | body | multiple | radius | law 1 | law 2 | law 3 | MACs | ONNX |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+)
 LARGEST_RADIUS = 64  # LR pixels: with a larger one the window is larger than the image that law 2 is checked on
 
 
@@ -127,6 +131,13 @@ def verdict(ours: Tensor, reference: Tensor, exact: bool) -> str:
     return "holds" if difference < 1e-5 and not exact else f"**{difference:.0e}**"
 
 
+def line(r: Row) -> str:
+    """Of the table of what is split."""
+    one, two, three = r.laws
+    found = f"{r.body} | {r.multiple_of} | {r.radius} | {one} | {two} | {three} | {r.macs:.0%} | {r.onnx}"
+    return f"| {r.name} | {found} |"
+
+
 def table(rows: list[Row]) -> str:
     """The page, in Markdown."""
     split, refused = [r for r in rows if not r.reason], [r for r in rows if r.reason]
@@ -148,13 +159,9 @@ def table(rows: list[Row]) -> str:
         "- *ONNX*: a file of it, made at 64x72, gives the same image in onnxruntime. Those with *no* failed unwrapped,",
         "  too (2026-11-28): onnxruntime gives another image (ATD) or none (CRAFT).",
         "",
-        "| network | body | multiple | radius | law 1 | law 2 | law 3 | MACs | ONNX |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *HEAD,
     ]
-    for r in split:
-        one, two, three = r.laws
-        found = f"{r.body} | {r.multiple_of} | {r.radius} | {one} | {two} | {three} | {r.macs:.0%} | {r.onnx}"
-        lines.append(f"| {r.name} | {found} |")
+    lines += [line(r) for r in split]
     lines += ["", "## Not split", "", "| network | reason |", "| --- | --- |"]
     lines += [f"| {r.name} | {r.reason.replace('|', '/')} |" for r in refused]
     lines += ["", "## Not tried", "", "| network | reason |", "| --- | --- |"]

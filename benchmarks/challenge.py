@@ -1,0 +1,94 @@
+"""Split all entries of an NTIRE challenge on efficient super-resolution: networks that nobody here has adapted.
+
+    git clone https://github.com/ofsoundof/NTIRE2022_ESR        # or Amazingren/NTIRE2024_ESR
+    python -m benchmarks.challenge NTIRE2022_ESR
+
+The code in that folder is run: its test_demo.py says how each entry is built. Their weights are not needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from maskguided.integrations.basicsr_plugin import import_basicsr
+
+from .architectures import Architecture
+from .networks import HEAD, line, row
+
+NUMBERS = range(-1, 100)
+
+
+class _Weights(dict[str, Any]):
+    """What stands in a weight file, whatever it is looked for under: nothing."""
+
+    def __missing__(self, key: str) -> _Weights:
+        return self
+
+
+def entries(folder: Path) -> Callable[[int], nn.Module]:
+    """What makes the entry of a number; raises NotImplementedError where there is none, and what its code raises."""
+    source = ast.parse((folder / "test_demo.py").read_text())
+    (select,) = (part for part in source.body if isinstance(part, ast.FunctionDef) and part.name == "select_model")
+    choice = next(i for i, part in enumerate(select.body) if isinstance(part, ast.If))
+    select.body[choice + 1 :] = ast.parse("return model").body  # what comes after freezes the weights
+    names: dict[str, Any] = {"torch": torch, "os": os, "F": F}
+    exec(compile(ast.Module([select], []), str(folder / "test_demo.py"), "exec"), names)
+
+    def build(number: int) -> nn.Module:
+        blank = patch.object(nn.Module, "load_state_dict", lambda *args, **kwargs: None)
+        nothing = patch.object(torch, "load", lambda *args, **kwargs: _Weights())
+        with blank, nothing, contextlib.redirect_stdout(io.StringIO()):
+            model: nn.Module = names["select_model"](argparse.Namespace(model_id=number), torch.device("cpu"))
+        return model
+
+    return build
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a checkout of the challenge's code")
+    parser.add_argument("--only", type=int, nargs="*", default=NUMBERS, help="numbers of entries")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    if not (args.folder / "test_demo.py").is_file():
+        raise SystemExit(f"{args.folder}: no test_demo.py there; give a checkout of NTIRE2022_ESR or NTIRE2024_ESR")
+    torch.set_num_threads(args.threads)
+    torch.set_grad_enabled(False)
+    import_basicsr("basicsr.archs")  # some register themselves there
+    sys.path.insert(0, str(args.folder))
+    build = entries(args.folder)
+    print("\n".join(HEAD))
+    split, refused, not_built = 0, [], []
+    for number in args.only:
+        try:
+            model = build(number)
+        except NotImplementedError:
+            continue
+        except Exception as error:  # whatever a foreign network raises: a package is missing, or a GPU
+            not_built.append(f"{number}: {type(error).__name__}: {error}".splitlines()[0])
+            continue
+        found = row(Architecture(f"{number} {type(model).__name__}", model.eval, 4))
+        split += not found.reason
+        if found.reason:
+            refused.append(f"{found.name}: {found.reason}")
+        else:
+            print(line(found), flush=True)
+    print(f"\n{split} split, {len(refused)} not:", *refused, sep="\n- ")
+    print(f"\n{len(not_built)} could not be built here:", *not_built, sep="\n- ")
+
+
+if __name__ == "__main__":
+    main()
