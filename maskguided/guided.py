@@ -31,6 +31,7 @@ from .settings import (
     check_score,
     check_size,
     check_windows,
+    default_patch,
     default_sizes,
 )
 from .split import Kind, Merge, Split, State
@@ -108,9 +109,11 @@ class MaskGuided(Knobs):
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
         self.exchange = exchanges if exchange is None else exchange
         default = default_sizes(split.multiple_of, self.exchange)
-        patch_size = default[0] if patch_size is None else patch_size
         halo = default[1] if halo is None else halo
-        check_windows(split, merge, patch_size, halo, self.exchange)
+        if patch_size is None:
+            patch_size = default_patch(split, merge, default[0], halo, self.exchange)
+        else:
+            check_windows(split, merge, patch_size, halo, self.exchange)
         self.model, self.split = split.model, split
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer, self.coarse_on, self.global_ops = merge, keep, scorer, coarse_on, global_ops

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support import difference, image, scaled
 from torch import nn
+from torch.nn import functional as F
 from toys import ResidualOutside
 
 import maskguided
@@ -216,6 +217,32 @@ def test_windows_that_became_too_small_are_refused_at_the_forward(merge):
         fast.cost(33, 40)
     fast.patch_size = 16
     assert torch.equal(fast(x), before)
+
+
+class Pooling(ResidualOutside):
+    """Its blocks cannot run on less than 36 pixels."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 5, padding=2, padding_mode="reflect")
+
+        def forward(self, x):
+            weight = self.conv(F.max_pool2d(x, 12, 12))
+            return x * torch.sigmoid(F.interpolate(weight, x.shape[2:], mode="bilinear"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(4))
+
+
+def test_a_default_patch_is_one_on_which_the_blocks_run():
+    net = scaled(Pooling())
+    with pytest.raises(ArgumentError, match=r"windows of 20x20 .* as patch_size=32"):
+        maskguided.wrap(net, 2, patch_size=16)
+    fast = maskguided.wrap(net, 2)
+    assert (fast.patch_size, fast.halo) == (32, 2)
+    assert fast(image(1, 3, 50, 70)).shape == (1, 3, 100, 140)
 
 
 def test_what_fails_for_another_reason_is_handed_on():
