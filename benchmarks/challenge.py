@@ -28,8 +28,6 @@ from maskguided.integrations.basicsr_plugin import import_basicsr
 from .architectures import Architecture
 from .networks import HEAD, line, row
 
-NUMBERS = range(-1, 100)
-
 
 class _Weights(dict[str, Any]):
     """What stands in a weight file, whatever it is looked for under: nothing."""
@@ -38,11 +36,13 @@ class _Weights(dict[str, Any]):
         return self
 
 
-def entries(folder: Path) -> Callable[[int], nn.Module]:
-    """What makes the entry of a number; raises NotImplementedError where there is none, and what its code raises."""
+def entries(folder: Path) -> tuple[list[int], Callable[[int], nn.Module]]:
+    """The numbers of the entries, and what makes the entry of a number; it raises what the entry's code raises."""
     source = ast.parse((folder / "test_demo.py").read_text())
     (select,) = (part for part in source.body if isinstance(part, ast.FunctionDef) and part.name == "select_model")
     choice = next(i for i, part in enumerate(select.body) if isinstance(part, ast.If))
+    tests = (part for part in ast.walk(select.body[choice]) if isinstance(part, ast.Compare))
+    numbers = [ast.literal_eval(test.comparators[0]) for test in tests if ast.unparse(test.left) == "model_id"]
     select.body[choice + 1 :] = ast.parse("return model").body  # what comes after freezes the weights
     names: dict[str, Any] = {"torch": torch, "os": os, "F": F}
     exec(compile(ast.Module([select], []), str(folder / "test_demo.py"), "exec"), names)
@@ -54,13 +54,13 @@ def entries(folder: Path) -> Callable[[int], nn.Module]:
             model: nn.Module = names["select_model"](argparse.Namespace(model_id=number), torch.device("cpu"))
         return model
 
-    return build
+    return numbers, build
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a checkout of the challenge's code")
-    parser.add_argument("--only", type=int, nargs="*", default=NUMBERS, help="numbers of entries")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of entries; default: all")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     if not (args.folder / "test_demo.py").is_file():
@@ -69,14 +69,12 @@ def main() -> None:
     torch.set_grad_enabled(False)
     import_basicsr("basicsr.archs")  # some register themselves there
     sys.path.insert(0, str(args.folder))
-    build = entries(args.folder)
+    numbers, build = entries(args.folder)
     print("\n".join(HEAD))
     split, refused, not_built = 0, [], []
-    for number in args.only:
+    for number in args.only or numbers:
         try:
             model = build(number)
-        except NotImplementedError:
-            continue
         except Exception as error:  # whatever a foreign network raises: a package is missing, or a GPU
             not_built.append(f"{number}: {type(error).__name__}: {error}".splitlines()[0])
             continue

@@ -31,7 +31,6 @@ from .settings import (
     check_score,
     check_size,
     check_windows,
-    default_patch,
     default_sizes,
 )
 from .split import Kind, Merge, Split, State
@@ -110,12 +109,10 @@ class MaskGuided(Knobs):
         self.exchange = exchanges if exchange is None else exchange
         default = default_sizes(split.multiple_of, self.exchange)
         halo = default[1] if halo is None else halo
-        if patch_size is None:
-            patch_size = default_patch(split, merge, default[0], halo, self.exchange)
-        else:
-            check_windows(split, merge, patch_size, halo, self.exchange)
+        side, may_grow = (default[0], True) if patch_size is None else (patch_size, False)
+        side = check_windows(split, merge, side, halo, self.exchange, may_grow)
         self.model, self.split = split.model, split
-        self.patch_size, self.halo = patch_size, halo
+        self.patch_size, self.halo = side, halo
         self.merge, self.keep, self.scorer, self.coarse_on, self.global_ops = merge, keep, scorer, coarse_on, global_ops
         self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else onward
         if not isinstance(head, dict | None):

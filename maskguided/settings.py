@@ -85,39 +85,30 @@ def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
     return 8 * halo, halo
 
 
-def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:
-    """Refuse windows that do not fit the network's grid, or that blocks n+1..N cannot run on: one is tried."""
+def check_windows(
+    split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool, may_grow: bool = False
+) -> int:
+    """Refuse windows that do not fit the network's grid, or that blocks n+1..N cannot run on: one is tried.
+
+    Returns the patch size, or where it `may_grow` a larger one on whose windows they run.
+    """
     multiple = split.multiple_of
     check_aligned("patch_size", patch_size, 1, multiple)
     check_aligned("halo", halo, 0, multiple)
     error = _failure_of(split, merge, patch_size, halo, exchange)
     if error is None:
-        return
-    window, one = patch_size + 2 * halo, _larger_patch(split, merge, patch_size, halo, exchange)
+        return patch_size
+    window, larger = patch_size + 2 * halo, [multiple * times for times in (2, 4, 8, 16, 32)]
+    works = (side for side in larger if side > patch_size and not _failure_of(split, merge, side, halo, exchange))
+    one = next(works, None)
+    if may_grow and one is not None:
+        return one
     other = "smaller" if is_out_of_memory(error) else "larger"
     raise ArgumentError(
         f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
         f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
         f"use {other} ones" + ("" if one is None else f", as patch_size={one}")
     ) from error
-
-
-def default_patch(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int:
-    """`patch_size`, or a larger one where blocks n+1..N cannot run on its windows; refused as by `check_windows`."""
-    check_aligned("halo", halo, 0, split.multiple_of)
-    if _failure_of(split, merge, patch_size, halo, exchange) is None:
-        return patch_size
-    one = _larger_patch(split, merge, patch_size, halo, exchange)
-    if one is None:
-        check_windows(split, merge, patch_size, halo, exchange)
-    return one or patch_size
-
-
-def _larger_patch(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int | None:
-    """The first size above `patch_size`, of some, on whose windows blocks n+1..N run."""
-    larger = (split.multiple_of * times for times in (2, 4, 8, 16, 32))
-    works = (side for side in larger if side > patch_size and not _failure_of(split, merge, side, halo, exchange))
-    return next(works, None)
 
 
 def _failure_of(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> Exception | None:

@@ -49,10 +49,10 @@ def _why(split: Split, x: Tensor, whole: Tensor, difference: float) -> str:
             "blocks read what the network's forward has left for them (in an attribute, a list or a dict) and would "
             "find that of another image; hand it to them as an argument"
         )
-    if not torch.allclose(again, whole, rtol=0, atol=_ROUNDING * max(1.0, float(whole.abs().max()))):
+    if unlike := _unlike(again, whole):
         return (
-            f"two runs on one image give two images (largest difference {float((again - whole).abs().max()):.2g}): its "
-            "forward draws random numbers, or keeps something of the run before, so there is no one image to go by"
+            f"two runs on one image give two images (largest difference {unlike:.2g}): its forward draws random "
+            "numbers, or keeps something of the run before, so there is no one image to go by"
         )
     return (
         f"at {x.shape[2]}x{x.shape[3]} the parts give another image than the network (largest difference "
@@ -70,12 +70,17 @@ def _holds_thinly(split: Split, x: Tensor) -> bool:
 
 
 def _difference(split: Split, x: Tensor, whole: Tensor, rounding: float = _ROUNDING) -> float:
-    """By how much the parts differ from the network's image of `x`, the range of which is about 1; 0: by rounding."""
+    """By how much the parts differ from the network's image of `x`, see `_unlike`."""
     with no_leftovers():
         parts = split.tail(_apart(split.body(_apart(split.prefix(x)))))
-    if whole.shape != parts.shape:
+    return _unlike(parts, whole, rounding)
+
+
+def _unlike(image: Tensor, whole: Tensor, rounding: float = _ROUNDING) -> float:
+    """By how much `image` differs from the network's, the range of which is about 1; 0: by rounding."""
+    if whole.shape != image.shape:
         return float("inf")
-    difference = float((whole - parts).abs().max())
+    difference = float((whole - image).abs().max())
     return 0.0 if difference <= rounding * max(1.0, float(whole.abs().max())) else difference
 
 
