@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .exchange import Exchange, Sides
+from .arguments import Sides
+from .exchange import Exchange
 from .patches import Grid
 from .probing import untouched
 from .split import Merge, Split, State
-from .trial import Shape
+from .trial import Trial
 
 _RANK = 8
 """Of what all convolutions together guess from. (PAN x4: all 40 features gain 0.002 dB and cost 4 % of a patch.)"""
@@ -55,19 +56,27 @@ class Watch(Exchange):
         maps: the live values (B, C, r*H, r*W) that it starts from.
         size: height and width in LR pixels that they stand for.
         show: called with the number of a convolution with padding, and its input.
-        strangers: see Exchange.
+        trial: what is known of windows of this network.
     """
 
     def __init__(
-        self,
-        maps: Sequence[Tensor],
-        size: tuple[int, int],
-        show: Callable[[int, Tensor], None],
-        strangers: frozenset[Shape],
+        self, maps: Sequence[Tensor], size: tuple[int, int], show: Callable[[int, Tensor], None], trial: Trial
     ) -> None:
         batch = torch.zeros(maps[0].shape[0], 1, dtype=torch.long, device=maps[0].device)
-        super().__init__(Grid(*size, max(size)), batch, [(value, value) for value in maps], strangers=strangers)
+        super().__init__(
+            Grid(*size, max(size)),
+            batch,
+            [(value, value) for value in maps],
+            strangers=trial.strangers,
+            detours=trial.detours,
+        )
         self.show = show
+
+    def canvas(self, x: Tensor) -> Tensor:
+        if self._cut_from(x) is None:
+            self.show(self.calls, x)
+            self.calls += 1
+        return x
 
     def padded(self, x: Tensor, sides: Sides, mode: str = "constant") -> Tensor:
         if self.is_numbered(x, mode):
@@ -81,7 +90,7 @@ def watch(split: Split, state: State, size: tuple[int, int], merge: Merge, show:
     names = split.reads if merge == "features" else tuple(split.kinds)
     state = {name: state[name] for name in names}
     maps = [value for name, value in state.items() if split.kinds[name] == "map"]
-    with Watch(maps, size, show, split.trial.strangers):
+    with Watch(maps, size, show, split.trial):
         after = split.body(state)
         if merge == "image":
             split.tail(after)

@@ -9,9 +9,10 @@ would see alone: zeros, mostly.
     with Exchange(grid, index, gathered):
         windows = split.body(windows)
 
-Attention in shifted windows, as Swin transformers have it, works on runs of refined patches (shifts.py). What looks
-beyond a pixel in another way than these (attention to the whole map, pooling with overlap, padding by torch.cat) still
-ends at the window's border; `Split.exchanges` tells whether a network has such a thing.
+Attention in shifted windows, as Swin transformers have it, works on runs of refined patches (shifts.py); pools that
+overlap, and branches that go on from them, on a map of the windows (detours.py). What looks beyond a pixel in another
+way than these (attention to the whole map, padding by torch.cat) still ends at the window's border; `Split.exchanges`
+tells whether a network has such a thing.
 """
 
 from __future__ import annotations
@@ -25,16 +26,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from .arguments import ORDER, Sides, factor_of, named, pair, sides_of, steps_of
+from .detours import Detours, leaves
 from .patches import Grid
 from .shifts import Shifts
 
-Sides = tuple[int, int, int, int]
-"""Pixels added at the left, right, top and bottom, as torch.nn.functional.pad takes them."""
 _ADDS = ("add", "add_", "__add__", "__iadd__")
 Guess = Callable[[int, Tensor], Tensor]
-_CONV2D = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_PAD = ("input", "pad", "mode", "value")
-_INTERPOLATE = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
 _REACH = {"bilinear": 1, "bicubic": 2}
 """How many LR pixels an interpolation looks beyond the one that it is in."""
 
@@ -71,6 +69,7 @@ class Exchange(TorchFunctionMode):
         features: (B, F, r*H, r*W), what it guesses from.
         strangers: shapes of tensors that are no windows though there may be as many of them.
         noted: where the shapes of such tensors are kept.
+        detours: whether side branches that windows do not fit run on the whole map (detours.py).
     """
 
     def __init__(
@@ -83,8 +82,10 @@ class Exchange(TorchFunctionMode):
         *,
         strangers: frozenset[tuple[int, ...]] = frozenset(),
         noted: set[tuple[int, ...]] | None = None,
+        detours: bool = False,
     ) -> None:
         super().__init__()
+        self.detours = Detours(grid, index) if detours else None
         self.strangers, self.noted = strangers, noted
         self.guess, self.features, self.calls = guess, features, 0
         self.grid, self.count = grid, index.numel()
@@ -103,15 +104,35 @@ class Exchange(TorchFunctionMode):
         if name in _ADDS and self.shifts.pending and len(args) == 2:
             mask = self.shifts.masked(*args)
             return func(*args, **kwargs) if mask is None else func(args[0], mask, **kwargs)
-        seen = _SEEN.get("im2col" if func is F.unfold else name)  # there is a Tensor.unfold, too
-        if seen is None:
+        name = "im2col" if func is F.unfold else name  # there is a Tensor.unfold, too
+        if name not in ORDER:
             return func(*args, **kwargs)
-        names, run = seen
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = named(name, args, kwargs)
         x = given.get("input")
-        if not isinstance(x, Tensor) or not self._are_windows(_channels_first(x, given)):
+        if not isinstance(x, Tensor):
             return func(*args, **kwargs)
-        return run(self, func, given)
+        if self._are_windows(_channels_first(x, given)):
+            run = _detour if self.detours is not None and leaves(name, given) else _SEEN.get(name, _alone)
+            return run(self, func, given)
+        if self.detours is not None and self.detours.has(x):
+            return self.detours.go_on(func, given)
+        return func(*args, **kwargs)
+
+    def canvas(self, x: Tensor) -> Tensor:
+        """A map (B, C, r*H, r*W) to put the windows `x` into for a detour: the one that they were just cut from, or
+        what they see where nobody refines."""
+        whole = self._cut_from(x)
+        if whole is not None:
+            return whole
+        height, width = (self._at(x.shape[2], side) for side in (self.grid.height, self.grid.width))
+        batch = self.owner.shape[0]
+        if self.guess is None:
+            return x.new_zeros(batch, x.shape[1], height, width)
+        rows, cols = (torch.arange(side, device=x.device) for side in (height, width))
+        rows, cols = (side.expand(batch, 1, -1) for side in (rows.repeat_interleave(width), cols.repeat(height)))
+        self.calls += 1
+        seen = self._seen(rows, cols, (height, width)).to(x.dtype)
+        return self.guess(self.calls - 1, seen).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def padded(self, x: Tensor, sides: Sides, mode: str = "constant") -> Tensor:
         """`x` (B*k, C, h, w) with that many pixels added at its sides, from the neighbours where they are refined."""
@@ -266,7 +287,7 @@ def _inside(position: Tensor, length: int, mode: str) -> Tensor:
 
 
 def _conv2d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
-    sides = _sides(given)
+    sides = sides_of(given)
     if not any(sides):
         return _pointwise(func, given)
     result: Tensor = func(**{**given, "input": exchange.padded(given["input"], sides), "padding": 0})
@@ -276,7 +297,7 @@ def _conv2d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
 def _pointwise(func: Any, given: dict[str, Any]) -> Tensor:
     """A convolution without padding. One of 1x1 runs on all windows as one map, which is faster on a CPU."""
     x, weight = given["input"], given["weight"]
-    alone = weight.shape[2:] == (1, 1) and _pair(given.get("stride", 1)) == (1, 1)
+    alone = weight.shape[2:] == (1, 1) and pair(given.get("stride", 1)) == (1, 1)
     if not alone or x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last):
         return func(**given)  # type: ignore[no-any-return]
     count, channels, height, width = x.shape
@@ -302,7 +323,7 @@ def _pad(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
 
 def _interpolate(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     x, reach = given["input"], _REACH.get(given.get("mode", "nearest"))
-    factor = _factor(x, given)
+    factor = factor_of(x, given)
     if reach is None or factor is None or given.get("align_corners") or given.get("antialias"):
         return func(**given)  # type: ignore[no-any-return]
     wide = exchange.padded(x, (reach, reach, reach, reach), "replicate")
@@ -312,7 +333,7 @@ def _interpolate(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor
 
 
 def _unfold(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
-    rows, cols = _pair(given.get("padding", 0))
+    rows, cols = pair(given.get("padding", 0))
     if rows or cols:
         given = {**given, "input": exchange.padded(given["input"], (cols, cols, rows, rows)), "padding": 0}
     return F.unfold(**given)
@@ -326,48 +347,26 @@ def _roll(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     return exchange.shifts.rolled(given["input"], shifts, dims)
 
 
+def _detour(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
+    assert exchange.detours is not None
+    x = given["input"]
+    whole: Tensor = func(**{**given, "input": exchange.detours.out(x, exchange.canvas(x))})
+    return exchange.detours.back(whole) if steps_of(given).fit(x) else whole
+
+
+def _alone(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
+    return func(**given)  # type: ignore[no-any-return]
+
+
 def _channels_first(x: Tensor, given: dict[str, Any]) -> Tensor:
     """`x`, turned where it is to be rolled and has its channels last."""
     return x.permute(0, 3, 1, 2) if x.dim() == 4 and given.get("dims") in ((1, 2), [1, 2]) else x
 
 
-def _sides(given: dict[str, Any]) -> Sides:
-    """What a conv2d pads."""
-    padding = given.get("padding", 0)
-    kernel = given["weight"].shape[2:]
-    if padding == "valid":
-        return (0, 0, 0, 0)
-    if padding == "same":
-        total = [step * (side - 1) for step, side in zip(_pair(given.get("dilation", 1)), kernel, strict=True)]
-        return (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
-    rows, cols = _pair(padding)
-    return (cols, cols, rows, rows)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = (value, value) if isinstance(value, int) else (value[0], value[-1])
-    return first, second
-
-
-def _factor(x: Tensor, given: dict[str, Any]) -> int | None:
-    """By which whole number an interpolation enlarges; None where it does otherwise."""
-    if given.get("size") is not None:
-        sizes = zip(_pair(given["size"]), x.shape[2:], strict=True)
-        factors = {size / old for size, old in sizes}
-    elif given.get("scale_factor") is not None:
-        scale = given["scale_factor"]
-        factors = set(scale) if isinstance(scale, (tuple, list)) else {scale}
-    else:
-        return None
-    factor = factors.pop()
-    return int(factor) if not factors and factor == int(factor) and factor >= 1 else None
-
-
-_Run = Callable[[Exchange, Any, dict[str, Any]], Tensor]
-_SEEN: dict[str, tuple[tuple[str, ...], _Run]] = {
-    "conv2d": (_CONV2D, _conv2d),
-    "pad": (_PAD, _pad),
-    "interpolate": (_INTERPOLATE, _interpolate),
-    "im2col": (("input", "kernel_size", "dilation", "padding", "stride"), _unfold),
-    "roll": (("input", "shifts", "dims"), _roll),
+_SEEN: dict[str, Callable[[Exchange, Any, dict[str, Any]], Tensor]] = {
+    "conv2d": _conv2d,
+    "pad": _pad,
+    "interpolate": _interpolate,
+    "im2col": _unfold,
+    "roll": _roll,
 }

@@ -243,9 +243,9 @@ class Split(ABC):
             _log.debug("%s cannot be copied for a trial", type(self.model).__name__, exc_info=True)
             return Trial()
 
-    def _tried_on(self, image: Tensor, grid: Grid, readings: Sequence[Reading]) -> list[Trial]:
+    def _tried_on(self, image: Tensor, grid: Grid, readings: Sequence[Reading], detours: bool) -> list[Trial]:
         state = self.window((grid.height, grid.width), image)
-        return try_windows(self.body, self.tail, state, self.kinds, self.writes, grid, readings)
+        return try_windows(self.body, self.tail, state, self.kinds, self.writes, grid, readings, detours=detours)
 
     def _picture(self, height: int, width: int) -> Tensor:
         """Nearer to a photograph than `example`, for noise drives some trained networks (PAN) out of all range; dark at
@@ -266,15 +266,24 @@ class Split(ABC):
         grid = grid_of_trial(self.model, patch, less=min(step, patch - step))
         try:
             with untouched(self.model):
-                found, *others = self._tried_on(self._picture(grid.height, grid.width), grid, READINGS)
-                if others:  # which may be unlike where more is lit: a count of bright pixels, say
-                    bright = 2 * self.example(grid.height, grid.width)
-                    again, *_ = self._tried_on(bright, grid, [trial.reading for trial in (found, *others)])
-                    found = again if again.body and again.image >= found.image else found
+                found = self._tried_with(grid, detours=False)
+                if not found.image:
+                    around = self._tried_with(grid, detours=True)
+                    found = around if (around.body, around.image) > (found.body, found.image) else found
             return replace(found, unit=step)
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)
             return Trial()
+
+    def _tried_with(self, grid: Grid, *, detours: bool) -> Trial:
+        picture, bright = self._picture(grid.height, grid.width), 2 * self.example(grid.height, grid.width)
+        found, *others = self._tried_on(picture, grid, READINGS, detours)
+        if others:  # which may be unlike where more is lit: a count of bright pixels, say
+            again, *_ = self._tried_on(bright, grid, [trial.reading for trial in (found, *others)], detours)
+            found = again if again.body and again.image >= found.image else found
+        if detours and found.body:  # a map that is never cut again goes with windows, too, if it is of one image
+            found, *_ = self._tried_on(torch.cat([picture, bright]), grid, [found.reading], detours)
+        return found
 
     def own(self) -> Split:
         """This split of a copy of the network."""

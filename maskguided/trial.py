@@ -35,6 +35,8 @@ class Trial:
     """Shapes of what padding, convolutions and reductions get that is no map of windows: of weights, mostly."""
     unit: int = 1
     """What windows are multiples of, in LR pixels."""
+    detours: bool = False
+    """Whether side branches run on the whole map (detours.py)."""
 
 
 def grid_of_trial(model: nn.Module, patch: int, less: int) -> Grid:
@@ -56,14 +58,17 @@ def try_windows(
     writes: Iterable[str],
     grid: Grid,
     readings: Sequence[Reading] = READINGS,
+    *,
+    detours: bool = False,
 ) -> list[Trial]:
     """Run all windows of an image's `state`, whose maps are cut and whose vectors repeated, beside the whole.
 
     What a network means by a sum is what makes them agree: what is returned are the readings under which they do, or
     else one that says that they do not.
     """
-    every = torch.arange(grid.count, device=next(iter(state.values())).device)[None]
     maps = [name for name, kind in kinds.items() if kind == "map"]
+    batch, device = len(state[maps[0]]), state[maps[0]].device
+    every = torch.arange(grid.count, device=device).expand(batch, -1)
     vectors = {name: state[name].repeat_interleave(grid.count, 0) for name, kind in kinds.items() if kind == "vector"}
     windows = {**state, **vectors, **{name: gather(state[name], every, grid) for name in maps}}
     with Seen() as seen:
@@ -79,15 +84,16 @@ def try_windows(
     for reading in readings:
         if reading.rows == "stacked" and tried and not folded:
             continue  # the same as the one before
-        statistics = PerImage(grid.count, grid.count, counts, grid.window, reading=reading, noted=noted)
-        neighbours = Exchange(grid, every, [(windows[name], state[name]) for name in maps], noted=noted)
+        statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, noted=noted)
+        cut = [(windows[name], state[name]) for name in maps]
+        neighbours = Exchange(grid, every, cut, noted=noted, detours=detours)
         try:
             with statistics, neighbours:
                 parts = body(dict(windows))
                 patches = tail(parts)
             pairs = [*((whole[name], parts[name]) for name in written), (image, patches)]
             same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
-            tried.append(Trial(all(same[:-1]), same[-1], reading, frozenset(noted)))
+            tried.append(Trial(all(same[:-1]), same[-1], reading, frozenset(noted), detours=detours))
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows that are read as %s do not run", reading, exc_info=True)
             tried.append(Trial(strangers=frozenset(noted)))

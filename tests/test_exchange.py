@@ -10,6 +10,7 @@ from support import by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from toys import blurred
 
 import maskguided
 from maskguided.exchange import Exchange
@@ -96,7 +97,7 @@ def test_gradients_are_those_of_the_whole_map():
     assert all(difference(a, b) < 1e-5 for a, b in zip(by_windows, whole, strict=True))
 
 
-class Pooling(nn.Module):
+class Blurring(nn.Module):
     """A network whose blocks look around in a way that windows cannot exchange."""
 
     class Block(nn.Module):
@@ -105,7 +106,7 @@ class Pooling(nn.Module):
             self.conv = nn.Conv2d(8, 8, 3, padding=1)
 
         def forward(self, x):
-            return x + self.conv(F.avg_pool2d(x, 3, 1, 1))
+            return x + self.conv(blurred(x))
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class Pooling(nn.Module):
 
 
 def test_a_network_that_cannot_exchange_gets_a_halo():
-    fast = maskguided.wrap(Pooling().eval())
+    fast = maskguided.wrap(Blurring().eval())
     assert not fast.exchange
     assert fast.halo == 2
     assert fast.split.exchanges("features") is False
@@ -125,7 +126,7 @@ def test_a_network_that_cannot_exchange_gets_a_halo():
 
 @pytest.mark.parametrize("merge", ["features", "image"])
 def test_all_patches_are_the_network_where_it_exchanges_only_because_it_is_told_to(merge):
-    net, x = scaled(Pooling().eval()), image(2, 3, 21, 27)
+    net, x = scaled(Blurring().eval()), image(2, 3, 21, 27)
     fast = maskguided.wrap(net, merge=merge, exchange=True, patch_size=8, halo=0, keep=1)
     assert difference(fast(x), net(x)) < 1e-5
     assert difference(by_windows(fast, x), net(x)) > 1e-3

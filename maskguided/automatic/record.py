@@ -109,6 +109,13 @@ _TO_PYTHON = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__
 _CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
 """Calls that give their tensor itself where it has the dtype already."""
 
+_ZEROED: dict[Any, Callable[..., Any]] = {
+    torch.empty: torch.zeros,
+    torch.empty_like: torch.zeros_like,
+    Tensor.new_empty: Tensor.new_zeros,
+}
+"""What blocks that are left out would have filled must not be what was in memory before."""
+
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -137,7 +144,7 @@ class _Recorder(TorchFunctionMode):
         if name == "__setitem__":
             self.step(set_item, before, named, args[0])
         elif any(True for _ in tensors(result)):
-            self.step(func, before, named, result)
+            self.step(func if "memory_format" in named else _ZEROED.get(func, func), before, named, result)
         for base, version in bases:
             if base._version != version:
                 self.step(written_to, *self.described((base, result), {}), base)

@@ -1,0 +1,88 @@
+"""What torch functions that look beyond a pixel are called with, by the names of their arguments."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Sides = tuple[int, int, int, int]
+"""Pixels added at the left, right, top and bottom, as torch.nn.functional.pad takes them."""
+
+ORDER: dict[str, tuple[str, ...]] = {
+    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "pad": ("input", "pad", "mode", "value"),
+    "interpolate": ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias"),
+    "im2col": ("input", "kernel_size", "dilation", "padding", "stride"),
+    "roll": ("input", "shifts", "dims"),
+    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "avg_pool2d": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+"""Their arguments in order."""
+
+
+def named(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names.
+
+    >>> named("roll", ("x", 1), {"dims": 2})
+    {'input': 'x', 'shifts': 1, 'dims': 2}
+    """
+    return {**dict(zip(ORDER[name], args, strict=False)), **kwargs}
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """What holds for rows and for columns, of one number for both or of two."""
+    first, second = (value, value) if isinstance(value, int) else (value[0], value[-1])
+    return first, second
+
+
+def sides_of(given: dict[str, Any]) -> Sides:
+    """What a conv2d pads."""
+    padding = given.get("padding", 0)
+    kernel = given["weight"].shape[2:]
+    if padding == "valid":
+        return (0, 0, 0, 0)
+    if padding == "same":
+        total = [step * (side - 1) for step, side in zip(pair(given.get("dilation", 1)), kernel, strict=True)]
+        return (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
+    rows, cols = pair(padding)
+    return (cols, cols, rows, rows)
+
+
+def factor_of(x: Tensor, given: dict[str, Any]) -> int | None:
+    """By which whole number an interpolation enlarges `x`; None where it does otherwise."""
+    if given.get("size") is not None:
+        sizes = zip(pair(given["size"]), x.shape[2:], strict=True)
+        factors = {size / old for size, old in sizes}
+    elif given.get("scale_factor") is not None:
+        scale = given["scale_factor"]
+        factors = set(scale) if isinstance(scale, (tuple, list)) else {scale}
+    else:
+        return None
+    factor = factors.pop()
+    return int(factor) if not factors and factor == int(factor) and factor >= 1 else None
+
+
+def steps_of(given: dict[str, Any]) -> Steps:
+    """How a conv2d, or a pool, goes over its input."""
+    is_pool = "kernel_size" in given
+    kernel = pair(given["kernel_size"] if is_pool else given["weight"].shape[2:])
+    stride = pair(given.get("stride") or (kernel if is_pool else 1))
+    padding = (given.get("padding") or 0) if is_pool else sides_of(given)[::-2]
+    return Steps(kernel, stride, pair(padding), pair(given.get("dilation") or 1))
+
+
+class Steps(NamedTuple):
+    """Pixels along rows and columns."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def fit(self, x: Tensor) -> bool:
+        """Whether there is a pixel of what comes of `x` for each step over it."""
+        return all(
+            ((length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1) * stride == length
+            for length, kernel, stride, padding, dilation in zip(x.shape[2:], *self, strict=True)
+        )

@@ -1,0 +1,75 @@
+"""Detours over the whole map: what looks far at little cost, by steps that windows are no multiple of.
+
+Efficient networks look around in a side branch of few channels: a convolution with a stride and no padding, a pool that
+overlaps, and by an interpolation back to the size that it left at (ESA: Liu et al., "Residual Feature Aggregation
+Network for Image Super-Resolution", CVPR 2020). On a window that would be another branch. So where it leaves, the
+windows are put into a map; it runs on that; and what comes back is cut into windows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import pair, steps_of
+from .patches import Grid, gather, scatter
+
+_POOLS = ("max_pool2d", "avg_pool2d")
+_Size = tuple[int, int]
+
+
+class Detours:
+    """Puts windows into a map, and cuts what comes back.
+
+    Args:
+        grid: the patches.
+        index: (B, k), the patches whose windows are at work.
+    """
+
+    def __init__(self, grid: Grid, index: Tensor) -> None:
+        self.grid, self.index = grid, index
+        self.alone = index.shape[1] == 1
+        self.left: dict[_Size, _Size] = {}
+        """The size of windows that a detour left from, and of the map that they were put into."""
+
+    def out(self, windows: Tensor, canvas: Tensor) -> Tensor:
+        """(B*k, C, r*h, r*w), put into a canvas (B, C, r*H, r*W).
+
+        By its batch the map of an image with one window would be taken for that window: there is one map more then,
+        at which nobody looks.
+        """
+        self.left[_size_of(windows)] = _size_of(canvas)
+        whole = scatter(windows, self.index, self.grid, onto=canvas)
+        return torch.cat([whole, whole[:1]]) if self.alone else whole
+
+    def back(self, whole: Tensor) -> Tensor:
+        """The windows of a map."""
+        return gather(whole[: len(self.index)], self.index, self.grid)
+
+    def has(self, x: Tensor) -> bool:
+        """Whether `x` may be a map on a detour."""
+        return bool(self.left) and x.dim() == 4 and x.shape[0] == len(self.index) + self.alone
+
+    def go_on(self, func: Any, given: dict[str, Any]) -> Tensor:
+        """What `func` makes of a map on a detour; where that ends there, its windows."""
+        if given.get("size") is not None:  # an interpolation, to that of the windows
+            size = pair(given["size"])
+            given = {**given, "size": self.left.get(size, size)}
+        result: Tensor = func(**given)
+        return self.back(result) if _size_of(result) in self.left.values() else result
+
+
+def leaves(name: str, given: dict[str, Any]) -> bool:
+    """Whether a function does on windows what it does not on a map: it steps over pixels that windows are no multiple
+    of, or pools what overlaps."""
+    if name not in (*_POOLS, "conv2d"):
+        return False
+    steps = steps_of(given)
+    overlaps = name in _POOLS and steps.stride != steps.kernel
+    return overlaps or (steps.stride != (1, 1) and not steps.fit(given["input"]))
+
+
+def _size_of(x: Tensor) -> _Size:
+    return x.shape[2], x.shape[3]
