@@ -26,13 +26,28 @@ class Detours:
     Args:
         grid: the patches.
         index: (B, k), the patches whose windows are at work.
+        unit: what windows are multiples of, in LR pixels.
     """
 
-    def __init__(self, grid: Grid, index: Tensor) -> None:
-        self.grid, self.index = grid, index
+    def __init__(self, grid: Grid, index: Tensor, unit: int) -> None:
+        self.grid, self.index, self.unit = grid, index, unit
         self.alone = index.shape[1] == 1
         self.left: dict[_Size, _Size] = {}
         """The size of windows that a detour left from, and of the map that they were put into."""
+
+    def leave_at(self, name: str, given: dict[str, Any]) -> bool:
+        """Whether a function does on windows what it does not on a map: pools that overlap, and steps that windows
+        need not be a multiple of."""
+        if name not in (*_POOLS, "conv2d"):
+            return False
+        steps = steps_of(given)
+        overlaps = name in _POOLS and steps.stride != steps.kernel
+        return overlaps or (steps.stride != (1, 1) and not self.comes_back_at(given))
+
+    def comes_back_at(self, given: dict[str, Any]) -> bool:
+        """Whether what a conv2d or a pool makes of a map falls into windows, whatever their size."""
+        steps, x = steps_of(given), given["input"]
+        return steps.fit(x) and all(self.unit * x.shape[2] % (self.grid.window[0] * side) == 0 for side in steps.stride)
 
     def out(self, windows: Tensor, canvas: Tensor) -> Tensor:
         """(B*k, C, r*h, r*w), put into a canvas (B, C, r*H, r*W).
@@ -59,16 +74,6 @@ class Detours:
             given = {**given, "size": self.left.get(size, size)}
         result: Tensor = func(**given)
         return self.back(result) if _size_of(result) in self.left.values() else result
-
-
-def leaves(name: str, given: dict[str, Any]) -> bool:
-    """Whether a function does on windows what it does not on a map: it steps over pixels that windows are no multiple
-    of, or pools what overlaps."""
-    if name not in (*_POOLS, "conv2d"):
-        return False
-    steps = steps_of(given)
-    overlaps = name in _POOLS and steps.stride != steps.kernel
-    return overlaps or (steps.stride != (1, 1) and not steps.fit(given["input"]))
 
 
 def _size_of(x: Tensor) -> _Size:

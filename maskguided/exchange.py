@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .arguments import ORDER, Sides, factor_of, named, pair, sides_of, steps_of
-from .detours import Detours, leaves
+from .arguments import ORDER, Sides, factor_of, named, pair, sides_of
+from .detours import Detours
 from .patches import Grid
 from .shifts import Shifts
 
@@ -69,7 +69,8 @@ class Exchange(TorchFunctionMode):
         features: (B, F, r*H, r*W), what it guesses from.
         strangers: shapes of tensors that are no windows though there may be as many of them.
         noted: where the shapes of such tensors are kept.
-        detours: whether side branches that windows do not fit run on the whole map (detours.py).
+        detours: what windows are multiples of, in LR pixels, where side branches that do not fit that run on the whole
+            map (detours.py); 0: none does.
     """
 
     def __init__(
@@ -82,10 +83,10 @@ class Exchange(TorchFunctionMode):
         *,
         strangers: frozenset[tuple[int, ...]] = frozenset(),
         noted: set[tuple[int, ...]] | None = None,
-        detours: bool = False,
+        detours: int = 0,
     ) -> None:
         super().__init__()
-        self.detours = Detours(grid, index) if detours else None
+        self.detours = Detours(grid, index, detours) if detours else None
         self.strangers, self.noted = strangers, noted
         self.guess, self.features, self.calls = guess, features, 0
         self.grid, self.count = grid, index.numel()
@@ -112,8 +113,8 @@ class Exchange(TorchFunctionMode):
         if not isinstance(x, Tensor):
             return func(*args, **kwargs)
         if self._are_windows(_channels_first(x, given)):
-            run = _detour if self.detours is not None and leaves(name, given) else _SEEN.get(name, _alone)
-            return run(self, func, given)
+            leaves = self.detours is not None and self.detours.leave_at(name, given)
+            return (_detour if leaves else _SEEN.get(name, _alone))(self, func, given)
         if self.detours is not None and self.detours.has(x):
             return self.detours.go_on(func, given)
         return func(*args, **kwargs)
@@ -351,7 +352,7 @@ def _detour(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     assert exchange.detours is not None
     x = given["input"]
     whole: Tensor = func(**{**given, "input": exchange.detours.out(x, exchange.canvas(x))})
-    return exchange.detours.back(whole) if steps_of(given).fit(x) else whole
+    return exchange.detours.back(whole) if exchange.detours.comes_back_at(given) else whole
 
 
 def _alone(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:

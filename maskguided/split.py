@@ -243,7 +243,7 @@ class Split(ABC):
             _log.debug("%s cannot be copied for a trial", type(self.model).__name__, exc_info=True)
             return Trial()
 
-    def _tried_on(self, image: Tensor, grid: Grid, readings: Sequence[Reading], detours: bool) -> list[Trial]:
+    def _tried_on(self, image: Tensor, grid: Grid, readings: Sequence[Reading], detours: int) -> list[Trial]:
         state = self.window((grid.height, grid.width), image)
         return try_windows(self.body, self.tail, state, self.kinds, self.writes, grid, readings, detours=detours)
 
@@ -266,16 +266,16 @@ class Split(ABC):
         grid = grid_of_trial(self.model, patch, less=min(step, patch - step))
         try:
             with untouched(self.model):
-                found = self._tried_with(grid, detours=False)
+                found = self._tried_with(grid)
                 if not found.image:
-                    around = self._tried_with(grid, detours=True)
+                    around = self._tried_with(grid, detours=step)
                     found = around if (around.body, around.image) > (found.body, found.image) else found
             return replace(found, unit=step)
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)
             return Trial()
 
-    def _tried_with(self, grid: Grid, *, detours: bool) -> Trial:
+    def _tried_with(self, grid: Grid, detours: int = 0) -> Trial:
         picture, bright = self._picture(grid.height, grid.width), 2 * self.example(grid.height, grid.width)
         found, *others = self._tried_on(picture, grid, READINGS, detours)
         if others:  # which may be unlike where more is lit: a count of bright pixels, say

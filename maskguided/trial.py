@@ -35,8 +35,8 @@ class Trial:
     """Shapes of what padding, convolutions and reductions get that is no map of windows: of weights, mostly."""
     unit: int = 1
     """What windows are multiples of, in LR pixels."""
-    detours: bool = False
-    """Whether side branches run on the whole map (detours.py)."""
+    detours: int = 0
+    """See Exchange."""
 
 
 def grid_of_trial(model: nn.Module, patch: int, less: int) -> Grid:
@@ -59,7 +59,7 @@ def try_windows(
     grid: Grid,
     readings: Sequence[Reading] = READINGS,
     *,
-    detours: bool = False,
+    detours: int = 0,
 ) -> list[Trial]:
     """Run all windows of an image's `state`, whose maps are cut and whose vectors repeated, beside the whole.
 

@@ -1,0 +1,243 @@
+"""Side branches that windows are no multiple of run on the whole map."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import by_windows, difference, image, scaled
+from torch import nn
+from torch.nn import functional as F
+from toys import Base, Block, ResidualOutside, conv
+
+import maskguided
+from maskguided.context import make_context, watch
+from maskguided.exchange import Exchange
+from maskguided.patches import Grid, gather, scatter
+from maskguided.windows import on_windows
+
+
+def esa(x, *, size=lambda x: x.shape[2:], pool=F.max_pool2d):
+    """What ESA looks at: far around, by steps of 6 pixels."""
+    small = pool(F.conv2d(x, image(4, 4, 3, 3) - 0.5, stride=2), 7, 3)
+    small = F.conv2d(small, image(4, 4, 3, 3) - 0.5, padding=1)
+    return F.interpolate(small, size(x), mode="bilinear", align_corners=False)
+
+
+def two_levels(x):
+    """A pyramid: up to the size of its first level, and from there to that of the windows."""
+    first = F.avg_pool2d(x, kernel_size=3, stride=2)
+    second = F.max_pool2d(first, 3)
+    return F.interpolate(first + F.interpolate(second, first.shape[2:], mode="nearest"), list(x.shape[2:]))
+
+
+BRANCHES = {
+    "ESA": esa,
+    "to a size of numbers": lambda x: esa(x, size=lambda x: (int(x.shape[2]), int(x.shape[3]))),
+    "by means": lambda x: esa(x, pool=F.avg_pool2d),
+    "two levels": two_levels,
+    "two in a row": lambda x: esa(x + esa(x)),
+    "largest of 3x3": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "mean of 3x3": lambda x: F.avg_pool2d(x, 3, 1, padding=1, count_include_pad=False),
+    "a median pixel": lambda x: -F.max_pool2d(-F.max_pool2d(x, (1, 3), 1, (0, 1)), (3, 1), 1, (1, 0)),
+    "pool of all its own": lambda x: F.interpolate(F.max_pool2d(x, 5), x.shape[2:], mode="bilinear"),
+}
+
+
+def gated(branch):
+    return lambda x: x * torch.sigmoid(branch(x)) + F.conv2d(x, image(4, 4, 3, 3, seed=1) - 0.5, padding=1)
+
+
+def of_windows(operation, x, index, grid, *, gathered=False):
+    """What it makes of the chosen patches, at their place; NaN elsewhere."""
+    windows = gather(x, index, grid)
+    with Exchange(grid, index, [(windows, x)] if gathered else [], detours=1):
+        made = operation(windows)
+    return scatter(made, index, grid, onto=torch.full_like(x, torch.nan))
+
+
+def chosen(grid, batch, k, seed):
+    return torch.rand(batch, grid.count, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :k]
+
+
+GRIDS = {
+    "height": st.integers(21, 44), "width": st.integers(21, 44), "patch": st.sampled_from([5, 8, 16, 48]),
+    "halo": st.sampled_from([0, 3]), "batch": st.integers(1, 2), "seed": st.integers(0, 99),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+@given(**GRIDS)
+@settings(max_examples=15, deadline=None)
+def test_all_windows_make_the_whole_map(name, height, width, patch, halo, batch, seed):
+    grid, x = Grid(height, width, patch, halo), image(batch, 4, height, width, seed=seed)
+    index, operation = chosen(grid, batch, grid.count, seed), gated(BRANCHES[name])
+    whole = operation(x)
+    assert difference(of_windows(operation, x, index, grid), whole) < 1e-5
+    assert difference(of_windows(operation, x, index, grid, gathered=True), whole) < 1e-5
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+@given(**GRIDS, keep=st.floats(0, 1))
+@settings(max_examples=15, deadline=None)
+def test_what_nobody_refines_is_zero_to_a_detour(name, height, width, patch, halo, batch, seed, keep):
+    grid, x = Grid(height, width, patch), image(batch, 4, height, width, seed=seed)
+    index = chosen(grid, batch, max(1, grid.k(keep)), seed)  # of one patch, too
+    mask = grid.mask(index).repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None, :height, :width]
+    found = of_windows(gated(BRANCHES[name]), x, index, grid)
+    # A window at a narrow border was moved inward: it brings more of the map than its patch.
+    assert torch.equal(found.isnan(), ~mask.expand_as(found))
+    if height % patch == width % patch == 0:
+        assert difference(found.nan_to_num(), gated(BRANCHES[name])(x * mask) * mask) < 1e-5
+
+
+@pytest.mark.parametrize("name", sorted({*BRANCHES} - {"two in a row", "a median pixel"}))  # by then they are changed
+def test_from_windows_just_cut_a_detour_is_over_the_map_itself(name):
+    grid, x = Grid(24, 32, patch_size=8), image(2, 4, 24, 32)
+    index = chosen(grid, 2, 3, seed=0)
+    operation = BRANCHES[name]
+    found = of_windows(operation, x, index, grid, gathered=True)
+    assert difference(torch.where(found.isnan(), operation(x), found), operation(x)) < 1e-5
+
+
+class Attended(Block):
+    """A residual block with ESA, as RFDN, RLFN and BSRN have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.less, self.same, self.more = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 8, 1)
+        self.step, self.far = nn.Conv2d(4, 4, 3, stride=2), conv(4, 4)
+
+    def forward(self, x):
+        y = super().forward(x)
+        few = self.less(y)
+        far = self.far(F.max_pool2d(self.step(few), kernel_size=7, stride=3))
+        far = F.interpolate(far, (y.shape[2], y.shape[3]), mode="bilinear", align_corners=False)
+        return y * torch.sigmoid(4 * self.more(far + self.same(few)))
+
+
+def attending(block: type[nn.Module] = Attended) -> nn.Module:
+    net = ResidualOutside()
+    net.blocks = nn.ModuleList(block() for _ in range(4))
+    return scaled(net)
+
+
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_a_network_with_esa_exchanges_at_any_size(merge):
+    net = attending()
+    fast = maskguided.wrap(net, 2, merge=merge, keep=1)
+    assert (fast.exchange, fast.halo, fast.patch_size) == (True, 0, 8)
+    for size in ((32, 32), (27, 41), (16, 50), (17, 16)):
+        x = image(2, 3, *size)
+        assert difference(by_windows(fast, x), net(x)) < 1e-5
+    x = image(2, 3, 40, 50)
+    assert difference(by_windows(maskguided.wrap(net, 2, merge=merge, exchange=False, keep=1), x), net(x)) > 1e-4
+
+
+def test_one_patch_of_each_image_is_no_map_of_all():
+    net = attending()
+    fast = maskguided.wrap(net, 2, patch_size=8).eval()
+    x = image(2, 3, 24, 32)
+    base = fast.run_base(x)
+    index = torch.tensor([[5], [0]])
+    both = fast.refine(base, index)
+    for n in (0, 1):
+        alone = fast.run_base(x[n : n + 1])
+        assert difference(both[n : n + 1], fast.refine(alone, index[n : n + 1])) < 1e-5
+
+
+def test_a_context_counts_detours_as_the_windows_do():
+    """One guess for each padded convolution and each detour of the four blocks' last two, but those of what was just
+    cut, whose map is there."""
+    fast = maskguided.wrap(attending(), 2, patch_size=8)
+    context = make_context(fast.split, "features")
+    assert context is not None
+    assert [part.shape[1] for part in context.maps] == [8, 4, 8, 8, 4]
+    x = image(1, 3, 24, 40)
+    base, shown = fast.run_base(x), []
+    size = (base.grid.height, base.grid.width)
+    watch(fast.split, base.state, size, "features", lambda number, seen: shown.append((number, tuple(seen.shape))))
+    assert shown == [(number, (1, part.shape[1], *size)) for number, part in enumerate(context.maps)]
+    asked = []
+
+    def guess(number, seen):
+        asked.append(number)
+        return seen.new_zeros(len(seen), context.maps[number].shape[1])
+
+    kinds = {name: fast.split.kinds[name] for name in fast.split.reads}
+    on_windows(
+        fast.split.body, base.state, kinds, torch.tensor([[3, 1]]), base.grid, trial=fast.split.trial, exchange=True,
+        guess=guess, features=base.state[fast.split.features],
+    )  # fmt: skip
+    assert asked == [0, 1, 2, 3, 4]
+
+
+def test_a_guess_is_put_where_nobody_refines():
+    """Where the features at the cut tell all, what a detour sees is the map."""
+    grid, x = Grid(24, 36, patch_size=12), image(2, 4, 24, 36)
+    index, seen = torch.tensor([[0], [4]]), []
+
+    def guess(number, pixels):
+        seen.append(number)
+        return 2 * pixels[:, :-1]
+
+    windows = gather(2 * x, index, grid)
+    with Exchange(grid, index, guess=guess, features=x, detours=1):
+        found = esa(windows)
+    assert difference(found, gather(esa(2 * x), index, grid)) < 1e-5
+    assert seen == [0]
+
+
+def test_calibrate_fits_it():
+    net = attending()
+    photos = [image(1, 3, 48, 56, seed=n) for n in range(3)]
+    x = image(1, 3, 48, 56, seed=9)
+    drops = []
+    for fit in ("score", "all"):
+        fast = maskguided.wrap(net, 2, keep=0.5)
+        maskguided.calibrate(fast, photos, fit=fit)
+        fast.keep = 0.5
+        base = fast.run_base(x)
+        index = chosen(base.grid, 1, base.grid.k(0.5), seed=0)
+        mask = base.grid.mask(index).repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
+        drops.append(float(((fast.refine(base, index) - net(x)) * mask).square().mean()))
+    assert drops[1] < 0.9 * drops[0]
+
+
+class ToAVector(Base):
+    """Blocks whose side branch ends in one value of a channel, which no windows are cut from."""
+
+    class Block(Attended):
+        def forward(self, x):
+            y = Block.forward(self, x)
+            far = F.max_pool2d(self.step(self.less(y)), 3, 2).mean((2, 3), keepdim=True)
+            return y * torch.sigmoid(self.more(far))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(4))
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.finish(x)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_branch_that_ends_in_a_vector_works_for_a_batch(batch):
+    net, x = scaled(ToAVector()), image(batch, 3, 40, 33)
+    fast = maskguided.wrap(net, 2, keep=0.5)
+    assert fast(x).shape == net(x).shape
+    if fast.exchange:
+        assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+def test_gradients_are_those_of_the_whole_map():
+    grid, x = Grid(24, 27, patch_size=8), image(1, 4, 24, 27).requires_grad_()
+    index, operation = chosen(grid, 1, grid.count, seed=0), gated(esa)
+    with torch.enable_grad():
+        (parts,) = torch.autograd.grad(of_windows(operation, x, index, grid).square().sum(), x)
+        (whole,) = torch.autograd.grad(operation(x).square().sum(), x)
+    assert difference(parts, whole) < 1e-5
