@@ -26,8 +26,8 @@ from .architectures import ARCHITECTURES, NOT_TRIED, Architecture, seeded
 
 KEEP, SIDE = 0.25, 96
 HEAD = (
-    "| network | body | multiple | radius | law 1 | law 2 | law 3 | MACs | ONNX |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| network | body | multiple | radius | law 1 | law 2 | exchange | law 3 | MACs | ONNX |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 )
 LARGEST_RADIUS = 64  # LR pixels: with a larger one the window is larger than the image that law 2 is checked on
 
@@ -41,6 +41,7 @@ class Row:
     multiple_of: int = 1
     radius: str = ""
     laws: tuple[str, str, str] = ("", "", "")
+    exchange: str = ""
     macs: float = 0.0
     onnx: str = ""
     seconds: float = 0.0
@@ -72,6 +73,7 @@ def measured(name: str, model: nn.Module, parts: Split, seconds: float, onnx: bo
         facts.multiple_of,
         " / ".join(radii),
         (law_1(model, parts), law_2(model, parts), law_3(parts)),
+        exchanged(fast, model),
         fast.cost(SIDE, SIDE).ratio,
         exported(fast) if onnx else "",
         seconds,
@@ -95,6 +97,15 @@ def law_2(model: nn.Module, parts: Split) -> str:
     patch, halo = (round_up(length, step) for length in (8, radius))
     x = sample(parts, 1, 33, 2 * (patch + halo) + 7)
     fast = MaskGuided(parts, keep=1, patch_size=patch, halo=halo).eval()
+    base = fast.run_base(x)
+    return verdict(fast.refine(base, base.every), image_of(model(x.clone())), exact=False)
+
+
+def exchanged(fast: MaskGuided, model: nn.Module) -> str:
+    """All windows, with no halo, on two images, where windows exchange borders."""
+    if not fast.exchange:
+        return "no"
+    x = sample(fast.split, 2, 47, 61)
     base = fast.run_base(x)
     return verdict(fast.refine(base, base.every), image_of(model(x.clone())), exact=False)
 
@@ -134,7 +145,9 @@ def verdict(ours: Tensor, reference: Tensor, exact: bool) -> str:
 def line(r: Row) -> str:
     """Of the table of what is split."""
     one, two, three = r.laws
-    found = f"{r.body} | {r.multiple_of} | {r.radius} | {one} | {two} | {three} | {r.macs:.0%} | {r.onnx}"
+    found = (
+        f"{r.body} | {r.multiple_of} | {r.radius} | {one} | {two} | {r.exchange} | {three} | {r.macs:.0%} | {r.onnx}"
+    )
     return f"| {r.name} | {found} |"
 
 
@@ -153,6 +166,8 @@ def table(rows: list[Row]) -> str:
         "- *law 1*: the parts together are the network, 2 images of 47x61 (or the next size that it takes).",
         "- *law 2*: all windows with a halo of the radius are the network, to 1e-5; *global*: does not apply;",
         f"  *radius*: larger than {LARGEST_RADIUS}, not checked.",
+        "- *exchange*: all windows that see their neighbours, with no halo, are the network, to 1e-5, on 2 images of",
+        "  47x61; *no*: here windows do not, and have a halo.",
         "- *law 3*: keep=0 is the coarse image; *light*: blocks cannot be left out, a light tail makes that image.",
         f"- *MACs*: at keep={KEEP:g} on {SIDE}x{SIDE} LR pixels, default patch and halo, of the dense network's. These",
         "  instances are narrow and shallow: a real one, with more blocks before its tail, saves more.",
@@ -188,7 +203,11 @@ def main() -> None:
                 with args.rows.open("a") as file:
                     file.write(json.dumps(asdict(rows[-1])) + "\n")
             r = rows[-1]
-            print(r.name, r.reason or (r.body, r.multiple_of, r.radius, r.laws, f"{r.seconds:.1f} s"), file=sys.stderr)
+            print(
+                r.name,
+                r.reason or (r.body, r.multiple_of, r.radius, r.laws, r.exchange, f"{r.seconds:.1f} s"),
+                file=sys.stderr,
+            )
     print(table(rows))
 
 

@@ -32,4 +32,5 @@ def test_it_is_split_and_obeys_the_laws(name):
     one, two, three = found.laws
     assert one == three == "exact"
     assert two in ("exact", "holds", "global", "radius")
+    assert found.exchange in ("exact", "holds", "no")
     assert found.macs < 1.3
