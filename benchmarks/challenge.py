@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -29,6 +30,15 @@ from .architectures import Architecture
 from .networks import HEAD, line, row
 
 
+class Entry(NamedTuple):
+    """A network of a challenge."""
+
+    name: str
+    model: nn.Module
+    data_range: float
+    """What its images are multiplied by, which are in 0..1 elsewhere."""
+
+
 class _Weights(dict[str, Any]):
     """What stands in a weight file, whatever it is looked for under: nothing."""
 
@@ -36,25 +46,46 @@ class _Weights(dict[str, Any]):
         return self
 
 
-def entries(folder: Path) -> tuple[list[int], Callable[[int], nn.Module]]:
-    """The numbers of the entries, and what makes the entry of a number; it raises what the entry's code raises."""
+def entries(folder: Path, trained: bool = False) -> tuple[list[int], Callable[[int], Entry]]:
+    """The numbers of the entries, and what makes the entry of a number, with its weights if it is to be `trained`; it
+    raises what the entry's code raises."""
+    import_basicsr("basicsr.archs")  # some register themselves there
+    sys.path.insert(0, str(folder.resolve()))
     source = ast.parse((folder / "test_demo.py").read_text())
     (select,) = (part for part in source.body if isinstance(part, ast.FunctionDef) and part.name == "select_model")
     choice = next(i for i, part in enumerate(select.body) if isinstance(part, ast.If))
     tests = (part for part in ast.walk(select.body[choice]) if isinstance(part, ast.Compare))
     numbers = [ast.literal_eval(test.comparators[0]) for test in tests if ast.unparse(test.left) == "model_id"]
-    select.body[choice + 1 :] = ast.parse("return model").body  # what comes after freezes the weights
+    select.body[choice + 1 :] = ast.parse("return model, data_range").body  # what comes after freezes the weights
     names: dict[str, Any] = {"torch": torch, "os": os, "F": F}
     exec(compile(ast.Module([select], []), str(folder / "test_demo.py"), "exec"), names)
 
-    def build(number: int) -> nn.Module:
-        blank = patch.object(nn.Module, "load_state_dict", lambda *args, **kwargs: None)
-        nothing = patch.object(torch, "load", lambda *args, **kwargs: _Weights())
-        with blank, nothing, contextlib.redirect_stdout(io.StringIO()):
-            model: nn.Module = names["select_model"](argparse.Namespace(model_id=number), torch.device("cpu"))
-        return model
+    def build(number: int) -> Entry:
+        with weights_of(folder) if trained else no_weights(), contextlib.redirect_stdout(io.StringIO()):
+            model, data_range = names["select_model"](argparse.Namespace(model_id=number), torch.device("cpu"))
+        return Entry(f"{number} {type(model).__name__}", model.eval(), data_range)
 
     return numbers, build
+
+
+@contextlib.contextmanager
+def no_weights() -> Iterator[None]:
+    """Within it, files of weights need not be there, and nothing is taken from them."""
+    blank = patch.object(nn.Module, "load_state_dict", lambda *args, **kwargs: None)
+    with blank, patch.object(torch, "load", lambda *args, **kwargs: _Weights()):
+        yield
+
+
+@contextlib.contextmanager
+def weights_of(folder: Path) -> Iterator[None]:
+    """Within it, weights are read from `folder`, and nothing else is unpickled."""
+    read, before = functools.partial(torch.load, map_location="cpu", weights_only=True), Path.cwd()
+    os.chdir(folder)
+    try:
+        with patch.object(torch, "load", lambda path, *args, **kwargs: read(path)):
+            yield
+    finally:
+        os.chdir(before)
 
 
 def main() -> None:
@@ -67,18 +98,16 @@ def main() -> None:
         raise SystemExit(f"{args.folder}: no test_demo.py there; give a checkout of NTIRE2022_ESR or NTIRE2024_ESR")
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
-    import_basicsr("basicsr.archs")  # some register themselves there
-    sys.path.insert(0, str(args.folder))
     numbers, build = entries(args.folder)
     print("\n".join(HEAD))
     split, refused, not_built = 0, [], []
     for number in args.only or numbers:
         try:
-            model = build(number)
+            name, model, _ = build(number)
         except Exception as error:  # whatever a foreign network raises: a package is missing, or a GPU
             not_built.append(f"{number}: {type(error).__name__}: {error}".splitlines()[0])
             continue
-        found = row(Architecture(f"{number} {type(model).__name__}", model.eval, 4))
+        found = row(Architecture(name, model.eval, 4))
         split += not found.reason
         if found.reason:
             refused.append(f"{found.name}: {found.reason}")

@@ -45,6 +45,8 @@ class Way:
     compiled: bool = False
     patch_size: int | None = None
     halo: int | None = None
+    exchange: bool | None = None
+    """Of these three, None is what wrap chooses."""
 
     def ready(self, model: nn.Module) -> nn.Module:
         """`model` in eval mode, channels_last, where and as it is to run."""
@@ -90,7 +92,7 @@ def measure(
     """A row for each keep; `name` is what the rows call the network."""
     model, x = way.ready(model), way.image(*size)
     split = maskguided.split(model, "auto")
-    fast = MaskGuided(split, merge=merge, patch_size=way.patch_size, halo=way.halo)
+    fast = MaskGuided(split, merge=merge, patch_size=way.patch_size, halo=way.halo, exchange=way.exchange)
     way.ready(fast)
     state = split.prefix(x)
     coarse, deep = split.skip(state), split.body(state)

@@ -99,7 +99,7 @@ def main() -> None:
     table = Table("peers", f"Engine efficiency; cpu, float32, channels_last, {args.rounds} rounds", args.threads)
     net = published(args.mga)
     table.add(measure_published(net, keeps, size, Way(args.rounds)))
-    for way in (Way(args.rounds, patch_size=PATCH, halo=1), Way(args.rounds)):
+    for way in (Way(args.rounds, patch_size=PATCH, halo=1, exchange=False), Way(args.rounds)):
         rows = measure("RFDN, maskguided", Rfdn(net.base), None, keeps, size, way)
         columns = ("network", "size", "window", "keep", "efficiency", "spread")
         table.add({column: row[column] for column in columns} for row in rows)

@@ -17,6 +17,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "roll": ("input", "shifts", "dims"),
     "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     "avg_pool2d": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    "adaptive_max_pool2d": ("input", "output_size", "return_indices"),
+    "adaptive_avg_pool2d": ("input", "output_size"),
 }
 """Their arguments in order."""
 

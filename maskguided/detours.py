@@ -1,9 +1,10 @@
 """Detours over the whole map: what looks far at little cost, by steps that windows are no multiple of.
 
 Efficient networks look around in a side branch of few channels: a convolution with a stride and no padding, a pool that
-overlaps, and by an interpolation back to the size that it left at (ESA: Liu et al., "Residual Feature Aggregation
-Network for Image Super-Resolution", CVPR 2020). On a window that would be another branch. So where it leaves, the
-windows are put into a map; it runs on that; and what comes back is cut into windows.
+overlaps, or one to an eighth of the map's size, and by an interpolation back to the size that it left at (ESA: Liu et
+al., "Residual Feature Aggregation Network for Image Super-Resolution", CVPR 2020; SAFM: Sun et al., "Spatially-Adaptive
+Feature Modulation for Efficient Image Super-Resolution", ICCV 2023). On a window that would be another branch. So where
+it leaves, the windows are put into a map; it runs on that; and what comes back is cut into windows.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from .arguments import pair, steps_of
 from .patches import Grid, gather, scatter
 
 _POOLS = ("max_pool2d", "avg_pool2d")
+_ADAPTIVE_POOLS = ("adaptive_max_pool2d", "adaptive_avg_pool2d")
+_STEPS = (2, 4, 8, 16, 32, 64)
+"""By one of these a network divides a map's size to have that of a pooled one: a window's two sizes do not tell which
+other number it is."""
 _Size = tuple[int, int]
 
 
@@ -38,6 +43,8 @@ class Detours:
     def leave_at(self, name: str, given: dict[str, Any]) -> bool:
         """Whether a function does on windows what it does not on a map: pools that overlap, and steps that windows
         need not be a multiple of."""
+        if name in _ADAPTIVE_POOLS:
+            return isinstance(given["output_size"], (tuple, list))  # else of a number, whatever the map's size
         if name not in (*_POOLS, "conv2d"):
             return False
         steps = steps_of(given)
@@ -48,6 +55,20 @@ class Detours:
         """Whether what a conv2d or a pool makes of a map falls into windows, whatever their size."""
         steps, x = steps_of(given), given["input"]
         return steps.fit(x) and all(self.unit * x.shape[2] % (self.grid.window[0] * side) == 0 for side in steps.stride)
+
+    def take(self, func: Any, given: dict[str, Any], canvas: Tensor) -> Tensor:
+        """What `func` makes of windows that have been put into `canvas`: a map, or windows where it comes back at once.
+
+        Raises:
+            ValueError: it pools windows to a size that does not say to which a map is pooled.
+        """
+        windows = given["input"]
+        given = {**given, "input": self.out(windows, canvas)}
+        if "output_size" in given:
+            sides = zip(windows.shape[2:], given["output_size"], canvas.shape[2:], strict=True)
+            return func(**{**given, "output_size": [_pooled(*side) for side in sides]})  # type: ignore[no-any-return]
+        whole: Tensor = func(**given)
+        return self.back(whole) if self.comes_back_at({**given, "input": windows}) else whole
 
     def out(self, windows: Tensor, canvas: Tensor) -> Tensor:
         """(B*k, C, r*h, r*w), put into a canvas (B, C, r*H, r*W).
@@ -74,6 +95,18 @@ class Detours:
             given = {**given, "size": self.left.get(size, size)}
         result: Tensor = func(**given)
         return self.back(result) if _size_of(result) in self.left.values() else result
+
+
+def _pooled(window: int, to: int, whole: int) -> int:
+    """To how many pixels a map of `whole` is pooled, if a window is pooled `to` so many.
+
+    >>> _pooled(16, 2, 47)
+    5
+    """
+    step = next((step for step in _STEPS if to and window // step == to), None)
+    if step is None:
+        raise ValueError(f"{window} pixels pooled to {to}, which is no half, quarter, eighth ... of them")
+    return whole // step
 
 
 def _size_of(x: Tensor) -> _Size:

@@ -350,9 +350,7 @@ def _roll(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
 
 def _detour(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     assert exchange.detours is not None
-    x = given["input"]
-    whole: Tensor = func(**{**given, "input": exchange.detours.out(x, exchange.canvas(x))})
-    return exchange.detours.back(whole) if exchange.detours.comes_back_at(given) else whole
+    return exchange.detours.take(func, given, exchange.canvas(given["input"]))
 
 
 def _alone(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:

@@ -32,7 +32,15 @@ def two_levels(x):
     return F.interpolate(first + F.interpolate(second, first.shape[2:], mode="nearest"), list(x.shape[2:]))
 
 
+def safm(x, step=8):
+    """SAFM's level of an eighth."""
+    small = F.adaptive_max_pool2d(x, (x.shape[2] // step, x.shape[3] // step))
+    return F.interpolate(F.conv2d(small, image(4, 1, 3, 3), padding=1, groups=4), x.shape[2:], mode="nearest")
+
+
 BRANCHES = {
+    "SAFM": safm,
+    "SAFM, several levels": lambda x: safm(x, 2) + safm(x, 4).roll(1, 1),
     "ESA": esa,
     "to a size of numbers": lambda x: esa(x, size=lambda x: (int(x.shape[2]), int(x.shape[3]))),
     "by means": lambda x: esa(x, pool=F.avg_pool2d),
@@ -67,10 +75,16 @@ GRIDS = {
 }  # fmt: skip
 
 
+def least(name):
+    """The patch on which a branch runs: SAFM takes an eighth of it."""
+    return 8 if name.startswith("SAFM") else 1
+
+
 @pytest.mark.parametrize("name", BRANCHES)
 @given(**GRIDS)
 @settings(max_examples=15, deadline=None)
 def test_all_windows_make_the_whole_map(name, height, width, patch, halo, batch, seed):
+    patch = max(patch, least(name))
     grid, x = Grid(height, width, patch, halo), image(batch, 4, height, width, seed=seed)
     index, operation = chosen(grid, batch, grid.count, seed), gated(BRANCHES[name])
     whole = operation(x)
@@ -82,6 +96,7 @@ def test_all_windows_make_the_whole_map(name, height, width, patch, halo, batch,
 @given(**GRIDS, keep=st.floats(0, 1))
 @settings(max_examples=15, deadline=None)
 def test_what_nobody_refines_is_zero_to_a_detour(name, height, width, patch, halo, batch, seed, keep):
+    patch = max(patch, least(name))
     grid, x = Grid(height, width, patch), image(batch, 4, height, width, seed=seed)
     index = chosen(grid, batch, max(1, grid.k(keep)), seed)  # of one patch, too
     mask = grid.mask(index).repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None, :height, :width]
@@ -99,6 +114,13 @@ def test_from_windows_just_cut_a_detour_is_over_the_map_itself(name):
     operation = BRANCHES[name]
     found = of_windows(operation, x, index, grid, gathered=True)
     assert difference(torch.where(found.isnan(), operation(x), found), operation(x)) < 1e-5
+
+
+def test_a_pool_to_a_size_that_says_nothing_is_refused():
+    grid, x = Grid(24, 36, patch_size=12), image(1, 4, 24, 36)
+    for to in (0, 4):
+        with Exchange(grid, torch.tensor([[0, 1]]), detours=1), pytest.raises(ValueError, match=f"12 pixels .* {to},"):
+            F.adaptive_avg_pool2d(gather(x, torch.tensor([[0, 1]]), grid), (to, to))
 
 
 class Attended(Block):
