@@ -260,20 +260,24 @@ class Split(ABC):
 
     def _tried(self) -> Trial:
         step = self.multiple_of
-        patch = round_up(max(8, -(-self.probe.least // 2) + step), step)
-        while step <= LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
-            patch += step  # a pool by 2 or 3 before a global mean fits by chance where it divides the patch
-        grid = grid_of_trial(self.model, patch, less=min(step, patch - step))
         try:
             with untouched(self.model):
-                found = self._tried_with(grid)
-                if not found.image:
-                    around = self._tried_with(grid, detours=step)
+                found = self._tried_with(self._grid(-(-self.probe.least // 2) + step))
+                if not found.image:  # pools of a map's part take no smaller windows than images
+                    around = self._tried_with(self._grid(self.probe.least), detours=step)
                     found = around if (around.body, around.image) > (found.body, found.image) else found
             return replace(found, unit=step)
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)
             return Trial()
+
+    def _grid(self, least: int) -> Grid:
+        """For a trial, with patches of at least so many LR pixels."""
+        step = self.multiple_of
+        patch = round_up(max(8, least), step)
+        while step <= LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
+            patch += step  # a pool by 2 or 3 before a global mean fits by chance where it divides the patch
+        return grid_of_trial(self.model, patch, less=min(step, patch - step))
 
     def _tried_with(self, grid: Grid, detours: int = 0) -> Trial:
         picture, bright = self._picture(grid.height, grid.width), 2 * self.example(grid.height, grid.width)
