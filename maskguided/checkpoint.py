@@ -16,6 +16,7 @@ from .adapter import AUTOMATIC, Adapter
 from .errors import ArgumentError, CannotSplit, CheckpointError, warn
 from .gain import GainEstimate
 from .guided import MaskGuided
+from .head import BLURS
 from .networks import load_network
 from .probing import in_eval_mode, refuse_wrapped
 from .values import as_path
@@ -231,8 +232,10 @@ def _check_same(path: str | Path, base: Mapping[str, Any], own: Mapping[str, Any
 def with_what_is_newer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` of a wrapped network, with what older files lack.
 
-    Their score was linear in the energies themselves, and their estimate knew nothing of the patches around.
+    Their score was linear in the energies themselves, and looked at the coarse image as well, which it no longer does;
+    their estimate knew nothing of the patches around.
     """
+    tensors = {name: v[: len(BLURS)] if name == "linear.weight" else v for name, v in tensors.items()}
     root = {"linear.root": torch.ones(())} if "linear.weight" in tensors else {}
     around = {"estimate.around": torch.zeros_like(tensors[_ESTIMATE])} if _ESTIMATE in tensors else {}
     return {**root, **around, **tensors}

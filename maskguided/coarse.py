@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import ArgumentError
-from .patches import continued
+from .patches import continued, is_channels_last
 from .probing import untouched
 from .split import Split, State
 
@@ -46,6 +46,8 @@ class LightTail(nn.Module):
         kernel, made = (1 if branch == "residual" else 3), out_channels * factor**2
         self.conv = nn.Conv2d(in_channels, made, kernel, padding=kernel // 2)
         self.branch = None if branch is None else _BRANCHES[branch](in_channels, made)
+        self.register_buffer("bilinear", _bilinear(scale).repeat(out_channels, 1, 1, 1), persistent=False)
+        self.bilinear: Tensor
         for part in (self.conv, *([] if self.branch is None else [self.branch[-1]])):
             for parameter in part.parameters():
                 nn.init.zeros_(parameter)
@@ -55,10 +57,28 @@ class LightTail(nn.Module):
         detail = self.conv(features)
         if self.branch is not None:
             detail = detail.add_(self.branch(features))
-        detail = F.pixel_shuffle(detail, self.factor)
-        x = continued(x, *(side // self.scale for side in detail.shape[2:]))
-        bilinear = F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)
-        return bilinear.add_(detail)
+        x = continued(x, *(side * self.factor // self.scale for side in features.shape[2:]))
+        layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
+        wide = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=layout)
+        larger = F.conv2d(wide, self.bilinear, groups=x.shape[1])
+        if self.factor == self.scale:
+            return F.pixel_shuffle(detail.add_(larger), self.scale)
+        return F.pixel_shuffle(larger, self.scale).add_(F.pixel_shuffle(detail, self.factor))
+
+
+def _bilinear(scale: int) -> Tensor:
+    """(scale**2, 1, 3, 3): each of the pixels that bilinear interpolation makes of one, from those around it.
+
+    A convolution and one PixelShuffle take half of the time of an interpolation beside it on a CPU.
+
+    >>> _bilinear(2)[0, 0] * 16      # a quarter of a pixel above and left of its middle
+    tensor([[1., 3., 0.],
+            [3., 9., 0.],
+            [0., 0., 0.]])
+    """
+    offset = (torch.arange(scale) + 0.5) / scale - 0.5
+    along = torch.stack([(-offset).clamp_min(0), 1 - offset.abs(), offset.clamp_min(0)], 1)
+    return torch.einsum("ay,bx->abyx", along, along).reshape(scale**2, 1, 3, 3)
 
 
 class CopiedTail(nn.Module):

@@ -62,7 +62,7 @@ def log_energies(base: Base, features: str, patch: int) -> Tensor:
         patch: side of a patch in LR pixels.
     """
     own = base.state[features].float().square()
-    means = energies(base.x_on_grid, None, patch), pool(own, patch * own.shape[-1] // base.grid.width)
+    means = energies(base.x_on_grid, patch), pool(own, patch * own.shape[-1] // base.grid.width)
     return (torch.cat(means, 1) + LEAST).log()
 
 

@@ -68,7 +68,7 @@ class MaskGuided(Knobs):
             Default: "copy"; "light", with merge="image", where blocks cannot be left out.
         coarse_on: for merge="image": where the coarse tail runs. "all": everywhere; "unrefined": on the patches that
             are not refined, which saves its work on the others and loses a little at their borders, where its
-            convolutions see zeros. Scorers that look at the coarse image ("coarse", "linear") need it everywhere.
+            convolutions see zeros. Scorer "coarse" needs it everywhere.
         global_ops: what a mean over the whole map (channel attention and the like) sees in the refined blocks.
             "image": all the windows that are refined in an image together; "window": each window alone, as in
             the paper; "refuse": raise an ArgumentError for a network that has one.
@@ -119,7 +119,7 @@ class MaskGuided(Knobs):
             raise ArgumentError(f"head={head!r}; give the settings of the mask head in a dict, as {{'hidden': 16}}")
         check_arguments("head", head or {}, MaskHead, skip=1)
         self.head = MaskHead(split.feature_channels, **(head or {}))
-        self.linear = LinearScore(with_coarse=merge == "image")
+        self.linear = LinearScore()
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
         self.coarse_tail_kind: CoarseTail = coarse_tail
         self.constants = split.constants
@@ -213,7 +213,7 @@ class MaskGuided(Knobs):
         if self.scorer == "head":
             return self.head_score(base.state[self.split.features], base.grid)
         if self.scorer == "linear":
-            score: Tensor = self.linear(self.energies(base))
+            score: Tensor = self.linear(energies(base.x_on_grid, self.patch_size))
             return score
         if self.scorer == "input":
             return high_frequency(base.x_on_grid, self.patch_size)
@@ -224,11 +224,6 @@ class MaskGuided(Knobs):
         """The mask head's score of features at the cut, (B, rows, cols), float32."""
         score: Tensor = self.head(features, self.patch_size * features.shape[-1] // grid.width)
         return score
-
-    def energies(self, base: Base) -> Tensor:
-        """What the linear score looks at, (B, terms, rows, cols)."""
-        coarse = None if self.coarse_tail is None else self._on_grid(self._coarse(base), base)
-        return energies(base.x_on_grid, coarse, self.patch_size)
 
     def _refine_features(self, base: Base, index: Tensor, last: bool) -> State:
         """From cut to cut: the windows of those patches that go on replace what stands in for them."""
@@ -275,7 +270,7 @@ class MaskGuided(Knobs):
     def _around(self, base: Base, index: Tensor, patches: Tensor, last: bool) -> Tensor:
         """The image (B, C', s*H', s*W') that refined patches are put into."""
         covered, everywhere = index.shape[1] == base.grid.count, self.coarse_on == "all"
-        if not covered and (everywhere or self.scorer in ("coarse", "linear")):
+        if not covered and (everywhere or self.scorer == "coarse"):
             return self._on_grid(self._coarse(base, last), base)
         size = base.grid.height * self.scale, base.grid.width * self.scale
         layout = torch.channels_last if is_channels_last(base.x) else torch.contiguous_format

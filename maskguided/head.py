@@ -66,21 +66,17 @@ class MaskHead(nn.Module):
 
 
 class LinearScore(nn.Module):
-    """A score in closed form: a linear predictor of the error of a patch from energies of its images (see `energies`).
+    """A score in closed form: a linear predictor of a patch's error from energies of the LR image (see `energies`).
 
     Both are taken to their cube roots. Squared errors of patches spread over many orders of magnitude: a regression of
     the errors themselves knows only the few largest, and ranks the others worse than the input alone does
     (docs/benchmarks.md). `calibrate` fits the weights; before that only the finest detail of the input counts, as in
-    scorer="input".
-
-    Args:
-        with_coarse: whether the coarse image is there to look at (merge="image").
+    scorer="input". Energies of the coarse image would be worth less than the time that they take (docs/benchmarks.md).
     """
 
-    def __init__(self, with_coarse: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        terms = len(BLURS) + 2 * with_coarse
-        self.weight = nn.Parameter(torch.eye(terms)[0], requires_grad=False)
+        self.weight = nn.Parameter(torch.eye(len(BLURS))[0], requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.register_buffer("root", torch.tensor(ROOT))
         self.root: Tensor
@@ -95,25 +91,18 @@ class LinearScore(nn.Module):
         return torch.einsum("btij,t->bij", seen, self.weight.float()) + self.bias.float()
 
 
-def energies(x: Tensor, coarse: Tensor | None, patch: int) -> Tensor:
-    """What the linear score looks at, mean squares over each patch: (B, terms, rows, cols), float32.
-
-    What blurs of 3x3, 5x5 and 9x9 take from the LR image; where there is a coarse image, also what it has beyond the
-    bilinear one, and what a 3x3 blur takes from that.
+def energies(x: Tensor, patch: int) -> Tensor:
+    """What the linear score looks at, mean squares over each patch of what blurs of 3x3, 5x5 and 9x9 take from it.
 
     Args:
-        x: (B, C, H, W), any range.
-        coarse: (B, C', s*H, s*W).
+        x: (B, C, H, W), the LR image, any range.
         patch: side of a patch in LR pixels.
+
+    Returns:
+        (B, 3, rows, cols), float32.
     """
     grey = x.float().mean(1, keepdim=True)
-    found = [pool(_detail(grey, size).square(), patch) for size in BLURS]
-    if coarse is not None:
-        scale = coarse.shape[-1] // x.shape[-1]
-        bilinear = F.interpolate(grey, scale_factor=float(scale), mode="bilinear", align_corners=False)
-        beyond = coarse.float().mean(1, keepdim=True) - bilinear
-        found += [pool(e.square(), patch * scale) for e in (beyond, _detail(beyond))]
-    return torch.cat(found, 1)
+    return torch.cat([pool(_detail(grey, size).square(), patch) for size in BLURS], 1)
 
 
 def pool(x: Tensor, patch: int) -> Tensor:

@@ -14,6 +14,7 @@ from maskguided import ArgumentError, pictures
 from maskguided.adapters.pan_net import PAN
 from maskguided.calibration import prices
 from maskguided.calibration.closed_form import Known, common_directions, fit_tail
+from maskguided.coarse import LightTail
 from maskguided.error_map import patch_error
 from maskguided.networks import load_network
 from maskguided.patches import select
@@ -146,7 +147,7 @@ def test_the_linear_score_ranks_small_errors_as_well_as_large_ones():
 def test_a_score_that_was_linear_in_the_energies_stays_so_until_it_is_fitted(tmp_path):
     fast, x = wrapped(scorer="linear"), image(1, 3, 30, 30)
     fast.linear.root.fill_(1)
-    fast.linear.weight.copy_(torch.tensor([1.0, -0.5, 0.3, 0.2, 0.1]))
+    fast.linear.weight.copy_(torch.tensor([1.0, -0.5, 0.3]))
     expected = fast.score(fast.run_base(x))
     maskguided.save(fast, tmp_path / "new.safetensors")
     from safetensors import safe_open
@@ -154,12 +155,22 @@ def test_a_score_that_was_linear_in_the_energies_stays_so_until_it_is_fitted(tmp
 
     tensors = load_file(tmp_path / "new.safetensors")
     del tensors["linear.root"]
+    tensors["linear.weight"] = torch.cat([tensors["linear.weight"], torch.tensor([0.2, 0.1])])  # of the coarse image
     with safe_open(tmp_path / "new.safetensors", "pt") as file:
         save_file(tensors, tmp_path / "old.safetensors", metadata=file.metadata())
     again = maskguided.load(tmp_path / "old.safetensors", fast.unwrap())
     assert torch.equal(again.score(again.run_base(x)), expected)
     maskguided.calibrate(again, photographs(2), fit="score")
     assert again.linear.root < 0.5
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_an_unfitted_light_tail_is_the_bilinear_image(scale):
+    tail = LightTail("features", 8, 3, scale=scale, factor=scale)
+    for size in ((1, 1), (7, 12)):
+        x, features = image(2, 3, *size), image(2, 8, *size)
+        expected = F.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)
+        assert difference(tail({"features": features}, x), expected) < 1e-6
 
 
 def test_a_cost_budget_is_met_and_used():

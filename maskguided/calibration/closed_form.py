@@ -15,7 +15,7 @@ from ..context import make_context, watch
 from ..error_map import patch_error
 from ..gain import LEAST, GainEstimate, around, log_energies
 from ..guided import MaskGuided
-from ..head import ROOT
+from ..head import ROOT, energies
 from ..patches import continued, select
 
 _RIDGE = 1e-4  # of the mean energy of a feature
@@ -94,20 +94,20 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
 
     An image counts for more where its dense image is nearer to the truth: there the same error costs more dB.
     """
-    energies, errors, counts = [], [], []
+    seen, errors, counts = [], [], []
     for known in images:
         base = fast.run_base(known.lr)
         error = patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every)).flatten()
-        energies.append(fast.energies(base).flatten(2)[0].cpu().double())
+        seen.append(energies(base.x_on_grid, fast.patch_size).flatten(2)[0].cpu().double())
         errors.append(error.cpu().double())
         counts.append(torch.full_like(errors[-1], 1 / (known.floor * len(error))))
     fast.linear.root.fill_(ROOT)  # one loaded from an older file had none
-    seen, target = fast.linear.compressed(torch.cat(energies, 1)), fast.linear.compressed(torch.cat(errors))
+    roots, target = fast.linear.compressed(torch.cat(seen, 1)), fast.linear.compressed(torch.cat(errors))
     share = torch.cat(counts) / torch.cat(counts).sum()  # by which each patch counts
-    mean, target_mean = (seen * share).sum(1, keepdim=True), (target * share).sum()
-    std = ((seen - mean).square() * share).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-    standardised = (seen - mean) / std
-    gram = (standardised * share) @ standardised.T + 1e-3 * torch.eye(len(seen), dtype=torch.float64)
+    mean, target_mean = (roots * share).sum(1, keepdim=True), (target * share).sum()
+    std = ((roots - mean).square() * share).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
+    standardised = (roots - mean) / std
+    gram = (standardised * share) @ standardised.T + 1e-3 * torch.eye(len(roots), dtype=torch.float64)
     weights = torch.linalg.solve(gram, (standardised * share) @ (target - target_mean)) / std[:, 0]
     largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
     fast.linear.weight.copy_(weights / largest)
