@@ -97,6 +97,8 @@ class Exchange(TorchFunctionMode):
         nobody = torch.full((index.shape[0], grid.count), -1, device=index.device)
         self.owner = nobody.scatter(1, index, number)
         self.rings: dict[tuple[Any, ...], _Ring] = {}
+        self.everywhere: dict[tuple[int, int], Tensor] = {}
+        """What a guess sees of a map of that size."""
         self.shifts = Shifts(grid, index, self.owner)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -129,11 +131,13 @@ class Exchange(TorchFunctionMode):
         batch = self.owner.shape[0]
         if self.guess is None:
             return x.new_zeros(batch, x.shape[1], height, width)
-        rows, cols = (torch.arange(side, device=x.device) for side in (height, width))
-        rows, cols = (side.expand(batch, 1, -1) for side in (rows.repeat_interleave(width), cols.repeat(height)))
+        if (height, width) not in self.everywhere:
+            rows, cols = (torch.arange(side, device=x.device) for side in (height, width))
+            rows, cols = (side.expand(batch, 1, -1) for side in (rows.repeat_interleave(width), cols.repeat(height)))
+            self.everywhere[height, width] = self._seen(rows, cols, (height, width)).to(x.dtype)
         self.calls += 1
-        seen = self._seen(rows, cols, (height, width)).to(x.dtype)
-        return self.guess(self.calls - 1, seen).view(batch, height, width, -1).permute(0, 3, 1, 2)
+        guessed = self.guess(self.calls - 1, self.everywhere[height, width])
+        return guessed.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def padded(self, x: Tensor, sides: Sides, mode: str = "constant") -> Tensor:
         """`x` (B*k, C, h, w) with that many pixels added at its sides, from the neighbours where they are refined."""
