@@ -49,6 +49,8 @@ class _Weights(dict[str, Any]):
 def entries(folder: Path, trained: bool = False) -> tuple[list[int], Callable[[int], Entry]]:
     """The numbers of the entries, and what makes the entry of a number, with its weights if it is to be `trained`; it
     raises what the entry's code raises."""
+    if not (folder / "test_demo.py").is_file():
+        raise SystemExit(f"{folder}: no test_demo.py there; give a checkout of NTIRE2022_ESR or NTIRE2024_ESR")
     import_basicsr("basicsr.archs")  # some register themselves there
     sys.path.insert(0, str(folder.resolve()))
     source = ast.parse((folder / "test_demo.py").read_text())
@@ -94,8 +96,6 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of entries; default: all")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    if not (args.folder / "test_demo.py").is_file():
-        raise SystemExit(f"{args.folder}: no test_demo.py there; give a checkout of NTIRE2022_ESR or NTIRE2024_ESR")
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     numbers, build = entries(args.folder)
