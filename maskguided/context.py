@@ -63,13 +63,8 @@ class Watch(Exchange):
         self, maps: Sequence[Tensor], size: tuple[int, int], show: Callable[[int, Tensor], None], trial: Trial
     ) -> None:
         batch = torch.zeros(maps[0].shape[0], 1, dtype=torch.long, device=maps[0].device)
-        super().__init__(
-            Grid(*size, max(size)),
-            batch,
-            [(value, value) for value in maps],
-            strangers=trial.strangers,
-            detours=trial.detours,
-        )
+        grid, cut = Grid(*size, max(size)), [(value, value) for value in maps]
+        super().__init__(grid, batch, cut, strangers=trial.strangers, detours=trial.detours)
         self.show = show
 
     def canvas(self, x: Tensor) -> Tensor:

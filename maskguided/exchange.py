@@ -31,6 +31,8 @@ from .detours import Detours
 from .patches import Grid
 from .shifts import Shifts
 
+_ENDS = ("interpolate", "conv2d", "pad")
+"""What may bring a detour back to the size that it left at."""
 _ADDS = ("add", "add_", "__add__", "__iadd__")
 Guess = Callable[[int, Tensor], Tensor]
 _REACH = {"bilinear": 1, "bicubic": 2}
@@ -69,8 +71,8 @@ class Exchange(TorchFunctionMode):
         features: (B, F, r*H, r*W), what it guesses from.
         strangers: shapes of tensors that are no windows though there may be as many of them.
         noted: where the shapes of such tensors are kept.
-        detours: what windows are multiples of, in LR pixels, where side branches that do not fit that run on the whole
-            map (detours.py); 0: none does.
+        detours: what windows are multiples of, in LR pixels, if side branches that do not fall into windows run on the
+            whole map (detours.py); 0: they do not.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class Exchange(TorchFunctionMode):
         if self._are_windows(_channels_first(x, given)):
             leaves = self.detours is not None and self.detours.leave_at(name, given)
             return (_detour if leaves else _SEEN.get(name, _alone))(self, func, given)
-        if self.detours is not None and self.detours.has(x):
+        if name in _ENDS and self.detours is not None and self.detours.has(x):
             return self.detours.go_on(func, given)
         return func(*args, **kwargs)
 

@@ -38,7 +38,17 @@ def safm(x, step=8):
     return F.interpolate(F.conv2d(small, image(4, 1, 3, 3), padding=1, groups=4), x.shape[2:], mode="nearest")
 
 
+def mixed(x):
+    """What a branch may do on its way that is no step of a detour: a roll, an unfold, padding back to the size."""
+    small = F.avg_pool2d(x, 3, stride=1)
+    maps, (height, width) = len(small), (side - 2 for side in small.shape[2:])
+    turned = F.unfold(small.roll((1, 1), (2, 3)), 3).view(maps, -1, 9, height * width)
+    back = turned.mean(2).view(maps, -1, height, width)
+    return F.pad(F.conv2d(back, image(4, 1, 1, 1), groups=4), (2, 2, 2, 2))
+
+
 BRANCHES = {
+    "a roll, an unfold": mixed,
     "SAFM": safm,
     "SAFM, several levels": lambda x: safm(x, 2) + safm(x, 4).roll(1, 1),
     "ESA": esa,
