@@ -9,20 +9,30 @@ it leaves, the windows are put into a map; it runs on that; and what comes back 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .arguments import pair, steps_of
 from .patches import Grid, gather, scatter
+from .reductions import ADAPTIVE_POOLS
 
 _POOLS = ("max_pool2d", "avg_pool2d")
-_ADAPTIVE_POOLS = ("adaptive_max_pool2d", "adaptive_avg_pool2d")
 _STEPS = (2, 4, 8, 16, 32, 64)
 """By one of these a network divides a map's size to have that of a pooled one: a window's two sizes do not tell which
 other number it is."""
 _Size = tuple[int, int]
+
+
+class When(NamedTuple):
+    """What decides whether a detour is taken."""
+
+    unit: int
+    """What windows are multiples of, in LR pixels."""
+    parts: bool
+    """Whether a pool to (1, 1) may mean a part of a map, as one to an eighth does on windows of 8 pixels: where whole
+    maps are pooled to more. Else it means all of the map."""
 
 
 class Detours:
@@ -31,11 +41,11 @@ class Detours:
     Args:
         grid: the patches.
         index: (B, k), the patches whose windows are at work.
-        unit: what windows are multiples of, in LR pixels.
+        when: they are to be put there.
     """
 
-    def __init__(self, grid: Grid, index: Tensor, unit: int) -> None:
-        self.grid, self.index, self.unit = grid, index, unit
+    def __init__(self, grid: Grid, index: Tensor, when: When) -> None:
+        self.grid, self.index, self.when = grid, index, when
         self.alone = index.shape[1] == 1
         self.left: dict[_Size, _Size] = {}
         """The size of windows that a detour left from, and of the map that they were put into."""
@@ -43,8 +53,8 @@ class Detours:
     def leave_at(self, name: str, given: dict[str, Any]) -> bool:
         """Whether a function does on windows what it does not on a map: pools that overlap, and steps that windows
         need not be a multiple of."""
-        if name in _ADAPTIVE_POOLS:
-            return isinstance(given["output_size"], (tuple, list))  # else of a number, whatever the map's size
+        if name in ADAPTIVE_POOLS:
+            return self.when.parts and isinstance(given["output_size"], (tuple, list))
         if name not in (*_POOLS, "conv2d"):
             return False
         steps = steps_of(given)
@@ -54,7 +64,8 @@ class Detours:
     def comes_back_at(self, given: dict[str, Any]) -> bool:
         """Whether what a conv2d or a pool makes of a map falls into windows, whatever their size."""
         steps, x = steps_of(given), given["input"]
-        return steps.fit(x) and all(self.unit * x.shape[2] % (self.grid.window[0] * side) == 0 for side in steps.stride)
+        unit, window = self.when.unit * x.shape[2], self.grid.window[0]
+        return steps.fit(x) and all(unit % (window * side) == 0 for side in steps.stride)
 
     def take(self, func: Any, given: dict[str, Any], canvas: Tensor) -> Tensor:
         """What `func` makes of windows that have been put into `canvas`: a map, or windows where it comes back at once.

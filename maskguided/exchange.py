@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from .arguments import ORDER, Sides, factor_of, named, pair, sides_of
-from .detours import Detours
+from .detours import Detours, When
 from .patches import Grid
 from .shifts import Shifts
 
@@ -71,8 +71,7 @@ class Exchange(TorchFunctionMode):
         features: (B, F, r*H, r*W), what it guesses from.
         strangers: shapes of tensors that are no windows though there may be as many of them.
         noted: where the shapes of such tensors are kept.
-        detours: what windows are multiples of, in LR pixels, if side branches that do not fall into windows run on the
-            whole map (detours.py); 0: they do not.
+        detours: when side branches that do not fall into windows run on the whole map (detours.py); None: never.
     """
 
     def __init__(
@@ -85,10 +84,10 @@ class Exchange(TorchFunctionMode):
         *,
         strangers: frozenset[tuple[int, ...]] = frozenset(),
         noted: set[tuple[int, ...]] | None = None,
-        detours: int = 0,
+        detours: When | None = None,
     ) -> None:
         super().__init__()
-        self.detours = Detours(grid, index, detours) if detours else None
+        self.detours = None if detours is None else Detours(grid, index, detours)
         self.strangers, self.noted = strangers, noted
         self.guess, self.features, self.calls = guess, features, 0
         self.grid, self.count = grid, index.numel()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .reductions import (
+    ADAPTIVE_POOLS,
     DEVIATIONS,
     EXTREMES,
     LARGEST,
@@ -88,13 +89,13 @@ class Seen(GlobalOps):
 
     `flat` says afterwards whether there were some that could mean less on windows (see `Reading.flat`): on a whole
     image they are known by the size of its maps. `picks` says whether images of the batch were picked out of it, so
-    that those of one batch may go different ways.
+    that those of one batch may go different ways; `parts`, whether maps were pooled to more than a pixel.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
-        self.flat = self.picks = False
+        self.flat = self.picks = self.parts = False
         self._pixels: set[int] = set()
         self._first_steps: list[Any] = []  # held, so that no other tensor takes over an id
 
@@ -106,6 +107,8 @@ class Seen(GlobalOps):
             self._pixels.add(result.shape[2] * result.shape[3])
         elif name == "__getitem__" and args[0].dim() == 4 and isinstance(args[1], Tensor):
             self.picks = True
+        elif args and name in ADAPTIVE_POOLS and not is_global(func, args, kwargs):
+            self.parts = True
         elif args and is_first_step(func, args, kwargs):
             self._first_steps.append(result)
         return result

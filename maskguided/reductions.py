@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-_POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
+ADAPTIVE_POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
 _FIXED_POOLS = ("avg_pool2d", "max_pool2d")
 _FLAT_POOLS = ("adaptive_avg_pool1d", "adaptive_max_pool1d")
 MEANS = ("adaptive_avg_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "mean")
@@ -26,7 +26,7 @@ NORMS = {
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
 }
 """With their arguments in order."""
-NAMES = frozenset((*_POOLS, *_FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS))
+NAMES = frozenset((*ADAPTIVE_POOLS, *_FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS))
 
 
 def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = False) -> bool:
@@ -46,7 +46,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = Fa
         return False
     if x.shape[2] * x.shape[3] == 1 and not single:
         return False
-    if name in _POOLS:
+    if name in ADAPTIVE_POOLS:
         return _to_one(args, kwargs)
     if name in OVER_DIMS:
         dims = dims_of(name, args, kwargs)

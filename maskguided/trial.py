@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .detours import When
 from .exchange import Exchange
 from .global_ops import READ_PLAINLY, READINGS, PerImage, Reading, Seen
 from .patches import Grid, gather, owned, scatter
@@ -35,7 +36,7 @@ class Trial:
     """Shapes of what padding, convolutions and reductions get that is no map of windows: of weights, mostly."""
     unit: int = 1
     """What windows are multiples of, in LR pixels."""
-    detours: int = 0
+    detours: When | None = None
     """See Exchange."""
 
 
@@ -59,12 +60,12 @@ def try_windows(
     grid: Grid,
     readings: Sequence[Reading] = READINGS,
     *,
-    detours: int = 0,
+    unit: int = 0,
 ) -> list[Trial]:
     """Run all windows of an image's `state`, whose maps are cut and whose vectors repeated, beside the whole.
 
     What a network means by a sum is what makes them agree: what is returned are the readings under which they do, or
-    else one that says that they do not.
+    else one that says that they do not. With a `unit`, what windows are multiples of, side branches take detours.
     """
     maps = [name for name, kind in kinds.items() if kind == "map"]
     batch, device = len(state[maps[0]]), state[maps[0]].device
@@ -76,6 +77,7 @@ def try_windows(
         image = tail(whole)
     if seen.picks:  # then windows of one image are not all of what a block sees at once
         return [Trial(reading=Reading(flat=seen.flat))]
+    when = When(unit, seen.parts) if unit else None
     written = [name for name in writes if whole[name].dim() == 4]
     counts = functools.partial(owned, every, grid) if grid.overlaps else None
     noted: set[Shape] = set()
@@ -86,14 +88,14 @@ def try_windows(
             continue  # the same as the one before
         statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, noted=noted)
         cut = [(windows[name], state[name]) for name in maps]
-        neighbours = Exchange(grid, every, cut, noted=noted, detours=detours)
+        neighbours = Exchange(grid, every, cut, noted=noted, detours=when)
         try:
             with statistics, neighbours:
                 parts = body(dict(windows))
                 patches = tail(parts)
             pairs = [*((whole[name], parts[name]) for name in written), (image, patches)]
             same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
-            tried.append(Trial(all(same[:-1]), same[-1], reading, frozenset(noted), detours=detours))
+            tried.append(Trial(all(same[:-1]), same[-1], reading, frozenset(noted), detours=when))
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows that are read as %s do not run", reading, exc_info=True)
             tried.append(Trial(strangers=frozenset(noted)))

@@ -13,9 +13,12 @@ from toys import Base, Block, ResidualOutside, conv
 
 import maskguided
 from maskguided.context import make_context, watch
+from maskguided.detours import When
 from maskguided.exchange import Exchange
 from maskguided.patches import Grid, gather, scatter
 from maskguided.windows import on_windows
+
+WHEN = When(unit=1, parts=True)
 
 
 def esa(x, *, size=lambda x: x.shape[2:], pool=F.max_pool2d):
@@ -70,7 +73,7 @@ def gated(branch):
 def of_windows(operation, x, index, grid, *, gathered=False):
     """What it makes of the chosen patches, at their place; NaN elsewhere."""
     windows = gather(x, index, grid)
-    with Exchange(grid, index, [(windows, x)] if gathered else [], detours=1):
+    with Exchange(grid, index, [(windows, x)] if gathered else [], detours=WHEN):
         made = operation(windows)
     return scatter(made, index, grid, onto=torch.full_like(x, torch.nan))
 
@@ -129,7 +132,10 @@ def test_from_windows_just_cut_a_detour_is_over_the_map_itself(name):
 def test_a_pool_to_a_size_that_says_nothing_is_refused():
     grid, x = Grid(24, 36, patch_size=12), image(1, 4, 24, 36)
     for to in (0, 4):
-        with Exchange(grid, torch.tensor([[0, 1]]), detours=1), pytest.raises(ValueError, match=f"12 pixels .* {to},"):
+        with (
+            Exchange(grid, torch.tensor([[0, 1]]), detours=WHEN),
+            pytest.raises(ValueError, match=f"12 pixels .* {to},"),
+        ):
             F.adaptive_avg_pool2d(gather(x, torch.tensor([[0, 1]]), grid), (to, to))
 
 
@@ -215,7 +221,7 @@ def test_a_guess_is_put_where_nobody_refines():
         return 2 * pixels[:, :-1]
 
     windows = gather(2 * x, index, grid)
-    with Exchange(grid, index, guess=guess, features=x, detours=1):
+    with Exchange(grid, index, guess=guess, features=x, detours=WHEN):
         found = esa(windows)
     assert difference(found, gather(esa(2 * x), index, grid)) < 1e-5
     assert seen == [0]
@@ -235,6 +241,31 @@ def test_calibrate_fits_it():
         mask = base.grid.mask(index).repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None]
         drops.append(float(((fast.refine(base, index) - net(x)) * mask).square().mean()))
     assert drops[1] < 0.9 * drops[0]
+
+
+class WithChannelAttention(Attended):
+    """Beside ESA it pools all of a map, and says so in two numbers."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y * torch.sigmoid(3 * self.more(F.adaptive_avg_pool2d(self.less(y), (1, 1))))
+
+
+class Modulated(Block):
+    """SAFM's level of an eighth: on windows of 8 it pools to (1, 1), too."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        small = F.adaptive_max_pool2d(y, (y.shape[2] // 8, y.shape[3] // 8))
+        return y * F.gelu(F.interpolate(self.conv1(small), y.shape[2:], mode="nearest"))
+
+
+@pytest.mark.parametrize("block", [WithChannelAttention, Modulated])
+def test_a_pool_to_one_pixel_is_of_all_or_of_a_part(block):
+    net, x = attending(block), image(2, 3, 29, 41)
+    fast = maskguided.wrap(net, 2)
+    assert (fast.exchange, fast.patch_size) == (True, 8)
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
 
 
 class ToAVector(Base):
