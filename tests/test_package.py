@@ -12,9 +12,9 @@ import maskguided
 PACKAGE = Path(maskguided.__file__).parent
 COMMANDS = ("upscale", "inspect", "bench", "calibrate", "finetune", "explain", "export")
 LAYERS = [
-    {"errors", "values", "reductions", "thin"},
+    {"errors", "values", "arguments", "reductions", "thin"},
     {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional", "tiff"},
-    {"exchange", "shifts", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
+    {"detours", "exchange", "shifts", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"trial"},
     {"split", "images", "head"},
     {"split_checks"},
