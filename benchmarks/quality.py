@@ -32,11 +32,11 @@ from maskguided.training.samples import reduce
 from .small_networks import NETWORKS, network
 
 
-def read(hr: Path, lr: Path | None, scale: int, last: int | None) -> list[Pair]:
+def read(hr: Path, lr: Path | None, scale: int, last: int | None, first: int | None = None) -> list[Pair]:
     if lr is not None:
         return read_pairs(lr, hr, torch.device("cpu"), torch.float32, True)
     pairs = []
-    for path in list_images(hr)[-(last or 0) :]:
+    for path in list_images(hr)[-(last or 0) :][:first]:
         image = read_channels(path)
         height, width = (side - side % scale for side in image.shape[:2])
         image = image[:height, :width]

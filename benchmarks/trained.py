@@ -72,7 +72,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     numbers, build = entries(args.folder, trained=True)
-    known = read(args.fit_on, None, 4, None)[: args.first]
+    known = read(args.fit_on, None, 4, None, args.first)
     pairs = read(args.hr, args.lr, 4, args.last)
     print("| network | parameters | dense | cut | keep | MACs | time (spread) | dB to dense | worst |")
     print("|" + " --- |" * 9)

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from .arguments import pair, steps_of
 from .patches import Grid, gather, scatter
-from .reductions import ADAPTIVE_POOLS
+from .reductions import ADAPTIVE_POOLS, FIXED_POOLS
 
-_POOLS = ("max_pool2d", "avg_pool2d")
 _STEPS = (2, 4, 8, 16, 32, 64)
 """By one of these a network divides a map's size to have that of a pooled one: a window's two sizes do not tell which
 other number it is."""
@@ -55,10 +54,10 @@ class Detours:
         need not be a multiple of."""
         if name in ADAPTIVE_POOLS:
             return self.when.parts and isinstance(given["output_size"], (tuple, list))
-        if name not in (*_POOLS, "conv2d"):
+        if name not in (*FIXED_POOLS, "conv2d"):
             return False
         steps = steps_of(given)
-        overlaps = name in _POOLS and steps.stride != steps.kernel
+        overlaps = name in FIXED_POOLS and steps.stride != steps.kernel
         return overlaps or (steps.stride != (1, 1) and not self.comes_back_at(given))
 
     def comes_back_at(self, given: dict[str, Any]) -> bool:
@@ -74,12 +73,13 @@ class Detours:
             ValueError: it pools windows to a size that does not say to which a map is pooled.
         """
         windows = given["input"]
-        given = {**given, "input": self.out(windows, canvas)}
+        there: dict[str, Any] = {"input": self.out(windows, canvas)}
         if "output_size" in given:
             sides = zip(windows.shape[2:], given["output_size"], canvas.shape[2:], strict=True)
-            return func(**{**given, "output_size": [_pooled(*side) for side in sides]})  # type: ignore[no-any-return]
-        whole: Tensor = func(**given)
-        return self.back(whole) if self.comes_back_at({**given, "input": windows}) else whole
+            there["output_size"] = [_pooled(*side) for side in sides]
+            return func(**{**given, **there})  # type: ignore[no-any-return]
+        whole: Tensor = func(**{**given, **there})
+        return self.back(whole) if self.comes_back_at(given) else whole
 
     def out(self, windows: Tensor, canvas: Tensor) -> Tensor:
         """(B*k, C, r*h, r*w), put into a canvas (B, C, r*H, r*W).

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 ADAPTIVE_POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
-_FIXED_POOLS = ("avg_pool2d", "max_pool2d")
+FIXED_POOLS = ("avg_pool2d", "max_pool2d")
 _FLAT_POOLS = ("adaptive_avg_pool1d", "adaptive_max_pool1d")
 MEANS = ("adaptive_avg_pool2d", "adaptive_avg_pool1d", "avg_pool2d", "mean")
 LARGEST = ("max", "amax", "adaptive_max_pool2d", "adaptive_max_pool1d", "max_pool2d")
@@ -26,7 +26,7 @@ NORMS = {
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
 }
 """With their arguments in order."""
-NAMES = frozenset((*ADAPTIVE_POOLS, *_FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS))
+NAMES = frozenset((*ADAPTIVE_POOLS, *FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS))
 
 
 def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = False) -> bool:
@@ -74,7 +74,7 @@ def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     name, x = getattr(func, "__name__", ""), args[0]
     if not isinstance(x, Tensor):
         return False
-    if name in _FIXED_POOLS and x.dim() == 4:
+    if name in FIXED_POOLS and x.dim() == 4:
         size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
         return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
     if name in _FLAT_POOLS:

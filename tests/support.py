@@ -19,6 +19,7 @@ from maskguided.cli import app
 from maskguided.errors import MissingDependency
 from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.integrations.spandrel_bridge import import_spandrel
+from maskguided.patches import Grid
 
 SHARED = Path(os.environ.get("MASKGUIDED_SHARED", Path(__file__).parents[2] / "shared"))
 PHOTO = data.astronaut()[:96:2, 60:180:2]  # 48 x 60
@@ -79,6 +80,11 @@ def scaled(model: nn.Module, gain: float = 0.8, seed: int = 0) -> nn.Module:
 
 def image(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def chosen(grid: Grid, batch: int, k: int, seed: int) -> Tensor:
+    """(batch, k): patches of each image, by chance."""
+    return torch.rand(batch, grid.count, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :k]
 
 
 def difference(a: Tensor, b: Tensor) -> float:

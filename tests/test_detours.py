@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import by_windows, difference, image, scaled
+from support import by_windows, chosen, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 from toys import Base, Block, ResidualOutside, conv
@@ -76,10 +76,6 @@ def of_windows(operation, x, index, grid, *, gathered=False):
     with Exchange(grid, index, [(windows, x)] if gathered else [], detours=WHEN):
         made = operation(windows)
     return scatter(made, index, grid, onto=torch.full_like(x, torch.nan))
-
-
-def chosen(grid, batch, k, seed):
-    return torch.rand(batch, grid.count, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :k]
 
 
 GRIDS = {

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_blocks import Swin, WindowAttention
-from support import by_windows, difference, image, need_basicsr, scaled
+from support import by_windows, chosen, difference, image, need_basicsr, scaled
 from torch.nn import functional as F
 
 import maskguided
@@ -15,10 +15,6 @@ from maskguided import shifts
 from maskguided.exchange import Exchange
 from maskguided.patches import Grid, gather, scatter
 from maskguided.windows import on_windows
-
-
-def chosen(grid, batch, k, seed):
-    return torch.rand(batch, grid.count, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :k]
 
 
 def rolled(x, index, grid, steps):
