@@ -1,23 +1,20 @@
-"""Training: a stage trains its own parameters and no others, learns, resumes, and is one over processes."""
+"""Training: a stage trains its own parameters and no others, and learns."""
 
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import by_windows, image, need_basicsr, scaled
 from torch import Tensor
+from training_runs import QUICK, wrapped
 
 import maskguided
-from maskguided import ArgumentError, CheckpointError, ImageError, MaskGuidedWarning, finetune
+from maskguided import ArgumentError, ImageError, finetune
 from maskguided.adapters.pan_net import PAN
 from maskguided.error_map import patch_error
 from maskguided.finetune import Recipe
@@ -30,15 +27,6 @@ from maskguided.training.stages import Given, Options, rank_loss
 
 pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
-QUICK = Recipe(steps=6, batch=2, crop=16, warmup=1)
-
-
-def wrapped(**settings):
-    torch.manual_seed(0)
-    model = scaled(PAN(features=8, up_features=8, blocks=4, scale=2))
-    return maskguided.wrap(
-        model, 2, **{"merge": "image", "coarse_tail": "deep", "patch_size": 8, "halo": 1, **settings}
-    )
 
 
 OWN = {
@@ -143,75 +131,12 @@ def test_the_rank_loss_has_its_least_at_the_right_order():
     assert float(right) < 1e-4
 
 
-def test_a_killed_run_goes_on_to_the_same_result(photos, tmp_path):
-    straight, killed = wrapped(), wrapped()
-    recipe = Recipe(steps=9, batch=2, crop=16, warmup=2)
-    finetune.fit(straight, photos, "coarse", recipe)
-
-    class Killed(Exception):
-        pass
-
-    def kill(step: int, steps: int, loss: float) -> None:
-        if step == 8:
-            raise Killed
-
-    with pytest.raises(Killed):
-        finetune.fit(killed, photos, "coarse", recipe, checkpoint=tmp_path / "run.pt", every=3, watch=kill)
-    again = wrapped()  # another process would start from the network alone
-    seen: list[int] = []
-    finetune.fit(
-        again, photos, "coarse", recipe, checkpoint=tmp_path / "run.pt", watch=lambda step, *_: seen.append(step)
-    )
-    assert seen == [7, 8, 9]
-    for name, value in straight.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-
-
 def test_the_head_is_less_than_a_hundredth_of_an_edsr():
     edsr = need_basicsr("basicsr.archs.edsr_arch").EDSR(3, 3, num_feat=64, num_block=16, upscale=4)
     fast = maskguided.wrap(edsr)
     trained = sum(p.numel() for p in stages.train_only(fast, "head"))
     assert trained == sum(p.numel() for p in fast.parameters() if p.requires_grad)
     assert 0 < trained < 0.01 * sum(p.numel() for p in edsr.parameters())
-
-
-KILLED = """
-import os, signal, sys, time, torch, maskguided
-from support import scaled
-from maskguided import finetune
-from maskguided.adapters.pan_net import PAN
-torch.set_num_threads(1)
-torch.manual_seed(0)
-fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4, scale=2)), 2, merge="image",
-                       coarse_tail="deep", patch_size=8, halo=1)
-recipe = finetune.Recipe(steps=40, batch=2, crop=16, warmup=2)
-finetune.fit(fast, sys.argv[1], "coarse", recipe, checkpoint=sys.argv[2], every=1,
-             watch=lambda *_: (print(flush=True), time.sleep(float(sys.argv[3]))))
-"""
-
-
-def test_sigkill_at_any_moment_loses_nothing_but_time(photos, tmp_path):
-    """Checkpoints are written all the time here, so that the kill may well fall into the writing of one."""
-    (tmp_path / "run.py").write_text(KILLED)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
-
-    def start(name: str, pause: float) -> subprocess.Popen[str]:
-        command = [sys.executable, str(tmp_path / "run.py"), str(photos), str(tmp_path / name), str(pause)]
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-
-    killed = start("killed.pt", pause=0.2)
-    assert killed.stdout is not None
-    for _ in range(5):
-        killed.stdout.readline()
-    killed.kill()
-    assert killed.wait(60) == -9
-    left = torch.load(tmp_path / "killed.pt", weights_only=True)["step"]
-    assert 4 <= left < 40
-    for name in ("killed.pt", "straight.pt"):
-        assert start(name, pause=0).wait(300) == 0
-    one, other = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "straight"))
-    assert one["step"] == other["step"] == 40
-    assert all(torch.equal(a, b) for a, b in zip(one["average"], other["average"], strict=True))
 
 
 def test_a_pool_prepares_each_crop_once_and_gives_every_batch_as_without_it(photos):
@@ -267,39 +192,6 @@ def test_mixed_precision_workers_and_logs(photos, tmp_path):
     assert [event.value for event in events.Scalars("coarse/loss")] == pytest.approx(half)
 
 
-def test_a_checkpoint_of_another_keep_or_of_other_parts_is_refused(photos, tmp_path):
-    finetune.fit(wrapped(keep=0.25), photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
-    with pytest.raises(CheckpointError, match=r"another run, with {'keep': 0.25}"):
-        finetune.fit(wrapped(keep=0.5), photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
-    other = wrapped(keep=0.25)
-    with torch.no_grad():
-        for parameter in (*other.head.parameters(), *other.linear.parameters()):
-            parameter.add_(1)  # the one is trained, nobody asks for the other
-    assert finetune.fit(other, photos, "head", QUICK, checkpoint=tmp_path / "run.pt") == []
-    with torch.no_grad():
-        next(other.coarse_tail.parameters()).add_(0.01)
-    other.scorer = "input"
-    with pytest.raises(CheckpointError, match=r"another run, with {'other weights that stay \(--head\)': '\w{16}'}"):
-        finetune.fit(other, photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
-
-
-def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
-    finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
-    with pytest.raises(CheckpointError, match="another run"):
-        finetune.fit(wrapped(), photos, "head", QUICK, checkpoint=tmp_path / "run.pt")
-    other = wrapped()
-    with torch.no_grad():
-        other.unwrap().conv_first.bias += 1
-    with pytest.raises(CheckpointError, match=r"another run, with {'network': '[0-9a-f]{16}'}"):
-        finetune.fit(other, photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
-    another = maskguided.wrap(wrapped().unwrap(), 3, merge="image", coarse_tail="deep", patch_size=8)
-    with pytest.raises(CheckpointError, match=r"another run, with {'split_at': \[2\]}"):
-        finetune.fit(another, photos, "coarse", QUICK, checkpoint=tmp_path / "run.pt")
-    (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="no checkpoint"):
-        finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=tmp_path / "bad.pt")
-
-
 @pytest.mark.parametrize(("hr", "every", "text"), [([], 1, r"hr=\[\]: no folder"), (None, 0, "every=0: steps from")])
 def test_what_fit_cannot_start_with(photos, hr, every, text):
     with pytest.raises(ArgumentError, match=text):
@@ -317,37 +209,6 @@ def test_a_refined_network_is_saved_with_what_was_trained(photos, tmp_path):
         warnings.simplefilter("error")  # onto the network as it was trained: it has these weights already
         onto = maskguided.load(tmp_path / "fast.safetensors", copy.deepcopy(fast.model))
     assert torch.equal(onto(x), fast(x))
-
-
-PROCESSES = """
-import accelerate, sys, torch, maskguided
-from support import scaled
-from maskguided import finetune
-from maskguided.adapters.pan_net import PAN
-torch.set_num_threads(1)
-torch.manual_seed(0)
-fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4, scale=2)), 2, merge="image",
-                       coarse_tail="deep", patch_size=8, halo=1)
-finetune.fit(fast, sys.argv[1], "coarse", finetune.Recipe(steps=20, batch=4, crop=16, warmup=2),
-             checkpoint=sys.argv[2], every=20)
-assert accelerate.PartialState().num_processes == int(sys.argv[3])
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, which aborts
-"""
-
-
-def test_two_processes_are_as_good_as_one(photos, tmp_path):
-    (tmp_path / "run.py").write_text(PROCESSES)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for count in (1, 2):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        done = subprocess.run(
-            [*launch, str(tmp_path / "run.py"), str(photos), str(tmp_path / f"{count}.pt"), str(count)],
-            capture_output=True, text=True, env=env, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True)["parameters"] for count in (1, 2))
-    assert max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True)) < 1e-5
 
 
 def test_what_cannot_be_trained(photos, tmp_path):
@@ -388,25 +249,3 @@ def test_the_stage_refine_trains_windows_where_keep_is_less_than_a_patch(merge):
         value.backward()
     assert torch.isfinite(value)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in fast.split.model.SCPA_trunk[3].parameters())
-
-
-def test_other_images_or_windows_than_a_checkpoint_saw_are_named(photos, tmp_path):
-    """Other images, or another halo, were taken without a word; a stage that was done then saw none of them."""
-    kept = tmp_path / "a.checkpoint"
-    finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=kept)
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    for path in photos.iterdir():
-        (moved / path.name).symlink_to(path)
-    assert finetune.fit(wrapped(), moved, "coarse", QUICK, checkpoint=kept) == []
-    with pytest.warns(MaskGuidedWarning, match=r"its 6 steps saw other images \(3, \w+, here 1, ") as warned:
-        finetune.fit(wrapped(), photos / "coffee.png", "coarse", QUICK, checkpoint=kept)
-    assert [warning.filename for warning in warned] == [__file__], "of whoever calls, not of what decorates fit"
-    with pytest.raises(CheckpointError, match=r"of another run, with \{'halo': 1\}"):
-        finetune.fit(wrapped(halo=2), photos, "coarse", QUICK, checkpoint=kept)
-    with pytest.raises(CheckpointError, match=r"of another run, with \{'coarse_on': 'all'\}"):
-        finetune.fit(wrapped(coarse_on="unrefined"), photos, "coarse", QUICK, checkpoint=kept)
-    content = torch.load(kept, weights_only=True)
-    del content["run"]["halo"], content["run"]["exchange"], content["images"]  # as an older version wrote it
-    torch.save(content, kept)
-    assert finetune.fit(wrapped(), photos, "coarse", QUICK, checkpoint=kept) == []
