@@ -100,7 +100,11 @@ class Detours:
         return bool(self.left) and x.dim() == 4 and x.shape[0] == len(self.index) + self.alone
 
     def go_on(self, func: Any, given: dict[str, Any]) -> Tensor:
-        """What `func` makes of a map on a detour; where that ends there, its windows."""
+        """What `func` makes of a map on a detour; where that ends there, its windows.
+
+        An interpolation to the size of the windows ends it: where a map on its way had that very size (23 pixels pooled
+        to 11, windows of 11), one to that map's size is taken for it.
+        """
         if given.get("size") is not None:  # an interpolation, to that of the windows
             size = pair(given["size"])
             given = {**given, "size": self.left.get(size, size)}

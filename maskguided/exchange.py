@@ -350,7 +350,11 @@ def _roll(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     shifts, dims = (tuple(value) if isinstance(value, (tuple, list)) else () for value in (shifts, dims))
     if dims not in ((1, 2), (2, 3)) or not any(shifts) or shifts[0] * shifts[1] < 0:
         return torch.roll(**given)
-    return exchange.shifts.rolled(given["input"], shifts, dims)
+    x = given["input"]
+    if x.dim() == 5:  # DAT rolls queries, keys and values together, (3, n, h, w, C)
+        rolled = exchange.shifts.rolled(x.permute(1, 2, 3, 0, 4).flatten(3), shifts, (1, 2))
+        return rolled.reshape(*x.shape[1:4], x.shape[0], -1).permute(3, 0, 1, 2, 4).contiguous()
+    return exchange.shifts.rolled(x, shifts, dims)
 
 
 def _detour(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
@@ -363,7 +367,9 @@ def _alone(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
 
 
 def _channels_first(x: Tensor, given: dict[str, Any]) -> Tensor:
-    """`x`, turned where it is to be rolled and has its channels last."""
+    """`x`, turned where it is to be rolled and has its channels last; the first of several maps rolled at once."""
+    if x.dim() == 5 and given.get("dims") in ((2, 3), [2, 3]):
+        return x[0].permute(0, 3, 1, 2)
     return x.permute(0, 3, 1, 2) if x.dim() == 4 and given.get("dims") in ((1, 2), [1, 2]) else x
 
 

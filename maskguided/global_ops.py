@@ -1,4 +1,4 @@
-"""Global operations: channel attention, spatial mean, sum and deviation, instance and group norm.
+"""Global operations: channel attention, spatial mean, sum and deviation, instance and group norm, transposed attention.
 
 A block that holds one is no function of a neighbourhood, so refining windows is not what the whole network
 does. On windows it is computed per window, as the MGA paper does, or per image: once over all the windows
@@ -23,6 +23,7 @@ from .reductions import (
     LARGEST,
     MEANS,
     NAMES,
+    NORMALISED,
     NORMS,
     OVER_DIMS,
     SECOND_POWERS,
@@ -32,7 +33,9 @@ from .reductions import (
     is_flat,
     is_global,
     of_norm,
+    precise,
 )
+from .transposed import PRODUCTS, TransposedAttention
 
 
 class Reading(NamedTuple):
@@ -41,7 +44,8 @@ class Reading(NamedTuple):
     total: bool = False
     """A sum, or a norm, stands for itself; else it will be divided by the size of the map, so a mean is meant."""
     flat: bool = False
-    """Whether reducing (B, C, h*w) over its last dimension, or a pool as large as a window, means the whole map."""
+    """Whether reducing or normalising (B, C, h*w) over its last dimension, or a pool as large as a window, means the
+    whole map."""
     rows: Literal["groups", "stacked", "unknown"] = "groups"
     """What a map is that has several times as many rows as there are windows: groups of the channels of each, as after
     x.reshape(b * groups, -1, h, w), or maps of all windows one after the other, as after torch.cat. Unknown: each row
@@ -116,13 +120,13 @@ class Seen(GlobalOps):
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         if is_global(func, args, kwargs):
             return True
-        flat = is_flat(func, args, kwargs) and self._is_whole(args[0])
+        flat = is_flat(func, args, kwargs) and self._is_whole(args[0], func.__name__)
         self.flat |= flat
         return flat
 
-    def _is_whole(self, x: Tensor) -> bool:
-        """Whether `x` (1, C, h*w), or what is left of it after a first step, is of a whole map."""
-        pixels = x.shape[2] * (x.shape[3] if x.dim() == 4 else 1)
+    def _is_whole(self, x: Tensor, name: str) -> bool:
+        """Whether `x` (1, C, h*w), or what a first step left of it, is of a whole map; `name` is what is done to it."""
+        pixels = x.shape[-1] if x.dim() == 3 or name == NORMALISED else x.shape[2] * x.shape[3]
         return x.shape[0] == 1 and (pixels in self._pixels or any(x is first for first in self._first_steps))
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
@@ -166,9 +170,12 @@ class PerImage(GlobalOps):
         self.are_single = max(window) <= unit
         self.strangers, self.noted, self.doubtful, self.folded = strangers, noted, False, False
         self.first_steps: list[_FirstStep] = []
+        self.transposed = TransposedAttention(k, windows)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.transposed.waiting and getattr(func, "__name__", "") in PRODUCTS and len(args) == 2:
+            return self.transposed.product(func, *args)
         result = super().__torch_function__(func, types, args, kwargs)
         if self.owned is not None and args and is_first_step(func, args, kwargs):
             self._take_first_step(result, func, args, kwargs)
@@ -190,6 +197,8 @@ class PerImage(GlobalOps):
             self.doubtful |= func.__name__ in ("sum", *SECOND_POWERS)
             return True
         flat = is_flat(func, args, kwargs)
+        if flat and func.__name__ == NORMALISED:  # else what attention within a window does to its few channels
+            flat = args[0].shape[0] == self.windows and self._unflattened(args[0].shape[-1]) is not None
         self.doubtful |= flat
         return flat and self.reading.flat
 
@@ -198,6 +207,10 @@ class PerImage(GlobalOps):
             return func(x, *args, **kwargs)
         if x.shape[0] != self.windows:
             return self._folded(func, x, args, kwargs)
+        if func.__name__ == NORMALISED:
+            size = self._unflattened(x.shape[-1])
+            counts = None if self.owned is None or size is None else self.owned(*size).flatten(2)
+            return self.transposed.normalised(x, kwargs.get("eps", 1e-12), counts)
         if func.__name__ in NORMS:
             return self._normalised(x, func.__name__, (x, *args), kwargs)
         if func.__name__ in DEVIATIONS:
@@ -246,7 +259,7 @@ class PerImage(GlobalOps):
         if self.reading.total and name not in MEANS:
             return x * counts.to(x.dtype)
         pixels = counts.reshape(-1, self.k, counts[0].numel())
-        weight = (pixels[0].numel() / pixels.sum((1, 2)).to(_precise(x))).repeat_interleave(self.k)
+        weight = (pixels[0].numel() / pixels.sum((1, 2)).to(precise(x))).repeat_interleave(self.k)
         weight = (weight.sqrt() if name in SECOND_POWERS else weight).view(-1, *[1] * (x.dim() - 1))
         return x * (counts * weight).to(x.dtype if x.is_floating_point() else weight.dtype)
 
@@ -321,7 +334,7 @@ class PerImage(GlobalOps):
 
     def _moments(self, x: Tensor, over_batch: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance (biased) and number of the pixels that count: (B*k, C, 1, 1) or (1, C, 1, 1)."""
-        x = x.to(_precise(x))  # half precision does not count so far
+        x = x.to(precise(x))  # half precision does not count so far
         counts = x.new_ones(1) if self.owned is None else self.owned(*x.shape[2:]).to(x.dtype)
 
         def total(value: Tensor) -> Tensor:
@@ -368,8 +381,3 @@ def _of_groups(mean: Tensor, variance: Tensor, groups: int) -> tuple[Tensor, Ten
     spread = (variances + (means - middle).square()).mean(2, keepdim=True)
     wide, deep = (v.expand_as(means).reshape_as(mean) for v in (middle, spread))
     return wide, deep
-
-
-def _precise(x: Tensor) -> torch.dtype:
-    """What to count pixels of `x` in: float32, or float64 where `x` is that."""
-    return torch.promote_types(x.dtype, torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 ADAPTIVE_POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
@@ -26,7 +27,9 @@ NORMS = {
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
 }
 """With their arguments in order."""
-NAMES = frozenset((*ADAPTIVE_POOLS, *FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS))
+NORMALISED = "normalize"
+"""What transposed attention does to its maps."""
+NAMES = frozenset((*ADAPTIVE_POOLS, *FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS, NORMALISED))
 
 
 def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = False) -> bool:
@@ -70,10 +73,12 @@ def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether `func` reduces (B, C, h*w) over its last dimension, or pools a map in one piece."""
+    """Whether `func` reduces (B, C, h*w) over its last dimension, or normalises it, or pools a map in one piece."""
     name, x = getattr(func, "__name__", ""), args[0]
     if not isinstance(x, Tensor):
         return False
+    if name == NORMALISED:
+        return x.dim() in (3, 4) and dims_of(name, args, kwargs) == {x.dim() - 1}
     if name in FIXED_POOLS and x.dim() == 4:
         size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
         return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
@@ -91,7 +96,7 @@ def _to_one(args: Any, kwargs: dict[str, Any]) -> bool:
 def dims_of(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:
     """The dimensions that a reduction is over, counted from the first; none where it is over all, or not of squares."""
     place = 1
-    if name in SECOND_POWERS:
+    if name in (*SECOND_POWERS, NORMALISED):
         place, power = 2, kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else 2))
         if power not in (None, "fro", 2):
             return set()
@@ -103,3 +108,8 @@ def dims_of(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:
 def of_norm(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a norm by their names."""
     return {**dict(zip(NORMS[name], args, strict=False)), **kwargs}
+
+
+def precise(x: Tensor) -> torch.dtype:
+    """What to count and sum pixels of `x` in: float32, or float64 where `x` is that."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -65,6 +65,20 @@ def both_at_once(y):
     return (squares.mean(2) - 0.5 * rows.mean(2).square())[..., None, None]
 
 
+def transposed(y):
+    """Restormer's: two heads of channels attend to channels."""
+    q, k, v = (part.unflatten(1, (2, 8)).flatten(3) for part in (y, y.sub(1).square(), y))  # (B, 2, 8, h*w)
+    attention = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
+    return ((9 * attention).softmax(-1) @ v).reshape(y.shape)
+
+
+def transposed_tokens(y):
+    """One head, from tokens."""
+    tokens = y.flatten(2).mT  # (B, h*w, C)
+    q, k = F.normalize(tokens.mT, 2, -1), F.normalize(tokens.sub(1).square().mT, p=2, dim=2)
+    return torch.bmm((9 * torch.bmm(k, q.mT)).softmax(-1), tokens.mT).view(y.shape)
+
+
 VECTORS = {
     "both at once": both_at_once,
     "largest of groups": grouped_largest,
@@ -102,6 +116,8 @@ MAPS = {
     ),
     "over channels, too": lambda y: y - y.mean((1, 2, 3), keepdim=True),
     "over all of a map, channels last": lambda y: y - y.permute(0, 2, 3, 1).mean((1, 2, 3)).view(-1, 1, 1, 1),
+    "transposed attention": transposed,
+    "transposed attention, of tokens": transposed_tokens,
     "plain total": lambda y: y / (1 + 0.01 * y.sum((2, 3), keepdim=True).abs()),
 }
 
@@ -184,6 +200,32 @@ def test_a_window_that_becomes_one_pixel_deep_in_the_network_is_no_vector():
         fast, x = maskguided.wrap(net, 2, patch_size=patch_size), image(1, 3, 20, 28)
         assert (fast.exchange, fast.split.multiple_of) == (True, 2)
         assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+class CosineAttention(nn.Module):
+    """Of the pixels of a square to one another, by vectors of as many numbers as a square of half its side has pixels;
+    and channel attention."""
+
+    def __init__(self, side=4):
+        super().__init__()
+        self.conv, self.side = nn.Conv2d(16, 16, 3, padding=1), side
+
+    def forward(self, x):
+        y, side = F.relu(self.conv(x)), self.side
+        squares = y.unflatten(2, (-1, side)).unflatten(4, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+        v = squares.reshape(-1, 4, 4, side**2).mT  # (squares, heads, pixels, channels)
+        q, k = F.normalize(v, dim=-1), F.normalize(v.square(), dim=-1)
+        seen = (9 * q @ k.mT).softmax(-1) @ v
+        y = seen.mT.reshape(squares.shape).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+        return x + y * torch.sigmoid(y.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("patch_size", [4, 8])
+def test_attention_within_a_window_is_no_transposed_attention(patch_size):
+    net, x = network(CosineAttention), image(2, 3, 24, 40)
+    fast = maskguided.wrap(net, 2, patch_size=patch_size)
+    assert (fast.exchange, fast.split.trial.reading.flat) == (True, False)
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -18,13 +18,17 @@ from maskguided.windows import on_windows
 
 
 def rolled(x, index, grid, steps):
-    """Windows of `x` (B, C, H, W) after those rolls; C at its place, and last."""
+    """Windows of `x` (B, C, H, W) after those rolls; C at its place, and last, and last of several maps at once."""
     first = gather(x, index, grid)
     last = first.permute(0, 2, 3, 1)
+    several = torch.stack([last, 2 * last, -last])
     with Exchange(grid, index):
         for shift in steps:
             first, last = torch.roll(first, shift, (2, 3)), last.roll(shift, dims=[1, 2])
+            several = torch.roll(several, shifts=shift, dims=(2, 3))
     assert torch.equal(first, last.permute(0, 3, 1, 2))
+    assert torch.equal(several, torch.stack([last, 2 * last, -last]))
+    assert several.is_contiguous(), "networks view what torch.roll gives"
     return first
 
 
