@@ -149,8 +149,7 @@ class PerImage(GlobalOps):
         strangers: shapes of tensors that are no windows though there are as many of them.
         noted: where the shapes of such tensors are kept.
 
-    `doubtful` says afterwards whether another reading may have given something else, `folded` whether `Reading.rows` is
-    why.
+    `doubts` are afterwards the fields of `Reading` in which another may have given something else.
     """
 
     def __init__(
@@ -168,7 +167,8 @@ class PerImage(GlobalOps):
         super().__init__()
         self.k, self.windows, self.owned, self.window, self.reading = k, windows, owned, window, reading
         self.are_single = max(window) <= unit
-        self.strangers, self.noted, self.doubtful, self.folded = strangers, noted, False, False
+        self.strangers, self.noted = strangers, noted
+        self.doubts: frozenset[str] = frozenset()
         self.first_steps: list[_FirstStep] = []
         self.transposed = TransposedAttention(k, windows)
 
@@ -194,13 +194,17 @@ class PerImage(GlobalOps):
 
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         if is_global(func, args, kwargs, single=self.are_single):
-            self.doubtful |= func.__name__ in ("sum", *SECOND_POWERS)
+            self._doubt(func.__name__)
             return True
         flat = is_flat(func, args, kwargs)
         if flat and func.__name__ == NORMALISED:  # else what attention within a window does to its few channels
             flat = args[0].shape[0] == self.windows and self._unflattened(args[0].shape[-1]) is not None
-        self.doubtful |= flat
+        if flat:
+            self._doubt(func.__name__, "flat")
         return flat and self.reading.flat
+
+    def _doubt(self, name: str, *fields: str) -> None:
+        self.doubts |= {*fields, *(["total"] if name in ("sum", *SECOND_POWERS) else [])}
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         if self.strangers and tuple(x.shape) in self.strangers:
@@ -233,7 +237,7 @@ class PerImage(GlobalOps):
             if rest and self.noted is not None:
                 self.noted.add(tuple(x.shape))
             return func(x, *args, **kwargs)
-        self.doubtful = self.folded = True
+        self._doubt(func.__name__, "rows")
         if self.reading.rows == "unknown":
             return func(x, *args, **kwargs)
         if self.reading.rows == "stacked":

@@ -82,10 +82,12 @@ def try_windows(
     counts = functools.partial(owned, every, grid) if grid.overlaps else None
     noted: set[Shape] = set()
     tried: list[Trial] = []
-    folded = False
-    for reading in readings:
-        if reading.rows == "stacked" and tried and not folded:
-            continue  # the same as the one before
+    doubts: frozenset[str] = frozenset()
+    for number, reading in enumerate(readings):
+        if any(
+            all(getattr(reading, field) == getattr(other, field) for field in doubts) for other in readings[:number]
+        ):
+            continue  # the same as one before
         statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, noted=noted)
         cut = [(windows[name], state[name]) for name in maps]
         neighbours = Exchange(grid, every, cut, noted=noted, detours=when)
@@ -99,12 +101,10 @@ def try_windows(
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows that are read as %s do not run", reading, exc_info=True)
             tried.append(Trial(strangers=frozenset(noted)))
-        folded |= statistics.folded
-        if not statistics.doubtful:
-            break
+        doubts |= statistics.doubts
     holding = [trial for trial in tried if trial.body]
     if not holding:
-        rows: Literal["unknown", "groups"] = "unknown" if folded else "groups"
+        rows: Literal["unknown", "groups"] = "unknown" if "rows" in doubts else "groups"
         return [replace(tried[0], reading=Reading(flat=seen.flat, rows=rows))]
     return [trial for trial in holding if trial.image] or holding
 
