@@ -34,6 +34,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
+_LARGEST_EXCHANGING = 32  # the same where windows exchange borders: larger ones are no faster there
 
 
 def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
@@ -76,10 +77,16 @@ def check_global_ops(split: Split, global_ops: GlobalOps, merge: Merge) -> None:
 
 def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
     """Patch size and halo: small patches without one where windows exchange borders; else larger ones, whose
-    halo adds 0.56 times as many pixels."""
+    halo adds 0.56 times as many pixels.
+
+    >>> [default_sizes(multiple, exchange=True) for multiple in (1, 8, 16, 64)]
+    [(8, 0), (32, 0), (32, 0), (64, 0)]
+    >>> [default_sizes(multiple, exchange=False) for multiple in (1, 8)]
+    [(16, 2), (64, 8)]
+    """
     halo = round_up(2, multiple)
     if exchange:
-        return 4 * halo, 0
+        return min(4 * halo, max(_LARGEST_EXCHANGING, halo)), 0
     if 8 * halo > _LARGEST_PATCH:
         return round_up(_LARGEST_PATCH, multiple), 0
     return 8 * halo, halo
