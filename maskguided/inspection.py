@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,12 +11,15 @@ from torch import nn
 from .adapter import ANOTHER, AUTOMATIC, Adapter, recognise, split
 from .automatic import find_bodies
 from .cost import macs
-from .errors import CannotSplit
+from .errors import CannotSplit, MaskGuidedError, first_line
+from .guided import MaskGuided
 from .patches import round_up
 from .probing import untouched
 from .split import Cuts, Facts, Split, probe_network
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count
+_SIDES = 256  # the same for those of a wrapped network: and for some patches
+_KEPT = (0.0, 0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Inspection:
     """The runs of blocks found, best first; none are looked for where `body` names them."""
     later: tuple[int, ...] = ()
     """The cuts after the first, at which patches leave too."""
+    windows: str = ""
+    """What windows `wrap` would choose, or why it would not wrap the network."""
+    prices: dict[float, float] = field(default_factory=dict)
+    """keep -> MACs of the network that `wrap` makes, of the dense one's, at 256x256 LR pixels."""
 
     @property
     def can_split(self) -> bool:
@@ -63,7 +71,11 @@ class Inspection:
             "live values: " + ", ".join(f"{name} ({what})" for name, what in self.live.items()),
             f"receptive field of the refined blocks: {_radius(facts.body_radius)}"
             f"; with the tail: {_radius(facts.radius)} (radius in LR pixels)",
+            f"by default: {self.windows}",
         ]
+        if self.prices:
+            prices = ", ".join(f"{share:.0%} at keep={keep:g}" for keep, share in self.prices.items())
+            lines.append(f"MACs of the dense network's: {prices}")
         if self.candidates:
             lines.append("runs of blocks found, the best first (the outermost of those that hold most of the MACs):")
             lines += [f"  {candidate}" for candidate in self.candidates[:4]]
@@ -108,7 +120,23 @@ def inspect(
         _shares(parts),
         runs,
         parts.cuts[1:],
+        *_wrapped(parts),
     )
+
+
+def _wrapped(parts: Split) -> tuple[str, dict[float, float]]:
+    """What `wrap` would make of it, in words, and at which cost."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what wrap warns of is for those who wrap
+            fast = MaskGuided(parts)
+    except MaskGuidedError as error:
+        return f"cannot be wrapped: {first_line(error)}", {}
+    side = round_up(_SIDES, parts.multiple_of)
+    dense = fast.cost(side, side).dense
+    where = "that exchange borders" if fast.exchange else f"and a halo of {fast.halo}, for they cannot exchange borders"
+    words = f"merge {fast.merge}, windows of {fast.patch_size}x{fast.patch_size} LR pixels {where}"
+    return words, {keep: fast.macs_at(side, side, keep=keep) / dense for keep in _KEPT}
 
 
 def _radius(pixels: int | None) -> str:

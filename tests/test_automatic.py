@@ -202,6 +202,14 @@ def test_windows_that_make_up_an_image_have_its_statistics(reduce):
     assert difference(reduce(windows), each) > 1e-3, "on its own each window must have other statistics"
 
 
+def test_inspect_tells_why_wrap_would_refuse_what_can_be_split():
+    net = NoStandIn()
+    net.last = conv(20, 4)
+    found = maskguided.inspect(scaled(net))
+    assert (found.can_split, found.prices) == (True, {})
+    assert "by default: cannot be wrapped: coarse_tail='light' adds the bilinear input" in str(found)
+
+
 def test_without_a_stand_in_the_coarse_image_is_a_light_tail_alone():
     model, x = scaled(NoStandIn()), image(2, 3, 18, 25)
     parts = maskguided.split(model)

@@ -13,6 +13,7 @@ from toys import (
     TOYS,
     AttributesAndConcat,
     Base,
+    Block,
     Chain,
     ConstantsAndDefaults,
     InPlace,
@@ -20,6 +21,7 @@ from toys import (
     ResidualOutside,
     SizesAndVectors,
     Strided,
+    blurred,
     conv,
 )
 
@@ -341,6 +343,28 @@ def test_a_network_with_the_names_of_another_is_split_automatically():
     assert "another image" in found.missed["edsr"]
     with pytest.raises(CannotSplit, match="the parts give another image"):
         maskguided.split(net, 2, adapter="edsr")
+
+
+class Blurred(Block):
+    def forward(self, x):
+        return super().forward(blurred(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        (Block, "windows of 8x8 LR pixels that exchange borders"),
+        (Blurred, "windows of 16x16 LR pixels and a halo of 2, for they cannot exchange borders"),
+    ],
+)
+def test_inspect_tells_what_wrapping_would_cost(block, words):
+    net = nn.Sequential(conv(3, 8), *(block() for _ in range(4)), conv(8, 12), nn.PixelShuffle(2))
+    found, fast = maskguided.inspect(net), maskguided.wrap(net)
+    assert words in str(found)
+    for keep, share in found.prices.items():
+        fast.keep = keep
+        assert share == fast.cost(256, 256).ratio
+    assert "% at keep=0.25, " in str(found)
 
 
 def test_inspect_tells_of_each_cut():
