@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import ArgumentError, ExportError, MissingDependency, first_line
 from .guided import MaskGuided
-from .optional import optional
+from .optional import optional, torch_since
 from .probing import in_eval_mode
 from .values import as_path
 from .weights import write_whole
@@ -49,7 +49,7 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
         ArgumentError: another suffix, no tensor, or a network that is not on the CPU.
         ExportError: the network cannot be exported, or its file not be run, or that gives another image, by more than
             1e-3 of the range.
-        MissingDependency: onnx, onnxscript or onnxruntime is not installed.
+        MissingDependency: onnx, onnxscript or onnxruntime is not installed, or torch is older than 2.6, for .onnx.
 
     >>> import tempfile
     >>> from maskguided import wrap
@@ -75,6 +75,8 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
         )
     write, run = written
     if write is _write_onnx:  # asked for before the work
+        if not torch_since(2, 6):
+            raise MissingDependency(f"{_ONNX} needs torch 2.6 or newer; this is {torch.__version__}")
         for package in ("onnx", "onnxscript", "onnxruntime"):
             optional(package, _ONNX, "export")
     with in_eval_mode(fast):

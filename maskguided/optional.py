@@ -1,11 +1,18 @@
-"""Packages that only some work needs, imported where it does."""
+"""Packages that only some work needs, imported where it does; and how old torch is, which does the rest."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
 
+import torch
+
 from .errors import MissingDependency
+
+
+def torch_since(major: int, minor: int) -> bool:
+    """Whether this torch is that version or a newer one."""
+    return tuple(map(int, torch.__version__.split(".")[:2])) >= (major, minor)
 
 
 def optional(name: str, work: str, extra: str) -> Any:

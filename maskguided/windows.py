@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import ArgumentError
 from .exchange import Exchange, Guess
 from .global_ops import PerImage
+from .optional import torch_since
 from .patches import Grid, gather, owned
 from .split import Kind, State
 from .trial import Trial
@@ -97,7 +98,7 @@ def _not_compiled(function: Callable[..., Made]) -> Callable[..., Made]:
     return run
 
 
-COMPILED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+COMPILED = torch_since(2, 10)
 """Whether torch.compile of this torch takes windows into its graph."""
 
 if not COMPILED:

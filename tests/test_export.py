@@ -13,7 +13,7 @@ from toys import Chain, conv
 from typer.testing import CliRunner
 
 import maskguided
-from maskguided import ArgumentError, ExportError, cli
+from maskguided import ArgumentError, ExportError, MissingDependency, cli
 from maskguided.export import onnx_session
 from maskguided.images import read_image, write_image
 
@@ -139,6 +139,13 @@ def test_what_onnxruntime_cannot_run_is_said_in_a_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ArgumentError, match=r"example of type ndarray; give an image, a tensor"):
         maskguided.export(fast, tmp_path / "net.onnx", photo(20, 20).numpy())
+
+
+def test_an_old_torch_is_told_of_before_the_work(tmp_path, monkeypatch):
+    fast = maskguided.wrap(scaled(Chain()))
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu121")
+    with pytest.raises(MissingDependency, match=r"needs torch 2\.6 or newer; this is 2\.5\.1"):
+        maskguided.export(fast, tmp_path / "net.onnx", photo(20, 20))
 
 
 def test_the_command(tmp_path):
