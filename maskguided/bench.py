@@ -8,15 +8,17 @@ reported with its spread.
 from __future__ import annotations
 
 import functools
+import math
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import checkpoint, metrics
@@ -54,6 +56,9 @@ class Row:
     dense_psnr: float | None
     dense_seconds: float
     """For all images, median over the rounds."""
+    fidelity: float | None
+    """PSNR of the images to those of the dense network, in the same way; None where they are the same. It tells of what
+    is lost where there is no HR image, or a network is not made for PSNR (of GANs)."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,10 @@ def measure(
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
             fast.to(memory_format=torch.channels_last)
         runs: dict[Point | None, Network] = {None: dense_network, **{point: at(fast, *point) for point in points}}
-        found: dict[Point | None, float] = {}
-        if pairs[0].hr is not None:
-            found = {point: mean_psnr(run, pairs, fast.scale) for point, run in runs.items()}
-        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0 if found else 1)
-        dense = _Measured(seconds[None], found.get(None))
-        rows += [_row(fast, p, pairs, _Measured(seconds[p], found.get(p)), dense, dense_macs) for p in points]
+        found = _reached(runs, pairs, fast.scale)
+        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0)
+        measured = {point: _Measured(seconds[point], *found[point]) for point in runs}
+        rows += [_row(fast, point, pairs, measured[point], measured[None], dense_macs) for point in points]
         progress()
     return rows
 
@@ -127,6 +130,7 @@ class _Measured(NamedTuple):
 
     seconds: list[float]
     psnr: float | None
+    fidelity: float | None
 
 
 def _row(
@@ -148,6 +152,7 @@ def _row(
         psnr=ours.psnr,
         dense_psnr=dense.psnr,
         dense_seconds=statistics.median(dense.seconds),
+        fidelity=ours.fidelity,
     )
 
 
@@ -192,10 +197,38 @@ def mean_share(shares: Sequence[float], pairs: Sequence[Pair]) -> float:
 def quality(image: Tensor, pair: Pair, scale: int, metric: Callable[..., float] = metrics.psnr) -> float:
     """PSNR-Y, or another metric, of a result (1, 3, H, W) in 0..1 against the HR image of a pair that has one."""
     assert pair.hr is not None
-    pixels = (image[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = _pixels(image)
     height, width = (min(a, b) for a, b in zip(pixels.shape[:2], pair.hr.shape[:2], strict=True))
     value: float = metric(pixels[:height, :width], np.ascontiguousarray(pair.hr[:height, :width]), crop=scale)
     return value
+
+
+def _pixels(image: Tensor) -> NDArray[np.uint8]:
+    """A result (1, C, H, W) in 0..1 as it would be stored, (H, W, C)."""
+    pixels: NDArray[np.uint8] = (image[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+@torch.inference_mode()
+def _reached(
+    runs: Mapping[Point | None, Network], pairs: Sequence[Pair], scale: int
+) -> dict[Point | None, tuple[float | None, float | None]]:
+    """PSNR and fidelity of each run, mean over the images; the dense network's comes first."""
+    psnrs: dict[Point | None, list[float]] = {point: [] for point in runs}
+    alike: dict[Point | None, list[float]] = {point: [] for point in runs}
+    for pair in pairs:
+        dense: NDArray[np.uint8] | None = None
+        for point, run in runs.items():
+            image = image_of(run(pair.lr.clone()))
+            dense = _pixels(image) if dense is None else dense
+            alike[point].append(metrics.psnr(_pixels(image), dense, crop=scale))
+            if pair.hr is not None:
+                psnrs[point].append(quality(image, pair, scale))
+    means = {point: statistics.mean(values) for point, values in alike.items()}
+    return {
+        point: (statistics.mean(psnrs[point]) if psnrs[point] else None, None if math.isinf(mean) else mean)
+        for point, mean in means.items()
+    }
 
 
 def _dense_macs(dense_network: Network, model: nn.Module, pairs: Sequence[Pair]) -> int:

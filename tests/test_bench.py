@@ -11,7 +11,7 @@ from skimage import data
 from support import PHOTO, run
 
 import maskguided
-from maskguided import ArgumentError, bench
+from maskguided import ArgumentError, bench, metrics
 from maskguided.images import resize, write_image
 from maskguided.pairs import read_pairs
 
@@ -46,6 +46,26 @@ def test_one_round_has_no_spread(weights, tmp_path):
     assert {row["spread"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]} == {None}
     assert ", 1 round; dense" in (tmp_path / "r.md").read_text()
     assert all(line.split(" | ")[7] == "-" for line in (tmp_path / "r.md").read_text().splitlines()[4:])
+
+
+def test_bench_tells_how_like_the_dense_images_are_without_hr(weights, tmp_path):
+    write_image(tmp_path / "a.png", PHOTO)
+    files = ["--json", tmp_path / "r.json", "--markdown", tmp_path / "r.md"]
+    run("bench", "-i", tmp_path / "a.png", "--weights", weights, "--rounds", 1, "--keep", "0.25,1", *files)
+    some, every = json.loads((tmp_path / "r.json").read_text())["rows"]
+    fast, x = maskguided.from_file(weights, keep=0.25), torch.from_numpy(PHOTO).permute(2, 0, 1)[None] / 255
+    ours, dense = (
+        (image[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy() for image in (fast(x), fast.unwrap()(x))
+    )
+    assert some["fidelity"] == pytest.approx(
+        metrics.psnr(ours, dense, crop=4), abs=0.1
+    )  # some pixels round the other way
+    assert (every["fidelity"], every["psnr"]) == (None, None)
+    heads, _, first, last = (tmp_path / "r.md").read_text().splitlines()[2:]
+    assert "like dense" in heads
+    assert "PSNR" not in heads
+    assert f"| {some['fidelity']:.2f} |" in first
+    assert "| same |" in last
 
 
 def test_bench_lets_each_image_decide(tmp_path):

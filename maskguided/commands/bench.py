@@ -118,24 +118,26 @@ def _dense(row: bench.Row) -> str:
 
 
 def _lines(rows: list[bench.Row]) -> list[tuple[str, ...]]:
-    """The heads of the columns, and the cells of each row; the column min gain is there where an image decides."""
-    free = any(row.min_gain_db is not None for row in rows)
+    """The heads of the columns, and the cells of each row; there is a min gain where an image decides, and a PSNR where
+    there are HR images."""
+    free, known = any(row.min_gain_db is not None for row in rows), rows[0].psnr is not None
     heads = ("merge", "split", "patch", "halo", *(["min gain"] if free else []), "keep", "MACs", "time", "spread")
-    lines = [(*heads, "PSNR-Y", "to dense")]
+    lines = [(*heads, *(["PSNR-Y", "to dense"] if known else []), "like dense")]
     for row in rows:
         least = "" if row.min_gain_db is None else f"{row.min_gain_db:g}"
         spread = "-" if row.spread is None else f"{row.spread:.0%}"
-        quality = ("", "") if row.psnr is None else (f"{row.psnr:.2f}", f"{row.psnr - (row.dense_psnr or 0):+.2f}")
+        quality = () if row.psnr is None else (f"{row.psnr:.2f}", f"{row.psnr - (row.dense_psnr or 0):+.2f}")
         lines.append((
             row.merge, str(row.split_at), str(row.patch_size), str(row.halo), *([least] if free else []),
             f"{row.keep:.3g}", f"{row.macs_ratio:.3f}", f"{row.time_ratio:.3f}", spread, *quality,
+            "same" if row.fidelity is None else f"{row.fidelity:.2f}",
         ))  # fmt: skip
     return lines
 
 
 def _table(rows: list[bench.Row]) -> Table:
     heads, *lines = _lines(rows)
-    caption = "MACs and time: ratio to the dense network of the same run"
+    caption = "MACs and time: ratio to the dense network of the same run; like dense: PSNR-Y to its images"
     table = Table(*heads, box=SIMPLE, collapse_padding=True, pad_edge=False, caption=caption, caption_justify="left")
     for line in lines:
         table.add_row(*line)
