@@ -32,6 +32,7 @@ from .reductions import (
     is_first_step,
     is_flat,
     is_global,
+    is_transposed,
     of_norm,
     precise,
 )
@@ -44,8 +45,9 @@ class Reading(NamedTuple):
     total: bool = False
     """A sum, or a norm, stands for itself; else it will be divided by the size of the map, so a mean is meant."""
     flat: bool = False
-    """Whether reducing or normalising (B, C, h*w) over its last dimension, or a pool as large as a window, means the
-    whole map."""
+    """Whether reducing (B, C, h*w) over its last dimension, or a pool as large as a window, means the whole map."""
+    transposed: bool = False
+    """Whether normalising (B, ..., C, h*w) over its last dimension does."""
     rows: Literal["groups", "stacked", "unknown"] = "groups"
     """What a map is that has several times as many rows as there are windows: groups of the channels of each, as after
     x.reshape(b * groups, -1, h, w), or maps of all windows one after the other, as after torch.cat. Unknown: each row
@@ -54,7 +56,8 @@ class Reading(NamedTuple):
 
 READ_PLAINLY = Reading()
 _ROWS: tuple[Literal["groups", "stacked"], ...] = ("groups", "stacked")
-READINGS = tuple(itertools.starmap(Reading, itertools.product((True, False), (False, True), _ROWS)))
+_NO_FIRST = (False, True)
+READINGS = tuple(itertools.starmap(Reading, itertools.product((True, False), _NO_FIRST, _NO_FIRST, _ROWS)))
 """Sums as they stand first: in a ratio of sums both readings agree, but for an epsilon that is added to the divisor."""
 
 
@@ -91,15 +94,15 @@ class GlobalOps(TorchFunctionMode):
 class Seen(GlobalOps):
     """Within it, on a whole image, global operations do what they do, and their names are kept.
 
-    `flat` says afterwards whether there were some that could mean less on windows (see `Reading.flat`): on a whole
-    image they are known by the size of its maps. `picks` says whether images of the batch were picked out of it, so
-    that those of one batch may go different ways; `parts`, whether maps were pooled to more than a pixel.
+    `flat` and `transposed` say afterwards whether there were some that could mean less on windows (see `Reading`): on a
+    whole image they are known by the size of its maps. `picks` says whether images of the batch were picked out of it,
+    so that those of one batch may go different ways; `parts`, whether maps were pooled to more than a pixel.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
-        self.flat = self.picks = self.parts = False
+        self.flat = self.transposed = self.picks = self.parts = False
         self._pixels: set[int] = set()
         self._first_steps: list[Any] = []  # held, so that no other tensor takes over an id
 
@@ -120,13 +123,17 @@ class Seen(GlobalOps):
     def takes_in(self, func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         if is_global(func, args, kwargs):
             return True
-        flat = is_flat(func, args, kwargs) and self._is_whole(args[0], func.__name__)
+        if is_transposed(func, args, kwargs):
+            transposed = args[0].shape[0] == 1 and args[0].shape[-1] in self._pixels
+            self.transposed |= transposed
+            return transposed
+        flat = is_flat(func, args, kwargs) and self._is_whole(args[0])
         self.flat |= flat
         return flat
 
-    def _is_whole(self, x: Tensor, name: str) -> bool:
-        """Whether `x` (1, C, h*w), or what a first step left of it, is of a whole map; `name` is what is done to it."""
-        pixels = x.shape[-1] if x.dim() == 3 or name == NORMALISED else x.shape[2] * x.shape[3]
+    def _is_whole(self, x: Tensor) -> bool:
+        """Whether `x` (1, C, h*w), or what is left of it after a first step, is of a whole map."""
+        pixels = x.shape[2] * (x.shape[3] if x.dim() == 4 else 1)
         return x.shape[0] == 1 and (pixels in self._pixels or any(x is first for first in self._first_steps))
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
@@ -196,9 +203,13 @@ class PerImage(GlobalOps):
         if is_global(func, args, kwargs, single=self.are_single):
             self._doubt(func.__name__)
             return True
+        if is_transposed(func, args, kwargs):
+            x = args[0]
+            if x.shape[0] != self.windows or self._unflattened(x.shape[-1]) is None:
+                return False
+            self._doubt(func.__name__, "transposed")
+            return self.reading.transposed
         flat = is_flat(func, args, kwargs)
-        if flat and func.__name__ == NORMALISED:  # else what attention within a window does to its few channels
-            flat = args[0].shape[0] == self.windows and self._unflattened(args[0].shape[-1]) is not None
         if flat:
             self._doubt(func.__name__, "flat")
         return flat and self.reading.flat

@@ -102,7 +102,8 @@ class Knobs(Wrapped):
         check_choices(global_ops=seen)
         check_global_ops(self.split, seen, self.merge)
         self._global_ops = seen
-        has_some = bool(self.split.global_ops_on_windows(self.merge)) or self.split.trial.reading.flat
+        reading, known = self.split.trial.reading, self.split.global_ops_on_windows(self.merge)
+        has_some = bool(known) or reading.flat or reading.transposed
         self._shares_statistics = seen == "image" and has_some
 
     @property

@@ -73,18 +73,24 @@ def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether `func` reduces (B, C, h*w) over its last dimension, or normalises it, or pools a map in one piece."""
+    """Whether `func` reduces (B, C, h*w) over its last dimension, or pools a map in one piece."""
     name, x = getattr(func, "__name__", ""), args[0]
     if not isinstance(x, Tensor):
         return False
-    if name == NORMALISED:
-        return x.dim() in (3, 4) and dims_of(name, args, kwargs) == {x.dim() - 1}
     if name in FIXED_POOLS and x.dim() == 4:
         size = args[1] if len(args) > 1 else kwargs.get("kernel_size")
         return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
     if name in _FLAT_POOLS:
         return x.dim() == 3 and _to_one(args, kwargs)
     return x.dim() == 3 and name in OVER_DIMS and dims_of(name, args, kwargs) == {2}
+
+
+def is_transposed(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether `func` normalises (B, ..., C, h*w) over its last dimension, as transposed attention does."""
+    name, x = getattr(func, "__name__", ""), args[0]
+    if name != NORMALISED or not isinstance(x, Tensor) or x.dim() < 3:
+        return False
+    return dims_of(name, args, kwargs) == {x.dim() - 1}
 
 
 def _to_one(args: Any, kwargs: dict[str, Any]) -> bool:

@@ -79,14 +79,14 @@ def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
     """Patch size and halo: small patches without one where windows exchange borders; else larger ones, whose
     halo adds 0.56 times as many pixels.
 
-    >>> [default_sizes(multiple, exchange=True) for multiple in (1, 8, 16, 64)]
-    [(8, 0), (32, 0), (32, 0), (64, 0)]
+    >>> [default_sizes(multiple, exchange=True) for multiple in (1, 8, 12, 64)]
+    [(8, 0), (32, 0), (36, 0), (64, 0)]
     >>> [default_sizes(multiple, exchange=False) for multiple in (1, 8)]
     [(16, 2), (64, 8)]
     """
     halo = round_up(2, multiple)
     if exchange:
-        return min(4 * halo, max(_LARGEST_EXCHANGING, halo)), 0
+        return min(4 * halo, round_up(_LARGEST_EXCHANGING, multiple)), 0
     if 8 * halo > _LARGEST_PATCH:
         return round_up(_LARGEST_PATCH, multiple), 0
     return 8 * halo, halo

@@ -43,7 +43,7 @@ class Shifts:
         self.grid, self.index = grid, index
         self.owner = owner.view(-1, grid.rows, grid.cols)
         self.known: dict[tuple[Pair, Pair], _Moved] = {}
-        self.parted: dict[tuple[Pair, int, int, int], Tensor] = {}
+        self.parted: dict[tuple[Pair, int, int, int, int], Tensor] = {}
         self.pending: list[_Moved] = []
 
     def rolled(self, x: Tensor, shifts: Pair, dims: Pair) -> Tensor:
@@ -63,30 +63,33 @@ class Shifts:
     def masked(self, attention: Any, mask: Any) -> Tensor | None:
         """What to add instead of `mask` to `attention` of rolled windows; None where the two are no such things.
 
-        (n, a, heads, N, N) and (a, 1, N, N), or (n*a, heads, N, N) and (n*a, 1, N, N): a attention windows of N pixels
-        in each window. Several rolls that wait for their masks get them in turn.
+        (n, a, heads, N, M) and (a, 1, N, M), or (n*a, heads, N, M) and (n*a, 1, N, M): a attention windows of N pixels
+        in each window. M is N, or less where squares of pixels are looked at as one (SRFormer: N / 4). Several rolls
+        that wait for their masks get them in turn.
         """
         if not isinstance(attention, Tensor) or not isinstance(mask, Tensor) or mask.dim() < 4:
             return None
-        moved, tokens = self.pending[0], attention.shape[-1]
+        moved, (tokens, seen) = self.pending[0], attention.shape[-2:]
         number, height, width = moved.way.shape
         each = height * width // tokens
         one = (number, each) if attention.dim() == 5 else (number * each,)
-        if attention.shape[:-3] != one or attention.shape[-2] != tokens:
+        if attention.shape[:-3] != one:
             return None
-        if mask.shape[-4:] != (one[-1], 1, tokens, tokens) or mask.numel() != one[-1] * tokens**2:
+        if mask.shape[-4:] != (one[-1], 1, tokens, seen) or mask.numel() != one[-1] * tokens * seen:
             return None
         high, wide = (2 * abs(shift) for shift in moved.shifts)
         if high * wide != tokens:  # no shift by half of a window, so this is taken for a square
             high = wide = int(tokens**0.5 + 0.5)
-        if high * wide != tokens or height % high or width % wide:
+        side = int((tokens / seen) ** 0.5 + 0.5)  # of the squares
+        if high * wide != tokens or height % high or width % wide or side**2 * seen != tokens or high % side:
             return None
         self.pending = self.pending[1:] or self.pending
-        key = (moved.shifts, tokens, height, width)
+        key = (moved.shifts, tokens, seen, height, width)
         if key not in self.parted:
-            ways = moved.way.view(number, height // high, high, width // wide, wide).transpose(2, 3).reshape(-1, tokens)
-            self.parted[key] = ways[:, :, None] != ways[:, None, :]
-        apart = self.parted[key].view(*one, 1, tokens, tokens)
+            ways = moved.way.view(number, height // high, high, width // wide, wide).transpose(2, 3)
+            queries, keys = (w.reshape(-1, w.shape[-2] * w.shape[-1]) for w in (ways, ways[..., ::side, ::side]))
+            self.parted[key] = queries[:, :, None] != keys[:, None, :]
+        apart = self.parted[key].view(*one, 1, tokens, seen)
         return torch.where(apart, mask.min(), mask.new_zeros(()))
 
     def _moved(self, size: Pair, shifts: Pair) -> _Moved:

@@ -76,7 +76,7 @@ def try_windows(
         whole = body(dict(state))
         image = tail(whole)
     if seen.picks:  # then windows of one image are not all of what a block sees at once
-        return [Trial(reading=Reading(flat=seen.flat))]
+        return [Trial(reading=Reading(flat=seen.flat, transposed=seen.transposed))]
     when = When(unit, seen.parts) if unit else None
     written = [name for name in writes if whole[name].dim() == 4]
     counts = functools.partial(owned, every, grid) if grid.overlaps else None
@@ -105,7 +105,7 @@ def try_windows(
     holding = [trial for trial in tried if trial.body]
     if not holding:
         rows: Literal["unknown", "groups"] = "unknown" if "rows" in doubts else "groups"
-        return [replace(tried[0], reading=Reading(flat=seen.flat, rows=rows))]
+        return [replace(tried[0], reading=Reading(flat=seen.flat, transposed=seen.transposed, rows=rows))]
     return [trial for trial in holding if trial.image] or holding
 
 

@@ -224,7 +224,7 @@ class CosineAttention(nn.Module):
 def test_attention_within_a_window_is_no_transposed_attention(patch_size):
     net, x = network(CosineAttention), image(2, 3, 24, 40)
     fast = maskguided.wrap(net, 2, patch_size=patch_size)
-    assert (fast.exchange, fast.split.trial.reading.flat) == (True, False)
+    assert (fast.exchange, fast.split.trial.reading.transposed) == (True, False)
     assert difference(by_windows(fast, x), net(x)) < 1e-5
 
 

@@ -98,7 +98,24 @@ class WithChannelAttention(WindowAttention):
         return super().forward(x * torch.sigmoid(x.transpose(1, 2).unflatten(2, x_size).mean((2, 3)))[:, None], x_size)
 
 
-@pytest.fixture(params=[WindowAttention, MaskOfEach, Overlapping, WithChannelAttention])
+class OfSquares(WindowAttention):
+    """Its keys and values are of squares of 2x2 pixels, with a quarter of the channels of each, as SRFormer's."""
+
+    def attend(self, y, mask):
+        n, tokens, c = y.shape
+        half, few = self.window // 2, c // 4 // self.heads
+        k, v = self.qkv(y)[..., : c // 2].view(n, half, 2, half, 2, 2, c // 4).permute(5, 0, 1, 3, 2, 4, 6).flatten(4)
+        q = self.qkv(y)[..., c:].view(n, tokens, self.heads, -1).transpose(1, 2)
+        k, v = (part.reshape(n, half**2, self.heads, 4 * few).transpose(1, 2) for part in (k, v))
+        weights = q @ torch.cat([k, k], -1).transpose(-2, -1) * c**-0.5
+        if mask is not None:
+            first = torch.arange(self.window**2).view(self.window, -1)[::2, ::2].flatten()
+            weights = weights.view(-1, mask.shape[0], self.heads, tokens, half**2) + mask[:, None, :, first]
+            weights = weights.view(n, self.heads, tokens, half**2)
+        return self.proj((weights.softmax(-1) @ v).transpose(1, 2).reshape(n, tokens, c))
+
+
+@pytest.fixture(params=[WindowAttention, MaskOfEach, Overlapping, WithChannelAttention, OfSquares])
 def swin(request):
     return scaled(Swin(block=request.param))
 
