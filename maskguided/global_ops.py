@@ -7,15 +7,15 @@ that are refined in it.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .readings import READ_PLAINLY, Reading
 from .reductions import (
     ADAPTIVE_POOLS,
     DEVIATIONS,
@@ -37,28 +37,6 @@ from .reductions import (
     precise,
 )
 from .transposed import PRODUCTS, TransposedAttention
-
-
-class Reading(NamedTuple):
-    """What a network means where it could mean two things; `Split.trial` finds out which is right for it."""
-
-    total: bool = False
-    """A sum, or a norm, stands for itself; else it will be divided by the size of the map, so a mean is meant."""
-    flat: bool = False
-    """Whether reducing (B, C, h*w) over its last dimension, or a pool as large as a window, means the whole map."""
-    transposed: bool = False
-    """Whether normalising (B, ..., C, h*w) over its last dimension does."""
-    rows: Literal["groups", "stacked", "unknown"] = "groups"
-    """What a map is that has several times as many rows as there are windows: groups of the channels of each, as after
-    x.reshape(b * groups, -1, h, w), or maps of all windows one after the other, as after torch.cat. Unknown: each row
-    is taken alone, for statistics must not pass from image to image."""
-
-
-READ_PLAINLY = Reading()
-_ROWS: tuple[Literal["groups", "stacked"], ...] = ("groups", "stacked")
-_NO_FIRST = (False, True)
-READINGS = tuple(itertools.starmap(Reading, itertools.product((True, False), _NO_FIRST, _NO_FIRST, _ROWS)))
-"""Sums as they stand first: in a ratio of sums both readings agree, but for an epsilon that is added to the divisor."""
 
 
 class _FirstStep(NamedTuple):

@@ -28,9 +28,10 @@ from torch.nn import functional as F
 
 from . import receptive
 from .errors import ArgumentError, CannotSplit
-from .global_ops import READINGS, Reading, Seen
+from .global_ops import Seen
 from .patches import Grid, round_up
 from .probing import Probe, copied, first_weight, probe, refuse_wrapped, silent_weights, untouched
+from .readings import READINGS, Reading
 from .thin import thinly
 from .trial import Trial, grid_of_trial, try_windows
 from .values import as_whole

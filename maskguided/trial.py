@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .detours import When
 from .exchange import Exchange
-from .global_ops import READ_PLAINLY, READINGS, PerImage, Reading, Seen
+from .global_ops import PerImage, Seen
 from .patches import Grid, gather, owned, scatter
+from .readings import READ_PLAINLY, READINGS, Reading
 
 _log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import maskguided
 PACKAGE = Path(maskguided.__file__).parent
 COMMANDS = ("upscale", "inspect", "bench", "calibrate", "finetune", "explain", "export")
 LAYERS = [
-    {"errors", "values", "arguments", "reductions", "thin", "transposed"},
+    {"errors", "values", "arguments", "readings", "reductions", "thin", "transposed"},
     {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional", "tiff"},
     {"detours", "exchange", "shifts", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"trial"},
