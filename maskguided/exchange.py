@@ -72,6 +72,8 @@ class Exchange(TorchFunctionMode):
         strangers: shapes of tensors that are no windows though there may be as many of them.
         noted: where the shapes of such tensors are kept.
         detours: when side branches that do not fall into windows run on the whole map (detours.py); None: never.
+        unit: what windows are multiples of, in LR pixels: what has fewer pixels than so many of them stand for is a
+            vector, and no map. 0: that is not known.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Exchange(TorchFunctionMode):
         strangers: frozenset[tuple[int, ...]] = frozenset(),
         noted: set[tuple[int, ...]] | None = None,
         detours: When | None = None,
+        unit: int = 0,
     ) -> None:
         super().__init__()
+        self.unit = unit
         self.detours = None if detours is None else Detours(grid, index, detours)
         self.strangers, self.noted = strangers, noted
         self.guess, self.features, self.calls = guess, features, 0
@@ -187,7 +191,7 @@ class Exchange(TorchFunctionMode):
         if self.strangers and tuple(x.shape) in self.strangers:
             return False
         (height, width), patch = self.grid.window, self.grid.patch_size
-        even = x.shape[2] * width == x.shape[3] * height
+        even = x.shape[2] * width == x.shape[3] * height and not 0 < x.shape[2] * self.unit < height
         return even and not any(length * x.shape[2] % height for length in (self.grid.height, patch))
 
     def _at(self, x_height: int, length: Any) -> Any:

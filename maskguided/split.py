@@ -244,9 +244,10 @@ class Split(ABC):
             _log.debug("%s cannot be copied for a trial", type(self.model).__name__, exc_info=True)
             return Trial()
 
-    def _tried_on(self, image: Tensor, grid: Grid, readings: Sequence[Reading], unit: int) -> list[Trial]:
+    def _tried_on(self, image: Tensor, grid: Grid, readings: Sequence[Reading], detours: bool) -> list[Trial]:
         state = self.window((grid.height, grid.width), image)
-        return try_windows(self.body, self.tail, state, self.kinds, self.writes, grid, readings, unit=unit)
+        parts = self.body, self.tail, state, self.kinds, self.writes
+        return try_windows(*parts, grid, readings, unit=self.multiple_of, detours=detours)
 
     def _picture(self, height: int, width: int) -> Tensor:
         """Nearer to a photograph than `example`, for noise drives some trained networks (PAN) out of all range; dark at
@@ -265,7 +266,7 @@ class Split(ABC):
             with untouched(self.model):
                 found = self._tried_with(self._grid(-(-self.probe.least // 2) + step))
                 if not found.image:  # pools of a map's part take no smaller windows than images
-                    around = self._tried_with(self._grid(self.probe.least), step)
+                    around = self._tried_with(self._grid(self.probe.least), detours=True)
                     found = around if (around.body, around.image) > (found.body, found.image) else found
             return replace(found, unit=step)
         except Exception:  # whatever a foreign network raises: it does not work so
@@ -280,14 +281,14 @@ class Split(ABC):
             patch += step  # a pool by 2 or 3 before a global mean fits by chance where it divides the patch
         return grid_of_trial(self.model, patch, less=min(step, patch - step))
 
-    def _tried_with(self, grid: Grid, unit: int = 0) -> Trial:
+    def _tried_with(self, grid: Grid, detours: bool = False) -> Trial:
         picture, bright = self._picture(grid.height, grid.width), 2 * self.example(grid.height, grid.width)
-        found, *others = self._tried_on(picture, grid, READINGS, unit)
+        found, *others = self._tried_on(picture, grid, READINGS, detours)
         if others:  # which may be unlike where more is lit: a count of bright pixels, say
-            again, *_ = self._tried_on(bright, grid, [trial.reading for trial in (found, *others)], unit)
+            again, *_ = self._tried_on(bright, grid, [trial.reading for trial in (found, *others)], detours)
             found = again if again.body and again.image >= found.image else found
-        if unit and found.body:  # a map that is never cut again goes with windows, too, if it is of one image
-            found, *_ = self._tried_on(torch.cat([picture, bright]), grid, [found.reading], unit)
+        if detours and found.body:  # a map that is never cut again goes with windows, too, if it is of one image
+            found, *_ = self._tried_on(torch.cat([picture, bright]), grid, [found.reading], detours)
         return found
 
     def own(self) -> Split:

@@ -61,12 +61,13 @@ def try_windows(
     grid: Grid,
     readings: Sequence[Reading] = READINGS,
     *,
-    unit: int = 0,
+    unit: int,
+    detours: bool,
 ) -> list[Trial]:
     """Run all windows of an image's `state`, whose maps are cut and whose vectors repeated, beside the whole.
 
     What a network means by a sum is what makes them agree: what is returned are the readings under which they do, or
-    else one that says that they do not. With a `unit`, what windows are multiples of, side branches take detours.
+    else one that says that they do not. `unit`: what windows are multiples of. `detours`: whether branches take any.
     """
     maps = [name for name, kind in kinds.items() if kind == "map"]
     batch, device = len(state[maps[0]]), state[maps[0]].device
@@ -78,7 +79,7 @@ def try_windows(
         image = tail(whole)
     if seen.picks:  # then windows of one image are not all of what a block sees at once
         return [Trial(reading=Reading(flat=seen.flat, transposed=seen.transposed))]
-    when = When(unit, seen.parts) if unit else None
+    when = When(unit, seen.parts) if detours else None
     written = [name for name in writes if whole[name].dim() == 4]
     counts = functools.partial(owned, every, grid) if grid.overlaps else None
     noted: set[Shape] = set()
@@ -91,14 +92,14 @@ def try_windows(
             continue  # the same as one before
         statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, noted=noted)
         cut = [(windows[name], state[name]) for name in maps]
-        neighbours = Exchange(grid, every, cut, noted=noted, detours=when)
+        neighbours = Exchange(grid, every, cut, noted=noted, detours=when, unit=unit)
         try:
             with statistics, neighbours:
                 parts = body(dict(windows))
                 patches = tail(parts)
             pairs = [*((whole[name], parts[name]) for name in written), (image, patches)]
             same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
-            tried.append(Trial(all(same[:-1]), same[-1], reading, frozenset(noted), detours=when))
+            tried.append(Trial(all(same[:-1]), same[-1], reading, frozenset(noted), unit, when))
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows that are read as %s do not run", reading, exc_info=True)
             tried.append(Trial(strangers=frozenset(noted)))

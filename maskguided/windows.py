@@ -64,7 +64,9 @@ def on_windows(
     neighbours: AbstractContextManager[object] = nullcontext()
     if exchange:
         cut = [(windows[name], state[name]) for name, kind in kinds.items() if kind == "map"]
-        neighbours = Exchange(grid, index, cut, guess, features, strangers=trial.strangers, detours=trial.detours)
+        neighbours = Exchange(
+            grid, index, cut, guess, features, strangers=trial.strangers, detours=trial.detours, unit=trial.unit
+        )
     statistics: AbstractContextManager[object] = nullcontext()
     if one_mean:
         counts = functools.partial(owned, index, grid) if grid.overlaps else None

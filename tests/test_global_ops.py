@@ -165,6 +165,28 @@ def test_all_windows_are_the_network(name):
     assert difference(by_windows(fast, x), net(x)) > 1e-4, "alone each window must have another statistic"
 
 
+class Dilated(nn.Module):
+    """DRLN's attention: the vector of an image goes through convolutions that pad it."""
+
+    def __init__(self, stride=1):
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=3, dilation=3)
+        self.down = nn.Conv2d(16, 16, 3, stride, padding=1)
+
+    def forward(self, x):
+        y = F.relu(self.conv(F.interpolate(self.down(x), x.shape[2:])))
+        return x + y * torch.sigmoid(3 * self.gate(F.adaptive_avg_pool2d(y, 1)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_vector_is_no_window_of_one_pixel(stride):
+    """Though the image is so many patches large that a pixel could stand for each."""
+    net, x = network(lambda: Dilated(stride)), image(2, 3, 48, 64)
+    fast = maskguided.wrap(net, 2)
+    assert (fast.exchange, fast.patch_size, fast.split.multiple_of) == (True, 8, stride)
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
 class Blurred(Block):
     """It blurs, and its windows see nothing of their neighbours in that."""
 
