@@ -265,9 +265,9 @@ class Split(ABC):
         try:
             with untouched(self.model):
                 found = self._tried_with(self._grid(-(-self.probe.least // 2) + step))
-                if not found.image:  # pools of a map's part take no smaller windows than images
+                if not (found.image and found.closely):  # pools of a map's part take no smaller windows than images
                     around = self._tried_with(self._grid(self.probe.least), detours=True)
-                    found = around if (around.body, around.image) > (found.body, found.image) else found
+                    found = max(found, around, key=lambda trial: (trial.body, trial.image, trial.closely))
             return replace(found, unit=step)
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)

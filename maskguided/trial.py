@@ -20,6 +20,8 @@ from .readings import READ_PLAINLY, READINGS, Reading
 _log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+_SAME, _ROUNDED = 1e-4, 1e-5
+"""Largest differences, of the range: of what is taken for the same, and of what is so to rounding."""
 _GRIDS = ((2, 3), (2, 5), (2, 7), (3, 5), (3, 7), (5, 5))
 
 
@@ -39,6 +41,8 @@ class Trial:
     """What windows are multiples of, in LR pixels."""
     detours: When | None = None
     """See Exchange."""
+    closely: bool = False
+    """Whether what holds holds to rounding: else something small may have been left out."""
 
 
 def grid_of_trial(model: nn.Module, patch: int, less: int) -> Grid:
@@ -98,8 +102,11 @@ def try_windows(
                 parts = body(dict(windows))
                 patches = tail(parts)
             pairs = [*((whole[name], parts[name]) for name in written), (image, patches)]
-            same = [_same(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
-            tried.append(Trial(all(same[:-1]), same[-1], reading, frozenset(noted), unit, when))
+            apart = [_difference(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
+            in_body, in_image = max(apart[:-1], default=0.0), apart[-1]
+            closely = (max(in_body, in_image) if in_image <= _SAME else in_body) <= _ROUNDED
+            same = in_body <= _SAME, in_image <= _SAME
+            tried.append(Trial(*same, reading, frozenset(noted), unit, when, closely))
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows that are read as %s do not run", reading, exc_info=True)
             tried.append(Trial(strangers=frozenset(noted)))
@@ -111,5 +118,7 @@ def try_windows(
     return [trial for trial in holding if trial.image] or holding
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return float((a - b).abs().max()) <= 1e-4 * float(a.abs().max())
+def _difference(a: Tensor, b: Tensor) -> float:
+    """The largest one, of the range of `a`; infinite where one is no number."""
+    found = float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
+    return found if found == found else float("inf")

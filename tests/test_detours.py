@@ -178,6 +178,20 @@ def test_a_network_with_esa_exchanges_at_any_size(merge):
     assert difference(by_windows(maskguided.wrap(net, 2, merge=merge, exchange=False, keep=1), x), net(x)) > 1e-4
 
 
+def test_a_detour_that_changes_little_is_taken():
+    """By less than what windows may differ in where nothing better is known."""
+
+    class Little(Block):
+        def forward(self, x):
+            return super().forward(x) + 2e-4 * F.max_pool2d(x, 3, 1, 1)
+
+    net = scaled(nn.Sequential(conv(3, 8), *(Little() for _ in range(4)), conv(8, 12), nn.PixelShuffle(2)))
+    fast, x = maskguided.wrap(net, 2), image(2, 3, 33, 40)
+    assert (fast.exchange, fast.split.trial.closely) == (True, True)
+    assert fast.split.trial.detours is not None
+    assert difference(by_windows(fast, x), net(x)) < 1e-6
+
+
 def test_one_patch_of_each_image_is_no_map_of_all():
     net = attending()
     fast = maskguided.wrap(net, 2, patch_size=8).eval()
