@@ -107,7 +107,7 @@ class MaskGuided(Knobs):
         check_cuts(split, merge, context)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
         self.exchange = exchanges if exchange is None else exchange
-        default = default_sizes(split.multiple_of, self.exchange)
+        default = default_sizes(split.multiple_of, self.exchange, split.trial.least)
         halo = default[1] if halo is None else halo
         side, may_grow = (default[0], True) if patch_size is None else (patch_size, False)
         side = check_windows(split, merge, side, halo, self.exchange, may_grow)

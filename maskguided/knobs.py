@@ -18,6 +18,7 @@ from .settings import (
     check_aligned,
     check_choices,
     check_coarse_on,
+    check_exchanging,
     check_global_ops,
     check_min_gain,
     check_onward,
@@ -117,6 +118,7 @@ class Knobs(Wrapped):
             raise ArgumentError(f"exchange={exchange!r}; use True or False")
         if hasattr(self, "_coarse_on"):  # else it is checked when it is set
             check_coarse_on(self._coarse_on, exchange)
+            check_exchanging(self.split, self._patch_size, exchange)
         self._exchange = exchange
         self.forget_estimate()
 
@@ -127,7 +129,9 @@ class Knobs(Wrapped):
 
     @patch_size.setter
     def patch_size(self, side: int) -> None:
-        self._patch_size = check_aligned("patch_size", side, 1, self.split.multiple_of)
+        side = check_aligned("patch_size", side, 1, self.split.multiple_of)
+        check_exchanging(self.split, side, self.exchange)
+        self._patch_size = side
         self.forget_estimate()
 
     @property

@@ -75,7 +75,7 @@ def check_global_ops(split: Split, global_ops: GlobalOps, merge: Merge) -> None:
         )
 
 
-def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
+def default_sizes(multiple: int, exchange: bool, least: int = 1) -> tuple[int, int]:
     """Patch size and halo: small patches without one where windows exchange borders; else larger ones, whose
     halo adds 0.56 times as many pixels.
 
@@ -86,10 +86,20 @@ def default_sizes(multiple: int, exchange: bool) -> tuple[int, int]:
     """
     halo = round_up(2, multiple)
     if exchange:
-        return min(4 * halo, round_up(_LARGEST_EXCHANGING, multiple)), 0
+        return max(min(4 * halo, round_up(_LARGEST_EXCHANGING, multiple)), least), 0
     if 8 * halo > _LARGEST_PATCH:
         return round_up(_LARGEST_PATCH, multiple), 0
     return 8 * halo, halo
+
+
+def check_exchanging(split: Split, patch_size: int, exchange: bool) -> None:
+    """Refuse patches of which it is known that their windows cannot exchange borders, though larger ones can."""
+    least = split.trial.least
+    if exchange and patch_size < least:
+        raise ArgumentError(
+            f"patch_size={patch_size}: blocks of this {type(split.model).__name__} cut their map into windows of that "
+            f"size themselves, from which ours could not be told; use {least} or more, or exchange=False"
+        )
 
 
 def check_windows(

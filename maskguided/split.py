@@ -268,10 +268,18 @@ class Split(ABC):
                 if not (found.image and found.closely):  # pools of a map's part take no smaller windows than images
                     around = self._tried_with(self._grid(self.probe.least), detours=True)
                     found = max(found, around, key=lambda trial: (trial.body, trial.image, trial.closely))
-            return replace(found, unit=step)
+                least = step if step == 1 or not found.body else self._least(found)
+            return replace(found, unit=step, least=least)
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)
             return Trial()
+
+    def _least(self, found: Trial) -> int:
+        """The smallest patch for which what was found holds, too: a multiple, or two."""
+        grid = grid_of_trial(self.model, self.multiple_of, less=0)
+        picture = self._picture(grid.height, grid.width)
+        small, *_ = self._tried_on(picture, grid, [found.reading], detours=found.detours is not None)
+        return self.multiple_of * (1 if (small.body, small.image) >= (found.body, found.image) else 2)
 
     def _grid(self, least: int) -> Grid:
         """For a trial, with patches of at least so many LR pixels."""

@@ -41,6 +41,9 @@ class Trial:
     """What windows are multiples of, in LR pixels."""
     detours: When | None = None
     """See Exchange."""
+    least: int = 1
+    """The smallest patch, in LR pixels, for which that is known: windows as large as those that blocks themselves cut a
+    map into would be taken for them."""
     closely: bool = False
     """Whether what holds holds to rounding: else something small may have been left out."""
 
@@ -94,7 +97,7 @@ def try_windows(
             all(getattr(reading, field) == getattr(other, field) for field in doubts) for other in readings[:number]
         ):
             continue  # the same as one before
-        statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, noted=noted)
+        statistics = PerImage(grid.count, every.numel(), counts, grid.window, unit=unit, reading=reading, noted=noted)
         cut = [(windows[name], state[name]) for name in maps]
         neighbours = Exchange(grid, every, cut, noted=noted, detours=when, unit=unit)
         try:
@@ -106,7 +109,7 @@ def try_windows(
             in_body, in_image = max(apart[:-1], default=0.0), apart[-1]
             closely = (max(in_body, in_image) if in_image <= _SAME else in_body) <= _ROUNDED
             same = in_body <= _SAME, in_image <= _SAME
-            tried.append(Trial(*same, reading, frozenset(noted), unit, when, closely))
+            tried.append(Trial(*same, reading, frozenset(noted), unit, when, closely=closely))
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows that are read as %s do not run", reading, exc_info=True)
             tried.append(Trial(strangers=frozenset(noted)))

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from toys import blurred
 
 import maskguided
+from maskguided import ArgumentError
 from maskguided.exchange import Exchange
 from maskguided.patches import Grid, gather, scatter
 
@@ -203,3 +204,32 @@ def test_blocks_that_their_user_compiled_are_compiled_once():
         assert difference(fast(x), expected) < 1e-5
         counts.append(len(graphs))
     assert counts == counts[:1] * 4
+
+
+class OfSquares(nn.Module):
+    """DITN's: convolutions within squares of 8x8 pixels, which pad each with zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.point = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        squares = x.view(b, c, h // 8, 8, w // 8, 8).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, 8, 8)
+        y = self.conv(squares).view(b, h // 8, w // 8, c, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+        return x + self.point(F.relu(y))
+
+
+def test_windows_that_could_be_taken_for_those_of_the_network_are_refused():
+    net = scaled(nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), *(OfSquares() for _ in range(4)), nn.Conv2d(8, 3, 3, 1, 1)))
+    fast, x = maskguided.wrap(net, 2, patch_size=16), image(2, 3, 32, 48)
+    assert (fast.exchange, fast.split.multiple_of, fast.split.trial.least) == (True, 8, 16)
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+    with pytest.raises(ArgumentError, match=r"patch_size=8: .* use 16 or more, or exchange=False"):
+        fast.patch_size = 8
+    assert fast.patch_size == 16
+    fast.exchange = False
+    fast.patch_size = 8
+    with pytest.raises(ArgumentError, match="patch_size=8: "):
+        fast.exchange = True
+    assert not fast.exchange
