@@ -106,7 +106,8 @@ class MaskGuided(Knobs):
         check_possible(split, merge, coarse_tail, global_ops)
         check_cuts(split, merge, context)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
-        self.exchange = exchanges if exchange is None else exchange
+        small = isinstance(patch_size, int) and patch_size < split.trial.least
+        self.exchange = exchanges and not small if exchange is None else exchange
         default = default_sizes(split.multiple_of, self.exchange, split.trial.least)
         halo = default[1] if halo is None else halo
         side, may_grow = (default[0], True) if patch_size is None else (patch_size, False)

@@ -97,8 +97,9 @@ def check_exchanging(split: Split, patch_size: int, exchange: bool) -> None:
     least = split.trial.least
     if exchange and patch_size < least:
         raise ArgumentError(
-            f"patch_size={patch_size}: blocks of this {type(split.model).__name__} cut their map into windows of that "
-            f"size themselves, from which ours could not be told; use {least} or more, or exchange=False"
+            f"patch_size={patch_size}: windows so small could be taken for something else in this "
+            f"{type(split.model).__name__} (vectors, or windows that it cuts itself); use {least} or more, or "
+            "exchange=False"
         )
 
 

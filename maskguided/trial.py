@@ -42,8 +42,8 @@ class Trial:
     detours: When | None = None
     """See Exchange."""
     least: int = 1
-    """The smallest patch, in LR pixels, for which that is known: windows as large as those that blocks themselves cut a
-    map into would be taken for them."""
+    """The smallest patch, in LR pixels, for which that is known: smaller windows might be taken for vectors, or for
+    windows that blocks cut their map into themselves."""
     closely: bool = False
     """Whether what holds holds to rounding: else something small may have been left out."""
 

@@ -228,6 +228,8 @@ def test_windows_that_could_be_taken_for_those_of_the_network_are_refused():
     with pytest.raises(ArgumentError, match=r"patch_size=8: .* use 16 or more, or exchange=False"):
         fast.patch_size = 8
     assert fast.patch_size == 16
+    alone = maskguided.wrap(net, 2, patch_size=8)
+    assert (alone.exchange, alone.halo) == (False, 8)
     fast.exchange = False
     fast.patch_size = 8
     with pytest.raises(ArgumentError, match="patch_size=8: "):
