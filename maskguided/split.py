@@ -277,8 +277,11 @@ class Split(ABC):
     def _least(self, found: Trial) -> int:
         """The smallest patch for which what was found holds, too: a multiple, or two."""
         grid = grid_of_trial(self.model, self.multiple_of, less=0)
-        picture = self._picture(grid.height, grid.width)
-        small, *_ = self._tried_on(picture, grid, [found.reading], detours=found.detours is not None)
+        try:
+            picture = self._picture(grid.height, grid.width)
+            small, *_ = self._tried_on(picture, grid, [found.reading], detours=found.detours is not None)
+        except Exception:  # whatever a foreign network raises of an image of so few pixels
+            return self.multiple_of
         return self.multiple_of * (1 if (small.body, small.image) >= (found.body, found.image) else 2)
 
     def _grid(self, least: int) -> Grid:
