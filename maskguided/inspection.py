@@ -18,7 +18,6 @@ from .probing import untouched
 from .split import Cuts, Facts, Split, probe_network
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count
-_SIDES = 256  # the same for those of a wrapped network: and for some patches
 _KEPT = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -48,7 +47,7 @@ class Inspection:
     windows: str = ""
     """What windows `wrap` would choose, or why it would not wrap the network."""
     prices: dict[float, float] = field(default_factory=dict)
-    """keep -> MACs of the network that `wrap` makes, of the dense one's, at 256x256 LR pixels."""
+    """keep -> MACs of the network that `wrap` makes, of the dense one's, at 64x64 LR pixels, or 2x2 patches."""
 
     @property
     def can_split(self) -> bool:
@@ -132,7 +131,7 @@ def _wrapped(parts: Split) -> tuple[str, dict[float, float]]:
             fast = MaskGuided(parts)
     except MaskGuidedError as error:
         return f"cannot be wrapped: {first_line(error)}", {}
-    side = round_up(_SIDES, parts.multiple_of)
+    side = round_up(max(_SIDE, 2 * fast.patch_size), parts.multiple_of)
     dense = fast.cost(side, side).dense
     where = "that exchange borders" if fast.exchange else f"and a halo of {fast.halo}, for they cannot exchange borders"
     words = f"merge {fast.merge}, windows of {fast.patch_size}x{fast.patch_size} LR pixels {where}"

@@ -32,5 +32,6 @@ def test_it_is_split_and_obeys_the_laws(name):
     one, two, three = found.laws
     assert one == three == "exact"
     assert two in ("exact", "holds", "global", "radius")
-    assert found.exchange in ("exact", "holds", "no")
+    assert found.exchange in ("exact", "holds", "multiples", "no")
+    assert found.exchange != "multiples" or found.multiple_of > 1
     assert found.macs < 1.3

@@ -363,7 +363,7 @@ def test_inspect_tells_what_wrapping_would_cost(block, words):
     assert words in str(found)
     for keep, share in found.prices.items():
         fast.keep = keep
-        assert share == fast.cost(256, 256).ratio
+        assert share == fast.cost(64, 64).ratio
     assert "% at keep=0.25, " in str(found)
 
 
