@@ -97,6 +97,11 @@ def law_2(model: nn.Module, parts: Split) -> str:
     patch, halo = (round_up(length, step) for length in (8, radius))
     x = sample(parts, 1, 33, 2 * (patch + halo) + 7)
     fast = MaskGuided(parts, keep=1, patch_size=patch, halo=halo).eval()
+    return all_windows(fast, model, x)
+
+
+def all_windows(fast: MaskGuided, model: nn.Module, x: Tensor) -> str:
+    """Whether all patches of `x` refined as windows are the network."""
     base = fast.run_base(x)
     return verdict(fast.refine(base, base.every), image_of(model(x.clone())), exact=False)
 
@@ -105,15 +110,11 @@ def exchanged(fast: MaskGuided, model: nn.Module) -> str:
     """All windows, with no halo, on two images, where windows exchange borders."""
     if not fast.exchange:
         return "no"
-    x = sample(fast.split, 2, 47, 61)
-    base = fast.run_base(x)
-    found = verdict(fast.refine(base, base.every), image_of(model(x.clone())), exact=False)
-    if base.is_continued and found.startswith("**"):
-        x = sample(fast.split, 2, base.grid.height, base.grid.width)
-        base = fast.run_base(x)
-        found = verdict(fast.refine(base, base.every), image_of(model(x.clone())), exact=False)
-        return found if found.startswith("**") else "multiples"
-    return found
+    found, full = all_windows(fast, model, sample(fast.split, 2, 47, 61)), fast.split.full_size(47, 61)
+    if not found.startswith("**") or full == (47, 61):
+        return found
+    rounded = all_windows(fast, model, sample(fast.split, 2, *full))
+    return rounded if rounded.startswith("**") else "multiples"
 
 
 def law_3(parts: Split) -> str:

@@ -132,7 +132,7 @@ def _wrapped(parts: Split) -> tuple[str, dict[float, float]]:
     except MaskGuidedError as error:
         return f"cannot be wrapped: {first_line(error)}", {}
     side = round_up(max(_SIDE, 2 * fast.patch_size), parts.multiple_of)
-    dense = fast.cost(side, side).dense
+    dense = _dense(parts, side)
     where = "that exchange borders" if fast.exchange else f"and a halo of {fast.halo}, for they cannot exchange borders"
     words = f"merge {fast.merge}, windows of {fast.patch_size}x{fast.patch_size} LR pixels {where}"
     return words, {keep: fast.macs_at(side, side, keep=keep) / dense for keep in _KEPT}
@@ -160,8 +160,13 @@ def _live(parts: Split) -> dict[str, str]:
 def _shares(parts: Split) -> dict[str, float]:
     side = round_up(_SIDE, parts.multiple_of)
     shape = (1, parts.probe.in_channels, side, side)
-    like = next(parts.model.parameters())
-    whole = macs(parts.model, shape, like, parts.model)
+    like, whole = next(parts.model.parameters()), _dense(parts, side)
     prefix = macs(parts.prefix, shape, like, parts.model)
     to_body = macs(lambda x: parts.body(parts.prefix(x)), shape, like, parts.model)
     return {"prefix": prefix / whole, "body": (to_body - prefix) / whole, "tail": (whole - to_body) / whole}
+
+
+def _dense(parts: Split, side: int) -> int:
+    """MACs of the network on side x side LR pixels, which it takes."""
+    shape = (1, parts.probe.in_channels, side, side)
+    return macs(parts.model, shape, next(parts.model.parameters()), parts.model)

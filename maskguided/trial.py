@@ -15,7 +15,7 @@ from .detours import When
 from .exchange import Exchange
 from .global_ops import PerImage, Seen
 from .patches import Grid, gather, owned, scatter
-from .readings import READ_PLAINLY, READINGS, Reading
+from .readings import READ_PLAINLY, Reading
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def try_windows(
     kinds: Mapping[str, str],
     writes: Iterable[str],
     grid: Grid,
-    readings: Sequence[Reading] = READINGS,
+    readings: Sequence[Reading],
     *,
     unit: int,
     detours: bool,

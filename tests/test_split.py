@@ -13,21 +13,17 @@ from toys import (
     TOYS,
     AttributesAndConcat,
     Base,
-    Block,
     Chain,
     ConstantsAndDefaults,
     InPlace,
     Nested,
     ResidualOutside,
-    SizesAndVectors,
     Strided,
-    blurred,
     conv,
 )
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided, MaskGuidedError
-from maskguided.adapters.pan_net import PAN
 from maskguided.automatic import find_bodies
 from maskguided.probing import image_of, probe
 
@@ -287,20 +283,6 @@ def test_blocks_whose_work_is_not_counted_are_told_and_can_be_named():
     assert difference(parts.tail(parts.body(parts.prefix(x))), model(x)) < 1e-5
 
 
-def test_inspect_tells_what_it_sees():
-    found = maskguided.inspect(scaled(SizesAndVectors()), 3)
-    text = str(found)
-    assert found.can_split
-    assert found.adapter == "automatic"
-    assert found.facts.blocks == tuple(f"blocks.{i}" for i in range(5))
-    assert abs(sum(found.shares.values()) - 1) < 1e-9
-    assert {what.split()[0] for what in found.live.values()} >= {"8", "vector"}
-    for part in ("5 x Block", "cut after block 3", "radius", "not pan: it has no conv_first"):
-        assert part in text
-    assert "3 channels, any size; patches and halos are multiples of 2" in str(maskguided.inspect(scaled(Strided()), 3))
-    assert len(find_bodies(SizesAndVectors().eval(), probe(SizesAndVectors()))) >= 2
-
-
 def test_networks_whose_blocks_read_pixel_values_have_costs():
     class Lazy(nn.Module):
         def __init__(self):
@@ -343,53 +325,6 @@ def test_a_network_with_the_names_of_another_is_split_automatically():
     assert "another image" in found.missed["edsr"]
     with pytest.raises(CannotSplit, match="the parts give another image"):
         maskguided.split(net, 2, adapter="edsr")
-
-
-class Blurred(Block):
-    def forward(self, x):
-        return super().forward(blurred(x))
-
-
-@pytest.mark.parametrize(
-    ("block", "words"),
-    [
-        (Block, "windows of 8x8 LR pixels that exchange borders"),
-        (Blurred, "windows of 16x16 LR pixels and a halo of 2, for they cannot exchange borders"),
-    ],
-)
-def test_inspect_tells_what_wrapping_would_cost(block, words):
-    net = nn.Sequential(conv(3, 8), *(block() for _ in range(4)), conv(8, 12), nn.PixelShuffle(2))
-    found, fast = maskguided.inspect(net), maskguided.wrap(net)
-    assert words in str(found)
-    for keep, share in found.prices.items():
-        fast.keep = keep
-        assert share == fast.cost(64, 64).ratio
-    assert "% at keep=0.25, " in str(found)
-
-
-def test_inspect_tells_of_each_cut():
-    net = PAN(features=8, up_features=8, blocks=4)
-    assert "patches leave after block 2 or 3 too" in str(maskguided.inspect(net, (1, 2, 3)))
-    assert "patches leave" not in str(maskguided.inspect(net, 1))
-
-
-def test_inspect_takes_the_names_of_the_blocks():
-    class Scattered(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
-            self.b1, self.b2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 5, padding=2)
-
-        def forward(self, x):
-            x = self.first(x)
-            x = x + F.relu(self.b1(x))
-            x = x + F.relu(self.b2(x))
-            return F.pixel_shuffle(self.last(x), 2)
-
-    found = maskguided.inspect(scaled(Scattered()), body=["b1", "b2"])
-    assert found.can_split
-    assert found.facts.blocks == ("b1", "b2")
-    assert "runs of blocks found" not in str(found)
 
 
 class Fourier(nn.Module):
