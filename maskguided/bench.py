@@ -99,7 +99,7 @@ def measure(
     rounds: int,
     progress: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """Rows for every setting and keep; `progress` is called after each setting."""
+    """Rows for every setting and keep; `progress` is called `steps` times, evenly."""
     rows: list[Row] = []
     parts = functools.cache(lambda place: split(model, place))  # settings share their splits
     wraps = [setting.wrap(model, parts) for setting in settings]
@@ -117,12 +117,16 @@ def measure(
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
             fast.to(memory_format=torch.channels_last)
         runs: dict[Point | None, Network] = {None: dense_network, **{point: at(fast, *point) for point in points}}
-        found = _reached(runs, pairs, fast.scale)
-        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0)
+        found = _reached(runs, pairs, fast.scale, progress)
+        seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0, progress=progress)
         measured = {point: _Measured(seconds[point], *found[point]) for point in runs}
         rows += [_row(fast, point, pairs, measured[point], measured[None], dense_macs) for point in points]
-        progress()
     return rows
+
+
+def steps(pairs: Sequence[Pair], settings: Sequence[Setting], rounds: int) -> int:
+    """How often `measure` calls `progress`: after each image, of each setting, in each round and the one for PSNR."""
+    return len(pairs) * len(settings) * (rounds + 1)
 
 
 class _Measured(NamedTuple):
@@ -211,7 +215,7 @@ def _pixels(image: Tensor) -> NDArray[np.uint8]:
 
 @torch.inference_mode()
 def _reached(
-    runs: Mapping[Point | None, Network], pairs: Sequence[Pair], scale: int
+    runs: Mapping[Point | None, Network], pairs: Sequence[Pair], scale: int, progress: Callable[[], None]
 ) -> dict[Point | None, tuple[float | None, float | None]]:
     """PSNR and fidelity of each run, mean over the images; the dense network's comes first."""
     psnrs: dict[Point | None, list[float]] = {point: [] for point in runs}
@@ -224,6 +228,7 @@ def _reached(
             alike[point].append(metrics.psnr(_pixels(image), dense, crop=scale))
             if pair.hr is not None:
                 psnrs[point].append(quality(image, pair, scale))
+        progress()
     means = {point: statistics.mean(values) for point, values in alike.items()}
     return {
         point: (statistics.mean(psnrs[point]) if psnrs[point] else None, None if math.isinf(mean) else mean)

@@ -27,7 +27,11 @@ class Ratio(NamedTuple):
 
 @torch.inference_mode()
 def alternate(
-    runs: Mapping[Key, Callable[[Given], object]], inputs: Sequence[Given], rounds: int, warm: int = 1
+    runs: Mapping[Key, Callable[[Given], object]],
+    inputs: Sequence[Given],
+    rounds: int,
+    warm: int = 1,
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[Key, list[float]]:
     """Seconds of each run for all inputs, by round; on each input all run in turn, each until it is really done.
 
@@ -36,6 +40,7 @@ def alternate(
         inputs: what each of them gets, one after the other.
         rounds: that count.
         warm: rounds before these, which don't.
+        progress: called after each input of each round.
     """
     found = {key: [0.0] * rounds for key in runs}
     for number in range(-warm, rounds):
@@ -47,6 +52,7 @@ def alternate(
                     torch.cuda.synchronize()
                 if number >= 0:
                     found[key][number] += time.perf_counter() - start
+            progress()
     return found
 
 

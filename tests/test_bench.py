@@ -114,8 +114,10 @@ def test_a_network_of_even_sizes_is_measured_on_images_of_odd_ones():
         torch.nn.PixelShuffle(2),
     ).eval()
     pair = bench.Pair("odd", torch.rand(1, 3, 33, 47), np.zeros((33, 47, 3), np.uint8))
-    (row,) = bench.measure(net, [pair], [bench.Setting("features", "auto", None, None, (1.0,))], 1)
+    setting, done = bench.Setting("features", "auto", None, None, (1.0,)), []
+    (row,) = bench.measure(net, [pair], [setting], 1, lambda: done.append(1))
     assert row.psnr == pytest.approx(row.dense_psnr)
+    assert len(done) == bench.steps([pair], [setting], 1) == 2
 
 
 def test_a_table_names_what_it_ran_on(monkeypatch):

@@ -88,8 +88,8 @@ def bench_command(
         for p in _listed("patch_size", patch_size, _size, "auto, or whole numbers of LR pixels")
         for h in _listed("halo", halo, _size, "auto, or whole numbers of LR pixels")
     ]
-    with progress_bar("setting") as progress:
-        task = progress.add_task("settings", total=len(settings))
+    with progress_bar("image") as progress:
+        task = progress.add_task("all settings and rounds", total=bench.steps(pairs, settings, rounds))
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
     what = f"{_several(len(pairs), 'image')} of {lr.name}, {type(net).__name__}, {bench.machine(threads, where)}"
     how = f"{dtype}, {'channels_last' if channels_last else 'contiguous'}, {_several(rounds, 'round')}"
