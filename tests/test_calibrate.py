@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -218,6 +219,21 @@ def test_at_the_best_place_it_tries_other_windows():
     best = {where.rpartition(", ")[0] for where in tried - usual}
     assert best == {f"split_at={found.split_at}, {found.merge}"}
     assert {where.rpartition(" ")[2] for where in tried - usual} == {"16+1", "16+2"}
+
+
+def test_for_a_drop_it_finds_the_cheapest_of_what_it_tries_without_measuring_all():
+    model, images, told, alone = network(), photographs(2), [], []
+    for cut, merge in itertools.product((1, 2, 3), ("image", "features")):
+        tail = {"coarse_tail": "light"} if merge == "image" else {}
+        fast = maskguided.wrap(model, cut, merge=merge, patch_size=8, **tail)
+        alone.append(maskguided.calibrate(fast, images, max_drop_db=0.02).chosen)
+    fast = maskguided.wrap(model, 2)
+    found = maskguided.calibrate(fast, images, max_drop_db=0.02, split_at="auto", progress=told.append)
+    assert found.chosen.drop <= 0.02
+    assert found.chosen.macs <= min(point.macs for point in alone) + 0.005
+    measured = [text for text in told if "measuring" in text and text.startswith("split_at")]
+    assert len({text.partition(": ")[0] for text in told if text.startswith("split_at")}) == 8
+    assert len(measured) < 3 * 8
 
 
 @pytest.mark.parametrize(("first", "then"), [("image", "features"), ("features", "image")])

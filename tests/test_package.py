@@ -26,6 +26,8 @@ LAYERS = [
     {"wrapping"},
     {"error_map", "networks", "infer", "inspection", "timing"},
     {"checkpoint", "calibration.closed_form", "calibration.given", "calibration.prices", "training.stages"},
+    {"calibration.measured"},
+    {"calibration.search"},
     {"bench", "calibrate", "export", "training.pool"},
     {"finetune", "pictures"},
     {f"integrations.basicsr_{part}" for part in ("kinds", "options", "network", "model", "command")},

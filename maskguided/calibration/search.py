@@ -1,0 +1,133 @@
+"""Where to cut a network and which windows to give it: some are fitted and measured, and the best is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from ..adapter import split
+from ..errors import ArgumentError
+from ..guided import MaskGuided
+from ..patches import round_up
+from ..split import Merge, Split
+from .closed_form import Known
+from .curve import Budget
+from .measured import KEEPS, Priced, Progress, between, fit_parts, measure, price
+
+_Windows = tuple[int, int, bool]  # patch size, halo, exchange
+
+
+class _Best(NamedTuple):
+    """What is the best up to now."""
+
+    rating: float
+    fast: MaskGuided
+    prices: Priced
+
+
+def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: Progress) -> Priced:
+    """Make `fast` the best of some splits and merges, then of some windows there: the cheapest or the nearest to dense.
+
+    Its parts are fitted then, and its prices returned.
+
+    Places are compared on the usual windows. Where none meets the budget on these, all places get the other windows.
+    """
+    best: _Best | None = None
+
+    def compare(candidates: Iterable[MaskGuided]) -> None:
+        nonlocal best
+        for candidate in candidates:
+            found = _rated(candidate, images, budget, math.inf if best is None else best.rating, progress)
+            if found is not None and (best is None or found.rating < best.rating):
+                best = found
+
+    places = [(parts, merge, _windows(fast, parts, merge, budget.time is not None)) for parts, merge in _places(fast)]
+    compare(_candidate(fast, parts, merge, usual) for parts, merge, (usual, *_) in places)
+    if best is not None:
+        at = best.fast
+        places = [place for place in places if place[0] is at.split and place[1] == at.merge]
+    compare(_candidate(fast, parts, merge, way) for parts, merge, (_, *ways) in places for way in ways)
+    if best is None:
+        raise ArgumentError(f"calibrate: no split meets {budget}; allow more")
+    fast.become(best.fast)
+    return best.prices
+
+
+def _rated(
+    candidate: MaskGuided, images: Sequence[Known], budget: Budget, best: float, progress: Progress
+) -> _Best | None:
+    """The candidate and what it costs or loses within the budget, the less the better; None where it cannot meet it.
+
+    None, too, as soon as it is seen to be no better than the `best`: fitting and measuring take most of a search.
+    """
+    where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}+{candidate.halo}"
+
+    def told(what: str) -> None:
+        progress(f"{where}: {what}")
+
+    prices = price(candidate, images, "all", budget, told)
+    if budget.share is not None and prices.paid.at(0) > budget.share:
+        return None
+    if budget.drop_db is None:
+        fit_parts(candidate, images, "all", told)
+        return _Best(measure(candidate, images, prices, candidate.keep, told).drop, candidate, prices)
+    if prices.macs.at(0) >= best:
+        return None
+    fit_parts(candidate, images, "all", told)
+    least = _cheapest(candidate, images, prices, budget.drop_db, best, told)
+    return None if least is None else _Best(least, candidate, prices)
+
+
+def _cheapest(
+    candidate: MaskGuided, images: Sequence[Known], prices: Priced, drop_db: float, best: float, progress: Progress
+) -> float | None:
+    """The share of the dense MACs at which no more is lost, if it is less than `best`."""
+    most = prices.macs.keep(min(best, prices.macs.at(1)))
+    high = measure(candidate, images, prices, most, progress)
+    if high.drop > drop_db:
+        return None
+    keeps, low = [keep for keep in KEEPS if keep < most], None
+    while keeps:  # those between what loses too much and what does not
+        middle = measure(candidate, images, prices, keeps[len(keeps) // 2], progress)
+        if middle.drop > drop_db:
+            low, keeps = middle, [keep for keep in keeps if keep > middle.keep]
+        else:
+            high, keeps = middle, [keep for keep in keeps if keep < middle.keep]
+    if low is not None:
+        high = measure(candidate, images, prices, between(low, high, drop_db), progress)
+    return high.macs
+
+
+def _places(fast: MaskGuided) -> Iterable[tuple[Split, Merge]]:
+    """Splits at an eighth to three quarters of the depth, with both merges where the network has both."""
+    blocks, name = len(fast.split.blocks), getattr(fast.split, "name", None)
+    for place in sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)}):
+        parts = split(fast.unwrap(), place, adapter=name, body=None if name else fast.split.blocks)
+        yield parts, "image"  # mostly the better, by which the other is left out the sooner
+        if parts.can_skip:
+            yield parts, "features"
+
+
+def _windows(fast: MaskGuided, parts: Split, merge: Merge, timed: bool) -> list[_Windows]:
+    """Patch, halo and whether windows exchange borders, to be tried there; the usual first.
+
+    Exchange computes no pixel twice, but a border to what is not refined is but a guess: where the coarse image is good
+    already, a halo is worth its work (docs/benchmarks.md). To a network of few channels copying borders may cost more
+    time than a halo.
+    """
+    if fast.exchange and parts.exchanges(merge):
+        ways = [(8, 0, True), (16, 1, True), (16, 2, False)] + [(16, 1, False)] * timed
+    else:
+        ways = [(16, 2, False), (16, 1, False), (32, 1, False)]
+    step = parts.multiple_of
+    return list(dict.fromkeys((round_up(patch, step), round_up(halo, step), how) for patch, halo, how in ways))
+
+
+def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) -> MaskGuided:
+    patch_size, halo, exchange = windows
+    return MaskGuided(
+        parts, keep=fast.keep, patch_size=patch_size, halo=halo, merge=merge,
+        coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
+        head=fast.head.settings,
+    ).eval()  # fmt: skip
