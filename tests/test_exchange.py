@@ -235,3 +235,12 @@ def test_windows_that_could_be_taken_for_those_of_the_network_are_refused():
     with pytest.raises(ArgumentError, match="patch_size=8: "):
         fast.exchange = True
     assert not fast.exchange
+
+
+def test_a_search_for_the_best_windows_leaves_those_out():
+    net = scaled(nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), *(OfSquares() for _ in range(4)), nn.Conv2d(8, 3, 3, 1, 1)))
+    fast = maskguided.wrap(net, 2)
+    found = maskguided.calibrate(fast, [image(1, 3, 48, 48)], max_cost=0.9, split_at="auto")
+    assert fast.exchange == found.exchange
+    assert found.patch_size >= (16 if found.exchange else 8)
+    assert found.chosen.macs <= 0.9

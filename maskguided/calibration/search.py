@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..adapter import split
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CannotSplit
 from ..guided import MaskGuided
 from ..patches import round_up
 from ..split import Merge, Split
@@ -35,12 +35,13 @@ def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: 
     """
     best: _Best | None = None
 
-    def compare(candidates: Iterable[MaskGuided]) -> None:
+    def compare(candidates: Iterable[MaskGuided | None]) -> None:
         nonlocal best
         for candidate in candidates:
-            found = _rated(candidate, images, budget, math.inf if best is None else best.rating, progress)
-            if found is not None and (best is None or found.rating < best.rating):
-                best = found
+            if candidate is not None:
+                found = _rated(candidate, images, budget, math.inf if best is None else best.rating, progress)
+                if found is not None and (best is None or found.rating < best.rating):
+                    best = found
 
     places = [(parts, merge, _windows(fast, parts, merge, budget.time is not None)) for parts, merge in _places(fast)]
     compare(_candidate(fast, parts, merge, usual) for parts, merge, (usual, *_) in places)
@@ -103,7 +104,10 @@ def _places(fast: MaskGuided) -> Iterable[tuple[Split, Merge]]:
     """Splits at an eighth to three quarters of the depth, with both merges where the network has both."""
     blocks, name = len(fast.split.blocks), getattr(fast.split, "name", None)
     for place in sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)}):
-        parts = split(fast.unwrap(), place, adapter=name, body=None if name else fast.split.blocks)
+        try:
+            parts = split(fast.unwrap(), place, adapter=name, body=None if name else fast.split.blocks)
+        except CannotSplit:  # though it can be cut elsewhere
+            continue
         yield parts, "image"  # mostly the better, by which the other is left out the sooner
         if parts.can_skip:
             yield parts, "features"
@@ -120,14 +124,19 @@ def _windows(fast: MaskGuided, parts: Split, merge: Merge, timed: bool) -> list[
         ways = [(8, 0, True), (16, 1, True), (16, 2, False)] + [(16, 1, False)] * timed
     else:
         ways = [(16, 2, False), (16, 1, False), (32, 1, False)]
-    step = parts.multiple_of
-    return list(dict.fromkeys((round_up(patch, step), round_up(halo, step), how) for patch, halo, how in ways))
+    step, least = parts.multiple_of, {True: parts.trial.least, False: 1}
+    fitting = ((max(round_up(patch, step), least[how]), round_up(halo, step), how) for patch, halo, how in ways)
+    return list(dict.fromkeys(fitting))
 
 
-def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) -> MaskGuided:
+def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) -> MaskGuided | None:
+    """The network wrapped so; None where it cannot run on such windows, or its branches cannot meet there."""
     patch_size, halo, exchange = windows
-    return MaskGuided(
-        parts, keep=fast.keep, patch_size=patch_size, halo=halo, merge=merge,
-        coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
-        head=fast.head.settings,
-    ).eval()  # fmt: skip
+    try:
+        return MaskGuided(
+            parts, keep=fast.keep, patch_size=patch_size, halo=halo, merge=merge,
+            coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
+            head=fast.head.settings,
+        ).eval()  # fmt: skip
+    except ArgumentError:
+        return None
