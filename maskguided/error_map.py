@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .base import Base
 from .guided import MaskGuided
@@ -28,6 +29,20 @@ def dense_image(fast: MaskGuided, lr: Tensor) -> Tensor:
     with in_eval_mode(given):
         image = image_of(given(fast.accepted(lr).clone().to(like)))  # a network may change its input
     return image[:, :, : lr.shape[2] * fast.scale, : lr.shape[3] * fast.scale].to(lr)
+
+
+@torch.no_grad()
+def is_rough(fast: MaskGuided, lr: Tensor) -> bool:
+    """Whether the coarse image of `lr` (B, C, H, W) is farther from the dense network's than a bicubic one is.
+
+    Blocks of some networks cannot be left out as they are; their coarse image is none before it is calibrated.
+    """
+    dense, coarse = dense_image(fast, lr), fast.explain(lr).coarse
+    if dense.shape[1] != lr.shape[1]:
+        return False
+    bicubic = F.interpolate(lr.float(), size=dense.shape[2:], mode="bicubic").clamp(0, 1)
+    ours, theirs = (float((x.float() - dense.float()).square().mean()) for x in (coarse, bicubic))
+    return ours > theirs
 
 
 def patch_error(fast: MaskGuided, base: Base, a: Tensor, b: Tensor, power: int = 2) -> Tensor:

@@ -120,7 +120,7 @@ def upscale_onto(
     mask = np.zeros((height, width), np.bool_)
 
     def read(rows: slice, cols: slice) -> Tensor:
-        return _to_tensor(image[rows, cols], model)
+        return as_input(image[rows, cols], model)
 
     for part in tiles(model, read, (height, width), tile, tile_pad, on_tile):
         done = _to_image(part.pixels, image)
@@ -156,7 +156,7 @@ def _upscale_alpha(model: MaskGuided, alpha: Image, tile: int | None, tile_pad: 
     return upscale(model, alpha, tile=tile, tile_pad=tile_pad).image
 
 
-def _to_tensor(image: Image, model: MaskGuided) -> Tensor:
+def as_input(image: Image, model: MaskGuided) -> Tensor:
     """(H, W[, 3]) -> (B, C, H, W) in 0..1 for this network: grey is repeated, channels go one by one if need be."""
     channels = model.split.probe.in_channels
     x = torch.from_numpy(image.astype(np.float32) / np.iinfo(image.dtype).max)

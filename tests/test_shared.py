@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from support import by_windows, difference, need_basicsr, need_shared, official_pan
+from typer.testing import CliRunner
 
 import maskguided
 from maskguided import MaskGuided, split
-from maskguided.images import read_image
+from maskguided.cli import app
+from maskguided.images import read_image, write_image
 from maskguided.metrics import psnr, ssim
 from maskguided.weights import load_into, read
 
@@ -119,6 +121,21 @@ def test_real_esrgan_anime_video_splits():
     assert torch.equal(parts.tail(parts.body(parts.prefix(x))), whole)
     fast = MaskGuided(parts, keep=1, patch_size=16, halo=parts.facts.radius, merge="image").eval()
     assert difference(by_windows(fast, x), whole) < 1e-5
+
+
+def test_a_network_whose_blocks_cannot_be_left_out_as_they_are_is_told_of_before_it_upscales(tmp_path):
+    pytest.importorskip("spandrel")
+    weights, photo = need_shared() / "weights", tmp_path / "photo.png"
+    write_image(photo, read_image(need_shared() / "data" / "Set5" / "LRx4" / "butterfly.png")[:40, :40])
+    for name, more, told in (
+        ("realesr-animevideov3.pth", [], True),
+        ("realesr-animevideov3.pth", ["--keep", "1"], False),
+        ("PANx4_DF2K.pth", [], False),
+    ):
+        args = ["upscale", "-i", str(photo), "-w", str(weights / name), "-o", str(tmp_path), "--overwrite", *more]
+        result = CliRunner().invoke(app, args)
+        assert result.exit_code == 0, result.output
+        assert ("worse than bicubic" in result.output) == told
 
 
 def test_metrics_are_those_of_basicsr():

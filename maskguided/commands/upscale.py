@@ -13,11 +13,13 @@ import torch
 import typer
 from rich.progress import Progress
 
+from ..error_map import is_rough
 from ..errors import ArgumentError, MaskGuidedError
 from ..guided import MaskGuided
 from ..images import Image, check_format, read_image, read_profile, resize, write_image
-from ..infer import SMALLEST_TILE, overlay, pick_device, pick_dtype, upscale, upscale_onto, upscaled_shape
+from ..infer import SMALLEST_TILE, as_input, overlay, pick_device, pick_dtype, upscale, upscale_onto, upscaled_shape
 from ..networks import Loaded
+from ..probing import first_weight
 from ..tiff import StripedTiff, is_large_tiff
 from ..weights import write_whole
 from . import results
@@ -125,7 +127,10 @@ def upscale_command(
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {plain(_against_tiles(loaded))}")
     where = pick_device(device)
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
-    failed = _upscale_all(fast.to(memory_format=torch.channels_last), jobs, way)
+    fast = fast.to(memory_format=torch.channels_last)
+    if weights is not None and head is None and fast.keep < 1:
+        _warn_of_coarse(fast, jobs, weights)
+    failed = _upscale_all(fast, jobs, way)
     if failed:
         err.print(f"{failed} of {len(jobs)} failed")
         raise typer.Exit(1)
@@ -156,6 +161,30 @@ def _not_done(jobs: Sequence[results.Job]) -> list[results.Job]:
     if len(left) < len(jobs):
         err.print(f"{len(jobs) - len(left)} of {len(jobs)} exist already and are left out")
     return left
+
+
+def _warn_of_coarse(fast: MaskGuided, jobs: Sequence[results.Job], weights: Path) -> None:
+    """Say so where what is not refined will not look like the network's image: tried on a part of the first image."""
+    like = first_weight(fast.model)
+    for job in jobs:
+        try:
+            image = read_image(job.path)
+            top, left = (max(0, (side - _LOOK) // 2) for side in image.shape[:2])
+            part = image[top : top + _LOOK, left : left + _LOOK]
+            rough = is_rough(fast, as_input(part[..., :3] if part.ndim == 3 else part, fast).to(like))
+        except (MaskGuidedError, RuntimeError):
+            continue  # it is told of when its turn comes
+        if rough:
+            err.print(
+                "[yellow]warning:[/yellow] the blocks of this network cannot be left out as they are: what is not "
+                "refined will be worse than bicubic; first `maskguided calibrate -i PHOTOS -w "
+                f"{plain(weights)} -o F.safetensors`, then add --head F.safetensors, or use --keep 1"
+            )
+        return
+
+
+_LOOK = 64
+"""LR pixels a side that are enough to see what the coarse image is like."""
 
 
 def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> int:
