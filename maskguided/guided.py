@@ -106,7 +106,7 @@ class MaskGuided(Knobs):
         check_possible(split, merge, coarse_tail, global_ops)
         check_cuts(split, merge, context)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
-        small = isinstance(patch_size, int) and patch_size < split.trial.least
+        small = exchanges and isinstance(patch_size, int) and not split.exchanges_at(patch_size)
         self.exchange = exchanges and not small if exchange is None else exchange
         default = default_sizes(split.multiple_of, self.exchange, split.trial.least)
         halo = default[1] if halo is None else halo

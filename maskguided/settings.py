@@ -94,8 +94,8 @@ def default_sizes(multiple: int, exchange: bool, least: int = 1) -> tuple[int, i
 
 def check_exchanging(split: Split, patch_size: int, exchange: bool) -> None:
     """Refuse patches of which it is known that their windows cannot exchange borders, though larger ones can."""
-    least = split.trial.least
-    if exchange and patch_size < least:
+    if exchange and not split.exchanges_at(patch_size):
+        least = next(size for size in itertools.count(patch_size + 1) if split.exchanges_at(size))
         raise ArgumentError(
             f"patch_size={patch_size}: windows so small could be taken for something else in this "
             f"{type(split.model).__name__} (vectors, or windows that it cuts itself); use {least} or more, or "

@@ -15,25 +15,22 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import receptive
 from .errors import ArgumentError, CannotSplit
 from .global_ops import Seen
-from .patches import Grid, round_up
+from .patches import round_up
 from .probing import Probe, copied, first_weight, probe, refuse_wrapped, silent_weights, untouched
-from .readings import READINGS, Reading
 from .thin import thinly
-from .trial import Trial, grid_of_trial, try_windows
+from .trial import SMALLEST_TRIED, Trial, find_trial, holds_for
 from .values import as_whole
 
 _log = logging.getLogger(__name__)
@@ -45,9 +42,6 @@ Kind = Literal["map", "vector", "constant"]
 
 Merge = Literal["features", "image"]
 """Where refined patches go back."""
-
-LARGEST_STEP = 8
-"""LR pixels: what is tried on small images is left out for networks that work on larger multiples."""
 
 
 def taken(state: State) -> State:
@@ -235,72 +229,23 @@ class Split(ABC):
 
     @cached_property
     def trial(self) -> Trial:
-        """How windows do on a small image, nothing being hidden by half precision or by weights that are zero."""
-        if not self._is_half and not silent_weights(self.model):
-            return self._tried()
-        try:
-            return self._telling()._tried()
-        except Exception:  # whatever a foreign network raises that cannot be copied
-            _log.debug("%s cannot be copied for a trial", type(self.model).__name__, exc_info=True)
-            return Trial()
+        """How windows do on small images, nothing being hidden by half precision or by weights that are zero."""
+        telling = self._telling()
+        return Trial() if telling is None else find_trial(telling)
 
-    def _tried_on(self, image: Tensor, grid: Grid, readings: Sequence[Reading], detours: bool) -> list[Trial]:
-        state = self.window((grid.height, grid.width), image)
-        parts = self.body, self.tail, state, self.kinds, self.writes
-        return try_windows(*parts, grid, readings, unit=self.multiple_of, detours=detours)
+    def exchanges_at(self, patch_size: int) -> bool:
+        """Whether that holds for patches of this size, too: small windows may be taken for something else (vectors,
+        windows that blocks cut themselves), or be less than what blocks look at."""
+        if self.multiple_of > 1 or not 0 < patch_size < SMALLEST_TRIED:
+            return patch_size >= self.trial.least
+        if patch_size not in self._small_patches:
+            telling = self._telling()
+            self._small_patches[patch_size] = telling is not None and holds_for(telling, self.trial, patch_size)
+        return self._small_patches[patch_size]
 
-    def _picture(self, height: int, width: int) -> Tensor:
-        """Nearer to a photograph than `example`, for noise drives some trained networks (PAN) out of all range; dark at
-        its left and bright at its right, so that what is counted twice shows."""
-        noise, few = self.example(height, width), self.example(4, 5)
-        smooth = F.interpolate(few, size=(height, width), mode="bicubic").clamp(0, 1)
-        return (noise + smooth) / 2 * torch.linspace(0.1, 1, width).to(noise)
-
-    @property
-    def _is_half(self) -> bool:
-        return torch.finfo(first_weight(self.model).dtype).bits < 32
-
-    def _tried(self) -> Trial:
-        step = self.multiple_of
-        try:
-            with untouched(self.model):
-                found = self._tried_with(self._grid(-(-self.probe.least // 2) + step))
-                if not (found.image and found.closely):  # pools of a map's part take no smaller windows than images
-                    around = self._tried_with(self._grid(self.probe.least), detours=True)
-                    found = max(found, around, key=lambda trial: (trial.body, trial.image, trial.closely))
-                least = step if step == 1 or not found.body else self._least(found)
-            return replace(found, unit=step, least=least)
-        except Exception:  # whatever a foreign network raises: it does not work so
-            _log.debug("windows of %s do not run", type(self.model).__name__, exc_info=True)
-            return Trial()
-
-    def _least(self, found: Trial) -> int:
-        """The smallest patch for which what was found holds, too: a multiple, or two."""
-        grid = grid_of_trial(self.model, self.multiple_of, less=0)
-        try:
-            picture = self._picture(grid.height, grid.width)
-            small, *_ = self._tried_on(picture, grid, [found.reading], detours=found.detours is not None)
-        except Exception:  # whatever a foreign network raises of an image of so few pixels
-            return self.multiple_of
-        return self.multiple_of * (1 if (small.body, small.image) >= (found.body, found.image) else 2)
-
-    def _grid(self, least: int) -> Grid:
-        """For a trial, with patches of at least so many LR pixels."""
-        step = self.multiple_of
-        patch = round_up(max(8, least), step)
-        while step <= LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
-            patch += step  # a pool by 2 or 3 before a global mean fits by chance where it divides the patch
-        return grid_of_trial(self.model, patch, less=min(step, patch - step))
-
-    def _tried_with(self, grid: Grid, detours: bool = False) -> Trial:
-        picture, bright = self._picture(grid.height, grid.width), 2 * self.example(grid.height, grid.width)
-        found, *others = self._tried_on(picture, grid, READINGS, detours)
-        if others:  # which may be unlike where more is lit: a count of bright pixels, say
-            again, *_ = self._tried_on(bright, grid, [trial.reading for trial in (found, *others)], detours)
-            found = again if again.body and again.image >= found.image else found
-        if detours and found.body:  # a map that is never cut again goes with windows, too, if it is of one image
-            found, *_ = self._tried_on(torch.cat([picture, bright]), grid, [found.reading], detours)
-        return found
+    @cached_property
+    def _small_patches(self) -> dict[int, bool]:
+        return {}
 
     def own(self) -> Split:
         """This split of a copy of the network."""
@@ -308,11 +253,18 @@ class Split(ABC):
         copied(self.model, memo)  # first, for it may hold tensors that deepcopy alone refuses
         return copy.deepcopy(self, memo)
 
-    def _telling(self) -> Split:
-        """Of a copy in float32, in which no branch is silent."""
-        other = self.own()
+    def _telling(self) -> Split | None:
+        """This one, or one of a copy in float32 in which no branch is silent; None if it cannot be copied."""
+        half = torch.finfo(first_weight(self.model).dtype).bits < 32
+        if not half and not silent_weights(self.model):
+            return self
+        try:
+            other = self.own()
+        except Exception:  # whatever a foreign network raises
+            _log.debug("%s cannot be copied for a trial", type(self.model).__name__, exc_info=True)
+            return None
         for module in (other.model, other.constants):
-            if module is not None and self._is_half:
+            if module is not None and half:
                 module.float()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():

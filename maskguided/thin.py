@@ -37,19 +37,25 @@ class Thin(TorchFunctionMode):
 
     A value depends on the same pixels as before, NaN spreads as before, shapes are the same; other weights of the same
     shape give other values. These stay small (asinh), whatever the network multiplies.
+
+    Args:
+        every: small ones, too, so that windows and the map that they are of are treated alike.
     """
 
+    def __init__(self, *, every: bool = False) -> None:
+        super().__init__()
+        self._little = 0 if every else _LITTLE
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        thin = _THIN.get(getattr(func, "__name__", ""), func)
-        return thin(*args, **kwargs)
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        return _THIN[name](self._little, *args, **kwargs) if name in _THIN else func(*args, **kwargs)
 
 
 def _conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1,
+    little: int, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    if weight.numel() * input.shape[-2] * input.shape[-1] < _LITTLE:
+    if weight.numel() * input.shape[-2] * input.shape[-1] < little:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     high, wide = weight.shape[2:]
     kernel = weight.new_full((1, 1, high, wide), (1 - _CENTRE) / (high * wide))
@@ -61,8 +67,8 @@ def _conv2d(
     return (each.flatten(-4, -3) * factor[:, None, None] + more[:, None, None]).to(made.dtype)
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if weight.dim() == 1 or weight.numel() * input.shape[:-1].numel() < _LITTLE:
+def _linear(little: int, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if weight.dim() == 1 or weight.numel() * input.shape[:-1].numel() < little:
         return F.linear(input, weight, bias)
     factor, more = _of_channels(weight, bias)
     made = F.linear(input.mean(-1, keepdim=True), weight.new_ones(1, 1)).asinh()

@@ -1,21 +1,25 @@
-"""Try windows on a small image: whether they give what the whole map gives, and what is to be known for it."""
+"""Try windows on small images: whether they give what the whole map gives, and what is to be known for it."""
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .detours import When
 from .exchange import Exchange
 from .global_ops import PerImage, Seen
-from .patches import Grid, gather, owned, scatter
-from .readings import READ_PLAINLY, Reading
+from .patches import Grid, gather, owned, round_up, scatter
+from .probing import Probe, untouched
+from .readings import READ_PLAINLY, READINGS, Reading
+from .thin import Thin
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +27,12 @@ Shape = tuple[int, ...]
 _SAME, _ROUNDED = 1e-4, 1e-5
 """Largest differences, of the range: of what is taken for the same, and of what is so to rounding."""
 _GRIDS = ((2, 3), (2, 5), (2, 7), (3, 5), (3, 7), (5, 5))
+_MAP, _LARGE = 17, 64
+"""Sides of maps in LR pixels: more than small windows have, and more than any window of a trial."""
+SMALLEST_TRIED = 8
+"""LR pixels: patches from here on do as those that are tried."""
+LARGEST_STEP = 8
+"""LR pixels: what is tried on small images is left out for networks that work on larger multiples."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +56,140 @@ class Trial:
     windows that blocks cut their map into themselves."""
     closely: bool = False
     """Whether what holds holds to rounding: else something small may have been left out."""
+    runs: bool = True
+    """Whether blocks ran on such windows."""
 
 
-def grid_of_trial(model: nn.Module, patch: int, less: int) -> Grid:
+class Parts(Protocol):
+    """What is tried of a Split."""
+
+    model: nn.Module
+    probe: Probe
+    writes: tuple[str, ...]
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """How each live value relates to the image."""
+
+    @property
+    def multiple_of(self) -> int:
+        """What windows are multiples of, in LR pixels."""
+
+    def body(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Blocks n+1..N."""
+
+    def tail(self, state: dict[str, Tensor]) -> Tensor:
+        """What follows them."""
+
+    def window(self, size: tuple[int, int], image: Tensor | None = None) -> dict[str, Tensor]:
+        """The live values of a window of an image."""
+
+    def example(self, height: int, width: int) -> Tensor:
+        """A fixed random image."""
+
+
+def find_trial(parts: Parts) -> Trial:
+    """How windows of a network do, on small images and on a large one."""
+    step, least = parts.multiple_of, parts.probe.least
+    try:
+        with untouched(parts.model):
+            found = _tried_with(parts, _grid(parts, -(-least // 2) + step))
+            if not (found.image and found.closely):  # pools of a map's part take no smaller windows than images
+                around = _tried_with(parts, _grid(parts, least), detours=True)
+                found = max(found, around, key=lambda trial: (trial.body, trial.image, trial.closely))
+            if found.body and step <= LARGEST_STEP:
+                found = _on_a_large_map(parts, found)
+            small = step > 1 and found.body and not _holds_on(parts, found, _grid_of(parts.model, step, 0))
+        return replace(found, unit=step, least=2 * step if small else step)
+    except Exception:  # whatever a foreign network raises: it does not work so
+        _log.debug("windows of %s do not run", type(parts.model).__name__, exc_info=True)
+        return Trial()
+
+
+def holds_for(parts: Parts, found: Trial, patch: int) -> bool:
+    """Whether what was found holds for patches of so few LR pixels, too."""
+    with untouched(parts.model):
+        return _holds_on(parts, found, _grid_of(parts.model, patch, patch // 2, _MAP))
+
+
+def _holds_on(parts: Parts, found: Trial, grid: Grid) -> bool:
+    """Whether it does on such a grid; as far as is known, where the network does not run on so few pixels."""
+    try:
+        other = _again(parts, found, grid)
+    except Exception:  # whatever a foreign network raises
+        return True
+    return (other.body, other.image) >= (found.body, found.image)
+
+
+def _on_a_large_map(parts: Parts, found: Trial) -> Trial:
+    """What of it holds for usual windows of a far larger map: blocks may look further where there is more to see.
+
+    Mostly it is enough to see what the layers do, and not what comes of it.
+    """
+    step = parts.multiple_of
+    usual = max(round_up(SMALLEST_TRIED, step), 2 * step)
+    for patch in (usual, 2 * usual, 4 * usual):  # the first on which blocks run
+        large = _grid_of(parts.model, patch, step, _LARGE)
+        with Thin(every=True):
+            other = _again(parts, found, large)
+        if (other.body, other.image) < (found.body, found.image):
+            other = _again(parts, found, large)
+        if other.runs:
+            break
+    return replace(found, body=other.body, image=found.image and other.image)
+
+
+def _again(parts: Parts, found: Trial, grid: Grid) -> Trial:
+    picture = _picture(parts, grid.height, grid.width)
+    return _tried_on(parts, picture, grid, [found.reading], detours=found.detours is not None)[0]
+
+
+def _tried_with(parts: Parts, grid: Grid, detours: bool = False) -> Trial:
+    picture, bright = _picture(parts, grid.height, grid.width), 2 * parts.example(grid.height, grid.width)
+    found, *others = _tried_on(parts, picture, grid, READINGS, detours)
+    if others:  # which may be unlike where more is lit: a count of bright pixels, say
+        again, *_ = _tried_on(parts, bright, grid, [trial.reading for trial in (found, *others)], detours)
+        found = again if again.body and again.image >= found.image else found
+    if detours and found.body:  # a map that is never cut again goes with windows, too, if it is of one image
+        found, *_ = _tried_on(parts, torch.cat([picture, bright]), grid, [found.reading], detours)
+    return found
+
+
+def _tried_on(parts: Parts, image: Tensor, grid: Grid, readings: Sequence[Reading], detours: bool) -> list[Trial]:
+    state = parts.window((grid.height, grid.width), image)
+    given = parts.body, parts.tail, state, parts.kinds, parts.writes
+    return try_windows(*given, grid, readings, unit=parts.multiple_of, detours=detours)
+
+
+def _picture(parts: Parts, height: int, width: int) -> Tensor:
+    """Nearer to a photograph than `example`, for noise drives some trained networks (PAN) out of all range; dark at
+    its left and bright at its right, so that what is counted twice shows."""
+    noise, few = parts.example(height, width), parts.example(4, 5)
+    smooth = F.interpolate(few, size=(height, width), mode="bicubic").clamp(0, 1)
+    return (noise + smooth) / 2 * torch.linspace(0.1, 1, width).to(noise)
+
+
+def _grid(parts: Parts, least: int) -> Grid:
+    """For a trial, with patches of at least so many LR pixels."""
+    step = parts.multiple_of
+    patch = round_up(max(SMALLEST_TRIED, least), step)
+    while step <= LARGEST_STEP // 2 and math.gcd(patch // step, 6) > 1:
+        patch += step  # a pool by 2 or 3 before a global mean fits by chance where it divides the patch
+    return _grid_of(parts.model, patch, min(step, patch - step))
+
+
+def _grid_of(model: nn.Module, patch: int, less: int, side: int = 1) -> Grid:
     """Patches in a number that no weight has as its size, so that what is no map of windows can be told from them.
 
     The last row and column are `less` LR pixels narrower, so windows overlap there: what counts a pixel twice shows.
+    The map has at least `side` LR pixels a side.
     """
     sizes = {size for weight in model.parameters() if weight.dim() == 4 for size in weight.shape[:2]}
-    free = (grid for grid in _GRIDS if not any(size % (grid[0] * grid[1]) == 0 for size in sizes))
-    rows, cols = next(free, _GRIDS[0])
+    fewest = -(-(side + less) // patch)
+    larger = ((rows, rows + more) for rows in range(fewest, fewest + 4) for more in (1, 2))
+    shapes = _GRIDS if fewest <= _GRIDS[0][0] else tuple(larger)
+    free = (shape for shape in shapes if not any(size % (shape[0] * shape[1]) == 0 for size in sizes))
+    rows, cols = next(free, shapes[0])
     return Grid(rows * patch - less, cols * patch - less, patch)
 
 
@@ -112,7 +246,7 @@ def try_windows(
             tried.append(Trial(*same, reading, frozenset(noted), unit, when, closely=closely))
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows that are read as %s do not run", reading, exc_info=True)
-            tried.append(Trial(strangers=frozenset(noted)))
+            tried.append(Trial(strangers=frozenset(noted), runs=False))
         doubts |= statistics.doubts
     holding = [trial for trial in tried if trial.body]
     if not holding:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from toys import blurred
 
 import maskguided
-from maskguided import ArgumentError
+from maskguided import ArgumentError, trial
 from maskguided.exchange import Exchange
 from maskguided.patches import Grid, gather, scatter
 
@@ -244,3 +244,55 @@ def test_a_search_for_the_best_windows_leaves_those_out():
     assert fast.exchange == found.exchange
     assert found.patch_size >= (16 if found.exchange else 8)
     assert found.chosen.macs <= 0.9
+
+
+class LooksAround(nn.Module):
+    """An attention as of ESA, which its author leaves out on maps that are too small for its pool."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.wide = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(F.relu(x))
+        if min(x.shape[2:]) >= 15:
+            y = y * torch.sigmoid(F.interpolate(self.wide(F.max_pool2d(x, 7, 3)), x.shape[2:], mode="bilinear"))
+        return x + y
+
+
+class Pooled(nn.Module):
+    """What it multiplies by comes from a map of a quarter of the size, where there is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.wide = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        small = F.max_pool2d(x, 4, 4, ceil_mode=True) if min(x.shape[2:]) >= 4 else x
+        return x * torch.sigmoid(F.interpolate(self.wide(small), x.shape[2:], mode="bilinear")) + self.conv(x)
+
+
+def of_blocks(block):
+    return scaled(nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), *(block() for _ in range(4)), nn.Conv2d(8, 3, 3, 1, 1)))
+
+
+def test_blocks_that_look_around_on_large_maps_alone_are_noticed(monkeypatch):
+    net, x = of_blocks(LooksAround), image(1, 3, 64, 80)
+    fast = maskguided.wrap(net, keep=1)
+    assert not fast.exchange
+    assert difference(fast(x), net(x)) < 1e-5
+    monkeypatch.setattr(trial, "_on_a_large_map", lambda parts, found: found)
+    assert difference(maskguided.wrap(net, keep=1)(x), net(x)) > 1e-2
+
+
+def test_patches_of_which_blocks_look_at_less_than_of_the_map_are_noticed():
+    net, x = of_blocks(Pooled), image(1, 3, 24, 32)
+    fast = maskguided.wrap(net, keep=1)
+    assert (fast.exchange, fast.patch_size) == (True, 8)
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+    for patch in (1, 2, 3):
+        assert not maskguided.wrap(net, patch_size=patch).exchange
+        with pytest.raises(ArgumentError, match=rf"patch_size={patch}: .* use 4 or more, or exchange=False"):
+            fast.patch_size = patch
+    fast.patch_size = 4
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
