@@ -55,6 +55,7 @@ def save(fast: MaskGuided, path: str | Path) -> None:
     write_whole(path, lambda beside: beside.write_bytes(content))  # whose error on a full disk is an OSError
 
 
+@torch.inference_mode(False)
 def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     """Wrap `model` as the file says and load what `save` wrote.
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from .adapter import ANOTHER, AUTOMATIC, Adapter, recognise, split
@@ -126,7 +127,7 @@ def inspect(
 def _wrapped(parts: Split) -> tuple[str, dict[float, float]]:
     """What `wrap` would make of it, in words, and at which cost."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # of which new parts draw
             warnings.simplefilter("ignore")  # what wrap warns of is for those who wrap
             fast = MaskGuided(parts)
     except MaskGuidedError as error:

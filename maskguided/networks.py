@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, adapters, named
@@ -102,6 +103,7 @@ def from_file(
     return fast
 
 
+@torch.inference_mode(False)  # what is made must stay trainable wherever it is
 def load_network(path: str | Path | None = None, model: str | None = None, scale: int | None = None) -> Loaded:
     """The network that a weight file belongs to, with its facts; without a file, the starter network.
 

@@ -113,10 +113,12 @@ def probe(model: nn.Module) -> Probe:
                     try:
                         result = model(found.input(height, width))
                     except Exception as error:  # whatever a foreign network raises, another input may do
-                        if channels == _channel_guesses(model)[0]:  # the others fail for their channels
+                        if channels == _first_channels(model):  # the others fail for their channels
                             failure = first_line(error)
                         continue
                     out = image_of(result)
+                    if channels == 3 and not _is_of_colours(model, found, out):
+                        continue
                     scale = out.shape[2] // height
                     if scale and out.shape[2:] == (scale * height, scale * width):
                         finite = bool(out.isfinite().all())
@@ -175,7 +177,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     A forward may assign to its module (basicsr's EDSR: `self.mean = self.mean.type_as(x)`), and a traced
     forward would leave tracing objects there. Within it no weight requires gradients, for views of one that does have
-    none to give (torch.utils.flop_counter stumbles over them).
+    none to give (torch.utils.flop_counter stumbles over them); and attention is computed in steps that can be seen.
     """
     saved = [(module, dict(vars(module))) for module in model.modules()]
     caches = [(value, value.copy()) for m in model.modules() for value in vars(m).values() if _is_cache(value)]
@@ -184,7 +186,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval().requires_grad_(False)
-        with torch.inference_mode(False), torch.no_grad(), _eagerly():
+        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _in_steps():
             yield
     finally:
         for module, attributes in saved:
@@ -195,7 +197,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 cache.clear()
                 cache.extend(content) if isinstance(cache, list) else cache.update(content)
         for parameter, train in trained:
-            parameter.requires_grad = train
+            with torch.inference_mode(parameter.is_inference()):  # one that was made so, and trains nowhere else
+                parameter.requires_grad = train
         with torch.no_grad():
             for parameter, data in weights:
                 parameter.data = data
@@ -208,6 +211,17 @@ def _eagerly() -> AbstractContextManager[Any]:
     """Within it, what torch.compile has made runs as it was: each probe would be compiled anew."""
     compiled = "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance")  # torch 2.6
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+@contextmanager
+def _in_steps() -> Iterator[None]:
+    """Within it, nn.MultiheadAttention takes no short cut, in which nothing is called that could be counted or seen."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager
@@ -310,6 +324,29 @@ def _size(multiple: int, least: int) -> tuple[int, int]:
 
 
 def _channel_guesses(model: nn.Module) -> list[int]:
-    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-    guesses = [first, 3, 1, 4]
+    """What its first convolution takes comes first; colours before grey, of which a network may work one by one."""
+    first = _first_channels(model)
+    guesses = [3, 1, 4] if first == 1 else [first, 3, 1, 4]
     return [c for i, c in enumerate(guesses) if c not in guesses[:i]]
+
+
+def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
+    """Whether a network that runs on three channels is made for them.
+
+    One whose first convolution takes a single channel may make colours of their mean; or run each by itself, or look at
+    one, and then it is a network for grey images.
+    """
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or first.in_channels != 1:
+        return True
+    batches: list[int] = []
+    handle = first.register_forward_pre_hook(lambda module, given: batches.append(len(given[0])))
+    try:
+        model(found.input(*found.sizes[0]))
+    finally:
+        handle.remove()
+    return image.shape[1] == 3 and batches[:1] == [1]
+
+
+def _first_channels(model: nn.Module) -> int:
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)

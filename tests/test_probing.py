@@ -1,0 +1,79 @@
+"""What is found out about a network by running it, whatever surrounds the call."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import difference, image, scaled
+from torch import nn
+
+import maskguided
+
+
+def network() -> nn.Module:
+    blocks = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+    return scaled(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *blocks, nn.Conv2d(8, 3, 3, padding=1)))
+
+
+class OfGrey(nn.Module):
+    """A network for grey images that others give their colours to: one by one, or as their mean."""
+
+    def __init__(self, one_by_one: bool, colours_back: bool = True):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3, 1, 1), *(nn.Conv2d(6, 6, 3, 1, 1) for _ in range(4)))
+        self.last = nn.Conv2d(6, 1, 3, 1, 1)
+        self.one_by_one, self.colours_back = one_by_one, colours_back
+
+    def forward(self, x):
+        if self.one_by_one:
+            return self.last(self.body(x.reshape(-1, 1, *x.shape[2:]))).reshape(x.shape)
+        y = self.last(self.body(x.mean(1, keepdim=True)))
+        return x + y if self.colours_back else y
+
+
+@pytest.mark.parametrize(("one_by_one", "back", "channels"), [(True, True, 1), (False, True, 3), (False, False, 1)])
+def test_a_network_of_grey_that_makes_colours_of_their_mean_takes_colours(one_by_one, back, channels):
+    net = scaled(OfGrey(one_by_one, back))
+    fast, x = maskguided.wrap(net, keep=1, merge="image"), image(1, channels, 19, 24)
+    assert fast.split.facts.in_channels == channels
+    assert difference(fast(x), net(x)) < 1e-5
+
+
+def test_networks_made_in_inference_mode_are_wrapped_and_those_read_there_are_usual_ones():
+    with torch.inference_mode():
+        net, starter = network(), maskguided.starter()
+    fast, x = maskguided.wrap(net, keep=1), image(1, 3, 19, 24)
+    assert difference(fast(x), net(x)) < 1e-5
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert not any(parameter.is_inference() for parameter in starter.parameters())
+
+
+def test_looking_at_a_network_draws_no_random_numbers():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    net = network()
+    torch.manual_seed(3)
+    maskguided.inspect(net)
+    assert torch.equal(torch.rand(1), expected)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.of = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        return x + self.of(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2).reshape(x.shape)
+
+
+def test_multihead_attention_counts_among_the_macs():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1), *(Attention() for _ in range(4)), nn.Conv2d(16, 3, 3, 1, 1)).eval()
+    before = torch.backends.mha.get_fastpath_enabled()
+    cost = maskguided.wrap(net, 2).cost(16, 16)
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    pixels = 16 * 16
+    block = pixels * 16 * (3 * 16 + 16) + 2 * pixels * pixels * 16
+    assert cost.dense == 2 * pixels * 16 * 3 * 9 + 4 * block
+    assert cost.dense - cost.coarse == 2 * block
