@@ -19,7 +19,7 @@ model = load_network(weights).model
 photo = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None] / 255  # (1, 3, 512, 512)
 lr = torch.nn.functional.interpolate(photo, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)
 
-fast = maskguided.wrap(model, split_at=len(maskguided.split(model).blocks) // 2).eval()
+fast = maskguided.wrap(model).eval()  # cut after half of its blocks
 
 with torch.inference_mode():
     dense = model(lr)

@@ -6,6 +6,8 @@ sizes.py   numbers that follow from the size: seen at a few, known for all
 layout.py  where height and width stand in a live value: maps, tokens
 trace.py   the recordings as one graph for all sizes; what each value is
 cut.py     the graph in three, with the live values between the parts
+alignment.py  where windows must start and end, for blocks that keep a grid of their own
+places.py  whether each value of the cut stays over the pixels that it is of
 """
 
 from __future__ import annotations

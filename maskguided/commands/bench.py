@@ -49,7 +49,10 @@ def bench_command(
     ] = None,
     patch_size: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
     halo: Annotated[str, typer.Option(help="One or several; auto: what suits the network.")] = "auto",
-    merge: Annotated[str, typer.Option(help="features, image, or both as features,image.")] = "features",
+    merge: Annotated[
+        str | None,
+        typer.Option(help="features, image, or both as features,image.", show_default="features, or the head's"),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="How often everything is run in turn.", min=1)] = 3,
     device: Device = "cpu",
     dtype: Annotated[
@@ -64,11 +67,11 @@ def bench_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
-    if model in (None, STARTER) and (weights, head, split_at, merge) == (None, None, "auto", "features"):
+    if model in (None, STARTER) and (weights, head, split_at, merge) == (None, None, "auto", None):
         head = checkpoint.STARTER_HEAD
     elif head is None and (keep, min_gain) == (None, None):
         keep = "0,0.25,0.5"
-    elif head is not None and (split_at, merge) != ("auto", "features"):
+    elif head is not None and (split_at, merge) != ("auto", None):
         raise ArgumentError(f"--head {head} has its own split and merge; give either it or them")
     for path, suffix in ((json_file, ".json"), (markdown, ".md")):
         if path is not None:
@@ -83,7 +86,7 @@ def bench_command(
     keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [
         bench.Setting("image" if m == "image" else "features", blocks(n), _size(p), _size(h), keeps, head, least)
-        for m in _listed("merge", merge, ("features", "image").index, "features, image or both")
+        for m in _listed("merge", merge or "features", ("features", "image").index, "features, image or both")
         for n in _listed("split_at", split_at, blocks, "auto, or numbers of blocks")
         for p in _listed("patch_size", patch_size, _size, "auto, or whole numbers of LR pixels")
         for h in _listed("halo", halo, _size, "auto, or whole numbers of LR pixels")

@@ -17,11 +17,11 @@ from torch import nn
 from .. import checkpoint
 from ..errors import ArgumentError
 from ..guided import MaskGuided
-from ..networks import Loaded, load_network
+from ..networks import STARTER, Loaded, load_network
 from ..wrapping import wrap
 
 ModelName = Annotated[
-    str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are.")
+    str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are, or starter.")
 ]
 WeightFile = Annotated[
     Path | None,
@@ -191,7 +191,7 @@ def ready(
     weights: Path | None, model: str | None, scale: int | None, head: Path | None, split_at: str, **settings: Any
 ) -> tuple[Loaded, MaskGuided]:
     """A network to use as it is; where nothing is said of it at all, the starter network with its own head."""
-    if (weights, model, head, split_at) == (None, None, None, "auto") and settings.get("body") is None:
+    if model in (None, STARTER) and (weights, head, split_at, settings.get("body")) == (None, None, "auto", None):
         given = {name: value for name, value in settings.items() if value is not None}
         for name in ("merge", "coarse_tail"):
             if name in given:

@@ -200,7 +200,8 @@ def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> in
                 (height, width), share = _upscale_file(fast, job, way, progress)
             except KeyboardInterrupt:
                 if len(jobs) > 1:
-                    err.print(f"stopped in {plain(job.path.name)}; the same command with --skip-existing goes on")
+                    again = "the same command with --skip-existing goes on (without --overwrite)"
+                    err.print(f"stopped in {plain(job.path.name)}; {again}")
                 raise
             except (MaskGuidedError, OSError) as error:
                 failed += 1
