@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .probing import untouched
@@ -52,6 +54,14 @@ class Cost:
         )
 
 
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Within it floating-point operations are counted, those of attention by its matrix products: before torch 2.15 the
+    kernel that a CPU has for it is not known to the counter."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        yield counter
+
+
 def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor, model: nn.Module) -> int:
     """Multiply-adds of `forward` on an input of `shape`, with the dtype and device of `like`.
 
@@ -66,10 +76,10 @@ def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tens
     True
     """
     try:
-        with untouched(model), FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+        with untouched(model), FakeTensorMode(allow_non_fake_inputs=True), counting() as counter:
             forward(torch.empty(shape, dtype=like.dtype, device=like.device))
     except (DataDependentOutputException, DynamicOutputShapeException, RuntimeError):
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
-        with untouched(model), FlopCounterMode(display=False) as counter:
+        with untouched(model), counting() as counter:
             forward(noise)
     return int(counter.get_total_flops()) // 2

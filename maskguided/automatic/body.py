@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..cost import counting
 from ..errors import ArgumentError, CannotSplit
 from ..probing import Probe, untouched
 
@@ -189,7 +190,7 @@ class _Recorder:
 
 def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator[Call]:
     """Every module call of one forward in the order they begin; the network's own call last."""
-    with untouched(model), FlopCounterMode(display=False) as counter:
+    with untouched(model), counting() as counter:
         recorder = _Recorder({id(module): name for name, module in model.named_modules()}, counter)
         handles = []
         for module in model.modules():
