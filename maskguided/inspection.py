@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -106,6 +107,7 @@ def inspect(
         parts = split(model, split_at, adapter=adapter, body=body, cut=cut)
     except CannotSplit as error:
         return Inspection(name, adapter or AUTOMATIC, missed, str(error))
+    dense = functools.cache(functools.partial(_dense, parts))  # both look at one size, mostly
     if known is not None and not isinstance(parts, Adapter):
         missed = {**missed, known.name: ANOTHER}
     return Inspection(
@@ -117,14 +119,14 @@ def inspect(
         parts.facts,
         type(model.get_submodule(parts.blocks[0])).__name__,
         _live(parts),
-        _shares(parts),
+        _shares(parts, dense),
         runs,
         parts.cuts[1:],
-        *_wrapped(parts),
+        *_wrapped(parts, dense),
     )
 
 
-def _wrapped(parts: Split) -> tuple[str, dict[float, float]]:
+def _wrapped(parts: Split, dense_at: Callable[[int], int]) -> tuple[str, dict[float, float]]:
     """What `wrap` would make of it, in words, and at which cost."""
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # of which new parts draw
@@ -133,7 +135,7 @@ def _wrapped(parts: Split) -> tuple[str, dict[float, float]]:
     except MaskGuidedError as error:
         return f"cannot be wrapped: {first_line(error)}", {}
     side = round_up(max(_SIDE, 2 * fast.patch_size), parts.multiple_of)
-    dense = _dense(parts, side)
+    dense = dense_at(side)
     where = "that exchange borders" if fast.exchange else f"and a halo of {fast.halo}, for they cannot exchange borders"
     words = f"merge {fast.merge}, windows of {fast.patch_size}x{fast.patch_size} LR pixels {where}"
     return words, {keep: fast.macs_at(side, side, keep=keep) / dense for keep in _KEPT}
@@ -158,10 +160,10 @@ def _live(parts: Split) -> dict[str, str]:
     return {name: describe(name, kind) for name, kind in parts.kinds.items()}
 
 
-def _shares(parts: Split) -> dict[str, float]:
+def _shares(parts: Split, dense_at: Callable[[int], int]) -> dict[str, float]:
     side = round_up(_SIDE, parts.multiple_of)
     shape = (1, parts.probe.in_channels, side, side)
-    like, whole = next(parts.model.parameters()), _dense(parts, side)
+    like, whole = next(parts.model.parameters()), dense_at(side)
     prefix = macs(parts.prefix, shape, like, parts.model)
     to_body = macs(lambda x: parts.body(parts.prefix(x)), shape, like, parts.model)
     return {"prefix": prefix / whole, "body": (to_body - prefix) / whole, "tail": (whole - to_body) / whole}

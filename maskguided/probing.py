@@ -336,7 +336,7 @@ def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
     One whose first convolution takes a single channel may make colours of their mean; or run each by itself, or look at
     one, and then it is a network for grey images.
     """
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    first = _first_conv(model)
     if first is None or first.in_channels != 1:
         return True
     batches: list[int] = []
@@ -349,4 +349,9 @@ def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
 
 
 def _first_channels(model: nn.Module) -> int:
-    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+    first = _first_conv(model)
+    return 3 if first is None else first.in_channels
+
+
+def _first_conv(model: nn.Module) -> nn.Conv2d | None:
+    return next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)

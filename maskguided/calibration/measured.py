@@ -38,6 +38,10 @@ class Priced:
         """What the budget is in."""
         return self.clock or self.spread or self.macs
 
+    def affords(self, budget: Budget) -> bool:
+        """Whether nothing refined costs no more than the budget, if that is a share of the dense network's cost."""
+        return budget.share is None or self.paid.at(0) <= budget.share
+
 
 def price(fast: MaskGuided, images: Sequence[Known], fit: Fit, budget: Budget, progress: Progress) -> Priced:
     """What it will cost with the parts that are to be fitted; its keep, where the budget tells it already."""
@@ -55,9 +59,9 @@ def price(fast: MaskGuided, images: Sequence[Known], fit: Fit, budget: Budget, p
 
 def check_affordable(prices: Priced, budget: Budget) -> None:
     """Refuse a share of the dense network's cost that is exceeded with nothing refined."""
-    if budget.share is not None and (least := prices.paid.at(0)) > budget.share:
+    if not prices.affords(budget):
         raise ArgumentError(
-            f"{budget}: even with nothing refined it costs {least:.2f} of the dense network; "
+            f"{budget}: even with nothing refined it costs {prices.paid.at(0):.2f} of the dense network; "
             "allow more, split earlier, use a lighter coarse tail, or split_at='auto'"
         )
 

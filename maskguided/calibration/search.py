@@ -68,7 +68,7 @@ def _rated(
         progress(f"{where}: {what}")
 
     prices = price(candidate, images, "all", budget, told)
-    if budget.share is not None and prices.paid.at(0) > budget.share:
+    if not prices.affords(budget):
         return None
     if budget.drop_db is None:
         fit_parts(candidate, images, "all", told)
