@@ -5,7 +5,8 @@ structural radius, where gradients of deep networks underflow long before its ed
 strips: a radius of hundreds of pixels is measured on a few thousand.
 
 A dilated convolution may leap over the end of a strip, unseen. So a radius counts only where the longest leap beyond it
-would still end within the strip: whatever leaps farther in several convolutions leaps less far in fewer.
+would still end within the strip: whatever leaps farther in several convolutions leaps less far in fewer. And it counts
+only where parts of maps that are not so narrow give, with that much context, what the whole map gives there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ StateOf = Callable[[tuple[int, int]], State]
 _LENGTHS = (64, 128, 256, 512, 1024)
 _LINEAR = 3  # times as large on a strip of twice the length: more grows with its square
 _SAME = 3e-5  # of the largest value: more than rounding, less than another result
-_BREADTHS = (8, 32)  # the second for networks that take no such narrow maps
+_BREADTHS = (8, 32)  # the second for networks that take no such narrow maps, or are others on them
+_BROADER, _LONG = 32, 128  # LR pixels: by so many broader, and so long, are maps on which a radius is tried
 
 
 def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int) -> int | None:
@@ -47,9 +49,12 @@ def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int)
         The radius; None where even the longest strip turns NaN from end to end, as after a global pooling, or where
         `part` runs on no strip.
     """
+    maps = list(maps)
     for breadth in (round_up(breadth, multiple_of) for breadth in _BREADTHS):
         try:
-            return _radius_on(state_of, part, list(maps), multiple_of, breadth)
+            found = _radius_on(state_of, part, maps, multiple_of, breadth)
+            if found is None or _holds_on_broader(state_of, part, maps, multiple_of, breadth, found):
+                return found
         except (RuntimeError, ValueError, IndexError):
             _log.debug("no radius on strips of %d", breadth, exc_info=True)
     return None
@@ -67,26 +72,50 @@ def _radius_on(state_of: StateOf, part: Part, maps: list[str], step: int, breadt
     return found if _moves_along(state_of, part, maps, step, breadth, found) else None
 
 
-def _moves_along(state_of: StateOf, part: Part, maps: list[str], step: int, breadth: int, radius: int) -> bool:
-    """Whether a part of the map, with that much context, gives what the whole gives there.
+def _holds_on_broader(state_of: StateOf, part: Part, maps: list[str], step: int, breadth: int, radius: int) -> bool:
+    """Whether a radius holds on maps that are not so thin, where a network may look further.
 
-    It does not where a layer cuts the map into a fixed number of pieces, so that all depends on its size.
+    Mostly it is enough to see what the layers do, and not what comes of it.
     """
-    start = 5 * step
-    length = round_up(start + 2 * radius + 4 * step, step)
-    state = state_of((breadth, length))
-    part_of_it = dict(state)
-    for name in maps:
-        value = state[name]
-        first = start * value.shape[3] // length
-        part_of_it[name] = value[:, :, :, first:].contiguous()
-    whole, window = part(state), part(part_of_it)
-    for name, value in whole.items():
-        kept = value.shape[3] - (start + radius) * value.shape[3] // length
-        a, b = value[..., -kept:], window[name][..., -kept:]
-        if float((a - b).abs().max()) > _SAME * float(a.abs().max()):
+    broader = round_up(breadth + _BROADER, step)
+    for vertical in (False, True):
+        given = state_of, part, maps, step, broader, radius, vertical, _LONG
+        with Thin(every=True):
+            alike = _moves_along(*given)
+        if not alike and not _moves_along(*given):
             return False
     return True
+
+
+def _moves_along(
+    state_of: StateOf, part: Part, maps: list[str], step: int, breadth: int, radius: int, vertical: bool = False,
+    least: int = 0,
+) -> bool:  # fmt: skip
+    """Whether a part of the map, of `least` LR pixels or more, with that much context gives what the whole gives there.
+
+    It does not where a layer cuts the map into pieces of its own, a number of them or a size, so that all depends on
+    how large it is, nor where beyond one end of the map it sees the other.
+    """
+    less = 5 * step
+    length = round_up(max(less + 2 * radius + 4 * step, least), step)
+    dim = 2 if vertical else 3
+    state = state_of((length, breadth) if vertical else (breadth, length))
+    whole = part(state)
+    for first, last in ((less, length), (0, length - less)):
+        window = part({**state, **{name: _between(state[name], dim, first, last, length) for name in maps}})
+        begin, end = first + radius * (first > 0), last - radius * (last < length)
+        for name, value in whole.items():
+            a = _between(value, dim, begin, end, length)
+            b = _between(window[name], dim, begin - first, end - first, last - first)
+            if float((a - b).abs().max()) > _SAME * float(a.abs().max()):
+                return False
+    return True
+
+
+def _between(value: Tensor, dim: int, first: int, last: int, length: int) -> Tensor:
+    """A map from LR pixel `first` to `last` of `length` along `dim`."""
+    start, end = (at * value.shape[dim] // length for at in (first, last))
+    return value.narrow(dim, start, end - start).contiguous()
 
 
 @contextmanager

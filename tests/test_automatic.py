@@ -14,7 +14,6 @@ from toys import Base, Block, Chain, ConstantsAndDefaults, ResidualOutside, conv
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided
 from maskguided.global_ops import PerImage
-from maskguided.receptive import radius
 
 
 class Windowed(nn.Module):
@@ -311,38 +310,3 @@ def test_attention_over_the_whole_map_is_told_on_small_maps():
     facts = maskguided.inspect(scaled(Attending()), 2).facts
     assert (facts.body_radius, facts.radius, facts.multiple_of) == (None, None, 1)
     assert max(seen) <= 64 * 64
-
-
-@pytest.mark.parametrize(("dilation", "kernel"), [(2, 3), (24, 3), (33, 3), (40, 3), (65, 3), (30, 7)])
-def test_the_radius_of_dilated_convolutions_that_leap_over_the_end_of_a_strip(dilation, kernel):
-    reach = kernel // 2 * dilation
-
-    def twice(state):
-        x = state["x"]
-        for _ in range(2):
-            x = F.conv2d(x, torch.ones(1, 1, kernel, kernel), padding=reach, dilation=dilation)
-        return {"x": x}
-
-    for step in (1, 4):
-        assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, twice, ["x"], step) == 2 * reach
-
-
-def test_the_radius_is_not_looked_for_at_other_places_where_one_reaches_an_end():
-    runs = []
-
-    def mean(state):
-        runs.append(state["x"].shape)
-        return {"x": state["x"] + state["x"].mean((2, 3), keepdim=True)}
-
-    assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, mean, ["x"], 8) is None
-    assert len(runs) == len(set(runs))
-    assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, lambda s: {"x": F.avg_pool2d(s["x"], 8)}, ["x"], 8) == 7
-
-
-@pytest.mark.parametrize("size", [1.0, 1e-6])
-def test_the_radius_of_small_values_is_found_relative_to_them(size):
-    def stretched(state):
-        x = state["x"]
-        return {"x": size * x * F.interpolate(F.max_pool2d(x, 7, 3), x.shape[2:], mode="bilinear")}
-
-    assert radius(lambda shape: {"x": image(1, 1, *shape)}, stretched, ["x"], 1) is None

@@ -1,0 +1,86 @@
+"""The receptive-field radius of a part of a network, and where it has none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import image
+from torch.nn import functional as F
+
+from maskguided.receptive import radius
+
+
+@pytest.mark.parametrize(("dilation", "kernel"), [(2, 3), (24, 3), (33, 3), (40, 3), (65, 3), (30, 7)])
+def test_the_radius_of_dilated_convolutions_that_leap_over_the_end_of_a_strip(dilation, kernel):
+    reach = kernel // 2 * dilation
+
+    def twice(state):
+        x = state["x"]
+        for _ in range(2):
+            x = F.conv2d(x, torch.ones(1, 1, kernel, kernel), padding=reach, dilation=dilation)
+        return {"x": x}
+
+    for step in (1, 4):
+        assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, twice, ["x"], step) == 2 * reach
+
+
+def test_the_radius_is_not_looked_for_at_other_places_where_one_reaches_an_end():
+    runs = []
+
+    def mean(state):
+        runs.append(state["x"].shape)
+        return {"x": state["x"] + state["x"].mean((2, 3), keepdim=True)}
+
+    assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, mean, ["x"], 8) is None
+    assert len(runs) == len(set(runs))
+    assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, lambda s: {"x": F.avg_pool2d(s["x"], 8)}, ["x"], 8) == 7
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_the_radius_of_small_values_is_found_relative_to_them(size):
+    def stretched(state):
+        x = state["x"]
+        return {"x": size * x * F.interpolate(F.max_pool2d(x, 7, 3), x.shape[2:], mode="bilinear")}
+
+    assert radius(lambda shape: {"x": image(1, 1, *shape)}, stretched, ["x"], 1) is None
+
+
+def test_blocks_that_depend_on_the_size_of_the_map_have_no_radius():
+    """Strips of one breadth, however long, do not tell that it counts."""
+    for along in (2, 3):
+
+        def brighter(state, along=along):
+            return {"x": state["x"] * (40 / state["x"].shape[along])}
+
+        assert radius(lambda shape: {"x": image(1, 1, *shape)}, brighter, ["x"], 1) is None
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("by", [1, -1])
+def test_blocks_that_see_the_other_end_of_the_map_beyond_this_one_have_no_radius(by, dim):
+    rolled = radius(
+        lambda shape: {"x": image(1, 1, *shape)}, lambda state: {"x": torch.roll(state["x"], by, dim)}, ["x"], 1
+    )
+    assert rolled is None
+
+
+def test_blocks_that_cut_wide_maps_into_tiles_of_their_own_have_no_radius():
+    kernel = torch.full((1, 1, 3, 3), 1 / 9)
+
+    def tiled(state):
+        tiles = state["x"].split(48, 3)
+        return {"x": torch.cat([F.conv2d(tile, kernel, padding=1) for tile in tiles], 3)}
+
+    assert radius(lambda shape: {"x": image(1, 1, *shape)}, tiled, ["x"], 1) is None
+
+
+def test_the_radius_is_that_of_maps_which_are_not_thin():
+    """As a Swin transformer's that leaves its shift out where a map is no larger than a window."""
+    kernel = torch.ones(1, 1, 9, 9)
+
+    def look(state):
+        x = state["x"]
+        seen = F.conv2d(x, kernel, padding=4) if min(x.shape[2:]) > 8 else x
+        return {"x": x + seen}
+
+    assert radius(lambda shape: {"x": image(1, 1, *shape)}, look, ["x"], 1) == 4
