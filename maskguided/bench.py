@@ -75,13 +75,17 @@ class Setting:
     """File of maskguided.save, which decides merge and split; its patch size and halo, unless they are given."""
     min_gains: tuple[float, ...] = ()
     """With neither keeps nor these: the coarse image, and what the file or wrap has chosen."""
+    body: str | None = None
+    """Names of the blocks, for a network without an adapter."""
 
-    def wrap(self, model: nn.Module, parts: Callable[[int | Literal["auto"]], Split]) -> MaskGuided:
-        """`model` wrapped so, in eval mode; `parts` splits it at a place."""
+    def wrap(self, model: nn.Module, parts: Callable[[int | Literal["auto"], str | None], Split]) -> MaskGuided:
+        """`model` wrapped so, in eval mode; `parts` splits it at a place of such blocks."""
         if self.head is not None:
             sizes = {"patch_size": self.patch_size, "halo": self.halo}
             return checkpoint.load(self.head, model, **{k: v for k, v in sizes.items() if v is not None}).eval()
-        return MaskGuided(parts(self.split_at), patch_size=self.patch_size, halo=self.halo, merge=self.merge).eval()
+        return MaskGuided(
+            parts(self.split_at, self.body), patch_size=self.patch_size, halo=self.halo, merge=self.merge
+        ).eval()
 
     def points(self, fast: MaskGuided) -> list[Point]:
         """What is measured of `fast`; what is out of range is said now, not after minutes."""
@@ -101,7 +105,7 @@ def measure(
 ) -> list[Row]:
     """Rows for every setting and keep; `progress` is called `steps` times, evenly."""
     rows: list[Row] = []
-    parts = functools.cache(lambda place: split(model, place))  # settings share their splits
+    parts = functools.cache(lambda place, body: split(model, place, body=body))  # settings share their splits
     wraps = [setting.wrap(model, parts) for setting in settings]
     points_of = [setting.points(fast) for setting, fast in zip(settings, wraps, strict=True)]
     check_sizes(pairs, wraps[0].scale)

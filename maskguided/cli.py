@@ -25,6 +25,7 @@ from .errors import MaskGuidedError, MaskGuidedWarning
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Super-resolution networks, run only where it matters.",
 )

@@ -52,6 +52,24 @@ def test_a_budget_that_cannot_be_met_changes_nothing(settings):
     assert all(torch.equal(value, before[1][name]) for name, value in fast.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("budget", "least"),
+    [
+        ({"max_cost": 0.01}, r"max_cost=0\.01: even with nothing refined the cheapest costs 0\.[1-9]\d; allow more"),
+        ({"max_drop_db": 1e-9}, r"max_drop_db=1e-09: even with all .* the best loses 0\.0\d\d dB; allow more"),
+    ],
+)
+def test_a_search_that_finds_nothing_says_what_would_do(budget, least):
+    with pytest.raises(ArgumentError, match=f"no split meets {least}"):
+        maskguided.calibrate(wrapped(), photographs(2), split_at="auto", **budget)
+
+
+def test_a_search_where_nothing_can_be_cut_does_not_blame_the_budget(monkeypatch):
+    monkeypatch.setattr("maskguided.calibration.search._places", lambda fast: [])
+    with pytest.raises(ArgumentError, match="cut at none of the places that are tried; name one"):
+        maskguided.calibrate(wrapped(), photographs(2), split_at="auto", max_cost=0.9)
+
+
 def test_images_on_which_nothing_can_be_estimated_are_named(monkeypatch):
     """White noise drives trained networks out of all range; what was refused then was a min_gain_db of nan."""
     monkeypatch.setattr(maskguided.MaskGuided, "worth", lambda self, base, index: index * torch.nan)

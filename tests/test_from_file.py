@@ -293,6 +293,21 @@ def test_the_commands_take_weights_alone(compact_file, tmp_path):
     assert "Compact" in run("bench", "-i", tmp_path / "a.png", "--weights", compact_file, "--rounds", 1).output
 
 
+def test_blocks_are_named_in_every_command_that_wraps(tmp_path):
+    """Of RRDBs the dense blocks: three times as many, which the files of calibrate and finetune know from then on."""
+    write_image(tmp_path / "a.png", PHOTO)
+    path = saved(from_spandrel("ESRGAN", num_filters=8, num_blocks=3), tmp_path / "net.pth")
+    given = ("-w", path, "--body", "model.1.sub.*.RDB*", "--split-at", 7)
+    head = tmp_path / "net_mg.safetensors"
+    run("calibrate", "-i", tmp_path / "a.png", *given, "--side", 24, "-o", head)
+    assert maskguided.load(head, load_network(path).model).split.blocks[6] == "model.1.sub.2.RDB1"
+    assert " 7 " in run("bench", "-i", tmp_path / "a.png", *given, "--rounds", 1).output
+    run("explain", "-i", tmp_path / "a.png", "-o", tmp_path / "why.svg", *given)
+    run("export", "-o", tmp_path / "net.pt2", "--size", "24x24", *given)
+    for command, why in (("upscale", f"{head} decides that"), ("bench", "has its own split, blocks and merge")):
+        assert why in str(run(command, "-i", tmp_path / "a.png", *given, "--head", head, code=1).exception)
+
+
 def test_a_network_of_four_channels_is_named_as_the_reason(tmp_path):
     write_image(tmp_path / "a.png", PHOTO)
     path = saved(from_spandrel("Compact", num_in_ch=4, num_out_ch=4, num_feat=8, upscale=2), tmp_path / "net.pth")

@@ -12,7 +12,7 @@ from ..guided import MaskGuided
 from ..patches import round_up
 from ..split import Merge, Split
 from .closed_form import Known
-from .curve import Budget
+from .curve import Budget, Point
 from .measured import KEEPS, Priced, Progress, between, fit_parts, measure, price
 
 _Windows = tuple[int, int, bool]  # patch size, halo, exchange
@@ -34,12 +34,13 @@ def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: 
     Places are compared on the usual windows. Where none meets the budget on these, all places get the other windows.
     """
     best: _Best | None = None
+    missed: list[float] = []  # what it costs, or loses, where a budget is not met
 
     def compare(candidates: Iterable[MaskGuided | None]) -> None:
         nonlocal best
         for candidate in candidates:
             if candidate is not None:
-                found = _rated(candidate, images, budget, math.inf if best is None else best.rating, progress)
+                found = _rated(candidate, images, budget, math.inf if best is None else best.rating, missed, progress)
                 if found is not None and (best is None or found.rating < best.rating):
                     best = found
 
@@ -50,17 +51,32 @@ def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: 
         places = [place for place in places if place[0] is at.split and place[1] == at.merge]
     compare(_candidate(fast, parts, merge, way) for parts, merge, (_, *ways) in places for way in ways)
     if best is None:
-        raise ArgumentError(f"calibrate: no split meets {budget}; allow more")
+        raise ArgumentError(f"calibrate: {_unmet(budget, missed)}")
     fast.become(best.fast)
     return best.prices
 
 
+def _unmet(budget: Budget, missed: Sequence[float]) -> str:
+    """Why there is no best."""
+    if not missed:
+        return "split_at='auto': the network can be cut at none of the places that are tried; name one"
+    if budget.drop_db is None:
+        return f"no split meets {budget}: even with nothing refined the cheapest costs {min(missed):.2f}; allow more"
+    return f"no split meets {budget}: even with all patches refined the best loses {min(missed):.3f} dB; allow more"
+
+
 def _rated(
-    candidate: MaskGuided, images: Sequence[Known], budget: Budget, best: float, progress: Progress
+    candidate: MaskGuided,
+    images: Sequence[Known],
+    budget: Budget,
+    best: float,
+    missed: list[float],
+    progress: Progress,
 ) -> _Best | None:
     """The candidate and what it costs or loses within the budget, the less the better; None where it cannot meet it.
 
-    None, too, as soon as it is seen to be no better than the `best`: fitting and measuring take most of a search.
+    What it costs or loses then is added to `missed`. None, too, as soon as it is seen to be no better than the `best`:
+    fitting and measuring take most of a search.
     """
     where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}+{candidate.halo}"
 
@@ -69,6 +85,7 @@ def _rated(
 
     prices = price(candidate, images, "all", budget, told)
     if not prices.affords(budget):
+        missed.append(prices.paid.at(0))
         return None
     if budget.drop_db is None:
         fit_parts(candidate, images, "all", told)
@@ -76,19 +93,19 @@ def _rated(
     if prices.macs.at(0) >= best:
         return None
     fit_parts(candidate, images, "all", told)
-    least = _cheapest(candidate, images, prices, budget.drop_db, best, told)
-    return None if least is None else _Best(least, candidate, prices)
+    most = prices.macs.keep(min(best, prices.macs.at(1)))
+    high = measure(candidate, images, prices, most, told)
+    if high.drop > budget.drop_db:
+        missed.append(high.drop)
+        return None
+    return _Best(_cheapest(candidate, images, prices, budget.drop_db, high, told), candidate, prices)
 
 
 def _cheapest(
-    candidate: MaskGuided, images: Sequence[Known], prices: Priced, drop_db: float, best: float, progress: Progress
-) -> float | None:
-    """The share of the dense MACs at which no more is lost, if it is less than `best`."""
-    most = prices.macs.keep(min(best, prices.macs.at(1)))
-    high = measure(candidate, images, prices, most, progress)
-    if high.drop > drop_db:
-        return None
-    keeps, low = [keep for keep in KEEPS if keep < most], None
+    candidate: MaskGuided, images: Sequence[Known], prices: Priced, drop_db: float, high: Point, progress: Progress
+) -> float:
+    """The share of the dense MACs at which no more is lost; `high`: where less is."""
+    keeps, low = [keep for keep in KEEPS if keep < high.keep], None
     while keeps:  # those between what loses too much and what does not
         middle = measure(candidate, images, prices, keeps[len(keeps) // 2], progress)
         if middle.drop > drop_db:

@@ -20,6 +20,7 @@ from ..split import probe_network
 from ..weights import write_whole
 from .console import out, progress_bar
 from .options import (
+    Body,
     Device,
     HeadFile,
     ModelName,
@@ -40,6 +41,7 @@ def bench_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: Annotated[str, typer.Option(help="One or several, as 4,8,12; auto: half.")] = "auto",
+    body: Body = None,
     keep: Annotated[
         str | None, typer.Option(help="One or several.", show_default="0,0.25,0.5; with a head 0 and the head's")
     ] = None,
@@ -67,12 +69,13 @@ def bench_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
-    if model in (None, STARTER) and (weights, head, split_at, merge) == (None, None, "auto", None):
+    anew = (split_at, body, merge) != ("auto", None, None)
+    if model in (None, STARTER) and weights is None and head is None and not anew:
         head = checkpoint.STARTER_HEAD
     elif head is None and (keep, min_gain) == (None, None):
         keep = "0,0.25,0.5"
-    elif head is not None and (split_at, merge) != ("auto", None):
-        raise ArgumentError(f"--head {head} has its own split and merge; give either it or them")
+    elif head is not None and anew:
+        raise ArgumentError(f"--head {head} has its own split, blocks and merge; give either it or them")
     for path, suffix in ((json_file, ".json"), (markdown, ".md")):
         if path is not None:
             new_file(path, overwrite, suffix)
@@ -85,7 +88,7 @@ def bench_command(
     pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probe_network(net).in_channels == 1)
     keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [
-        bench.Setting("image" if m == "image" else "features", blocks(n), _size(p), _size(h), keeps, head, least)
+        bench.Setting("image" if m == "image" else "features", blocks(n), _size(p), _size(h), keeps, head, least, body)
         for m in _listed("merge", merge or "features", ("features", "image").index, "features, image or both")
         for n in _listed("split_at", split_at, blocks, "auto, or numbers of blocks")
         for p in _listed("patch_size", patch_size, _size, "auto, or whole numbers of LR pixels")

@@ -49,6 +49,7 @@ PICTURES = (".png", ".pdf", ".svg")
 _THREADS = 1024
 
 _SETTINGS: dict[str, Any] = {
+    "body": Body,
     "onward": Annotated[
         str | None,
         typer.Option(

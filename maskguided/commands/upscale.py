@@ -25,7 +25,6 @@ from ..weights import write_whole
 from . import results
 from .console import err, out, plain, progress_bar, sentence
 from .options import (
-    Body,
     Device,
     HeadFile,
     Keep,
@@ -60,7 +59,6 @@ def upscale_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: SplitAt = "auto",
-    body: Body = None,
     keep: Keep = None,
     min_gain: Annotated[
         float | None,
@@ -118,7 +116,7 @@ def upscale_command(
         jobs = _not_done(jobs)
         if not jobs:
             return
-    loaded, fast = ready(weights, model, scale, head, split_at, body=body, keep=keep, **settings)
+    loaded, fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)
     if min_gain is not None:
         if keep is not None:
             raise ArgumentError(f"--keep {keep:g} with --min-gain {min_gain:g}: the one or the other decides; give one")
