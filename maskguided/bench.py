@@ -25,6 +25,7 @@ from . import checkpoint, metrics
 from .adapter import split
 from .cost import macs
 from .guided import MaskGuided
+from .images import as_pixels
 from .pairs import Pair, check_sizes
 from .probing import image_of
 from .split import Merge, Split
@@ -205,16 +206,10 @@ def mean_share(shares: Sequence[float], pairs: Sequence[Pair]) -> float:
 def quality(image: Tensor, pair: Pair, scale: int, metric: Callable[..., float] = metrics.psnr) -> float:
     """PSNR-Y, or another metric, of a result (1, 3, H, W) in 0..1 against the HR image of a pair that has one."""
     assert pair.hr is not None
-    pixels = _pixels(image)
+    pixels = as_pixels(image)
     height, width = (min(a, b) for a, b in zip(pixels.shape[:2], pair.hr.shape[:2], strict=True))
     value: float = metric(pixels[:height, :width], np.ascontiguousarray(pair.hr[:height, :width]), crop=scale)
     return value
-
-
-def _pixels(image: Tensor) -> NDArray[np.uint8]:
-    """A result (1, C, H, W) in 0..1 as it would be stored, (H, W, C)."""
-    pixels: NDArray[np.uint8] = (image[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return pixels
 
 
 @torch.inference_mode()
@@ -228,8 +223,8 @@ def _reached(
         dense: NDArray[np.uint8] | None = None
         for point, run in runs.items():
             image = image_of(run(pair.lr.clone()))
-            dense = _pixels(image) if dense is None else dense
-            alike[point].append(metrics.psnr(_pixels(image), dense, crop=scale))
+            dense = as_pixels(image) if dense is None else dense
+            alike[point].append(metrics.psnr(as_pixels(image), dense, crop=scale))
             if pair.hr is not None:
                 psnrs[point].append(quality(image, pair, scale))
         progress()

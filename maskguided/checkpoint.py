@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from .adapter import AUTOMATIC, Adapter
 from .errors import ArgumentError, CannotSplit, CheckpointError, warn
+from .files import write_whole
 from .gain import GainEstimate
 from .guided import MaskGuided
 from .head import BLURS
 from .networks import load_network
 from .probing import in_eval_mode, refuse_wrapped
 from .values import as_path
-from .weights import HEAD_FORMAT, load_into, read, safetensors_file, write_whole
+from .weights import HEAD_FORMAT, load_into, read, safetensors_file
 from .wrapping import check_wrapped, wrap
 
 STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"

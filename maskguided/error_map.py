@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .base import Base
 from .guided import MaskGuided
 from .head import pool
+from .metrics import BT601
 from .patches import continued
 from .probing import first_weight, image_of, in_eval_mode
 
@@ -17,7 +18,7 @@ def luma(image: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, 1, H, W): Y of BT.601 for RGB, up to a constant; the mean of other channels."""
     if image.shape[1] != 3:
         return image.mean(1, keepdim=True)
-    weights = torch.tensor((65.481, 128.553, 24.966), device=image.device, dtype=image.dtype) / 255
+    weights = torch.tensor(BT601, device=image.device, dtype=image.dtype) / 255
     return (image * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 

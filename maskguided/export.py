@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import ArgumentError, ExportError, MissingDependency, first_line
+from .files import write_whole
 from .guided import MaskGuided
 from .optional import optional, torch_since
 from .probing import in_eval_mode
 from .values import as_path
-from .weights import write_whole
 from .wrapping import check_wrapped
 
 _ONNX = "ONNX (a .pt2 file needs nothing more)"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .checkpoint import fingerprint
 from .errors import ArgumentError, CheckpointError, first_line, warn
+from .files import torch_save_whole
 from .guided import MaskGuided
 from .optional import optional
 from .probing import undone_by_failure
@@ -30,7 +31,6 @@ from .training.pool import batches
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE, Given, Options, loss, prepare, too_small, train_only
 from .values import as_number, as_path, as_whole
-from .weights import torch_save_whole
 from .wrapping import check_wrapped
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
 
 from .errors import ImageError, MissingDependency, warn
+from .files import write_whole
 from .tiff import SUFFIXES as TIFF
 from .tiff import mapped
-from .weights import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _PAGED = (*TIFF, ".webp", ".png", ".gif", ".avif")
@@ -198,6 +199,13 @@ def resize(image: Image, height: int, width: int, *, lanczos: bool = False) -> I
     except (cv2.error, MemoryError):
         raise ImageError(f"an image of {height}x{width} pixels is more than OpenCV or the memory can hold") from None
     return resized
+
+
+def as_pixels(x: Tensor, dtype: DTypeLike = np.uint8) -> Image:
+    """What a file would hold of an image (1, C, H, W) in 0..1: (H, W, C), rounded."""
+    top = np.iinfo(dtype).max
+    pixels = (x[0].clamp(0, 1).float().cpu().double() * top).round()
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy().astype(dtype))
 
 
 def _swapped(image: Image) -> Image:

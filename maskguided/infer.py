@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import ArgumentError, ImageError, first_line, is_out_of_memory
 from .guided import MaskGuided
 from .head import high_frequency
-from .images import Image, resize
+from .images import Image, as_pixels, resize
 from .patches import Grid, round_up, select
 from .values import as_whole
 from .wrapping import check_wrapped
@@ -174,11 +174,8 @@ def _to_image(pixels: Tensor, like: Image) -> Image:
     """Back to the dtype and the channels of `like`."""
     if pixels.shape[1] == 1 and like.ndim == 3:
         pixels = pixels.transpose(0, 1)
-    top = np.iinfo(like.dtype).max
-    array = (pixels[0].clamp(0, 1).double() * top).round().permute(1, 2, 0).numpy()
-    if like.ndim == 2:
-        array = array.mean(axis=2).round()
-    return np.ascontiguousarray(array.astype(like.dtype))
+    array = as_pixels(pixels, like.dtype)
+    return array.mean(axis=2).round().astype(like.dtype) if like.ndim == 2 else array
 
 
 class Tile(NamedTuple):

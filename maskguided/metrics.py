@@ -14,6 +14,9 @@ from .errors import ArgumentError
 
 Image = NDArray[np.uint8]
 
+BT601 = (65.481, 128.553, 24.966)
+"""What R, G and B in 0..1 add to Y, which is 16 without them."""
+
 
 def luma(image: Image) -> NDArray[np.float64]:
     """The Y channel of BT.601, 16..235, of an RGB uint8 image (H, W, 3) or a grey one (H, W[, 1]).
@@ -24,7 +27,7 @@ def luma(image: Image) -> NDArray[np.float64]:
     pixels = image.astype(np.float64)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return pixels.reshape(pixels.shape[:2]) * (219 / 255) + 16
-    y: NDArray[np.float64] = pixels[..., :3] @ np.array([65.481, 128.553, 24.966]) / 255 + 16
+    y: NDArray[np.float64] = pixels[..., :3] @ np.array(BT601) / 255 + 16
     return y
 
 

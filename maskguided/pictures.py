@@ -13,11 +13,11 @@ from torch import Tensor
 from .base import Explanation
 from .calibration.curve import Calibration, Point
 from .error_map import luma
+from .files import write_whole
 from .guided import MaskGuided
-from .images import Image
+from .images import Image, as_pixels
 from .infer import overlay
 from .optional import optional
-from .weights import write_whole
 
 _TALLEST = 12.0
 """Inches of a panel: a picture of a tall, narrow image would be more than memory holds."""
@@ -88,7 +88,7 @@ _OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 
 def _shown(x: Tensor) -> Image:
     """(1, C, H, W) -> (H, W, 3) uint8."""
-    pixels = (x[0].float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    pixels = as_pixels(x)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError, CheckpointError, MissingDependency
+from .errors import CheckpointError, MissingDependency
 from .values import as_path
 
 # Where the files of this field keep the weights, the averaged ones (EMA) before the others.
@@ -34,7 +31,6 @@ _PREFIXES = ("module.", "_orig_mod.", "netG.")
 HEAD_FORMAT = "maskguided-1"
 """What `metadata["format"]` says in a file of maskguided.save."""
 
-Made = TypeVar("Made")
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -126,36 +122,6 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max((int(match[1]) for name in weights if (match := pattern.match(name))), default=-1)
 
 
-def write_whole(path: Path, write: Callable[[Path], Made]) -> Made:
-    """Let `write` make a file beside `path`, then rename it: `path` is the old file or the whole new one.
-
-    Returns what `write` returns.
-    """
-    if path.is_dir():
-        raise ArgumentError(f"{path} is a folder; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".maskguided.", suffix=path.suffix)
-        os.close(handle)
-        beside = Path(name)
-        try:
-            made = write(beside)
-            beside.chmod(0o666 & ~_umask())
-            beside.replace(path)
-            return made
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:  # no rights, a full disk: said of this file, not of the one beside it
-        raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
-
-
-def torch_save_whole(path: Path, content: Any) -> None:
-    """torch.save, the whole file or none; by way of memory, for torch tells of a full disk by a RuntimeError."""
-    whole = io.BytesIO()
-    torch.save(content, whole)
-    write_whole(path, lambda beside: beside.write_bytes(whole.getbuffer()))
-
-
 def safetensors_file(name: str) -> Any:
     """`name` of safetensors (safe_open) or safetensors.torch; imported late, since the core needs torch alone."""
     try:
@@ -183,9 +149,3 @@ def _stripped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if names and all(name.startswith(prefix) for name in names):
                 names = [name.removeprefix(prefix) for name in names]
     return dict(zip(names, tensors.values(), strict=True))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

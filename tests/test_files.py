@@ -19,9 +19,10 @@ import maskguided
 from maskguided import ArgumentError, CheckpointError, pictures
 from maskguided.adapters.pan_net import PAN
 from maskguided.export import export
+from maskguided.files import torch_save_whole, write_whole
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
-from maskguided.weights import load_into, read, torch_save_whole, write_whole
+from maskguided.weights import load_into, read
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
 
@@ -146,13 +147,13 @@ def test_a_full_disk_is_said_of_the_file_itself(suffix, tmp_path):
 def test_a_run_that_is_told_to_stop_leaves_no_half_file(name, tmp_path):
     code = f"""
 import os, pathlib, signal, time
-from maskguided import cli, weights
+from maskguided import cli, files
 def slow(beside):
     beside.write_bytes(b"half")
     os.kill(os.getpid(), signal.{name})
     time.sleep(60)
 signal.signal(signal.{name}, signal.SIG_DFL)  # nohup has it ignored
-cli.app = lambda: weights.write_whole(pathlib.Path({str(tmp_path / "a.png")!r}), slow)
+cli.app = lambda: files.write_whole(pathlib.Path({str(tmp_path / "a.png")!r}), slow)
 cli.main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

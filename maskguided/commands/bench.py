@@ -13,11 +13,11 @@ from rich.table import Table
 
 from .. import bench, checkpoint
 from ..errors import ArgumentError
+from ..files import write_whole
 from ..infer import pick_device, pick_dtype
 from ..networks import STARTER, load_network
 from ..pairs import read_pairs
 from ..split import probe_network
-from ..weights import write_whole
 from .console import out, progress_bar
 from .options import (
     Body,

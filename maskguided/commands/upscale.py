@@ -15,13 +15,13 @@ from rich.progress import Progress
 
 from ..error_map import is_rough
 from ..errors import ArgumentError, MaskGuidedError
+from ..files import write_whole
 from ..guided import MaskGuided
 from ..images import Image, check_format, read_image, read_profile, resize, write_image
 from ..infer import SMALLEST_TILE, as_input, overlay, pick_device, pick_dtype, upscale, upscale_onto, upscaled_shape
 from ..networks import Loaded
 from ..probing import first_weight
 from ..tiff import StripedTiff, is_large_tiff
-from ..weights import write_whole
 from . import results
 from .console import err, out, plain, progress_bar, sentence
 from .options import (

@@ -12,9 +12,9 @@ from torch import nn
 
 from .. import checkpoint
 from ..errors import ArgumentError
+from ..files import torch_save_whole
 from ..infer import run_tiled
 from ..training.stages import too_small
-from ..weights import torch_save_whole
 from .basicsr_network import MaskGuidedSR
 from .basicsr_options import GIVEN, check_train, stage_options
 from .basicsr_plugin import import_basicsr

@@ -1,0 +1,52 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from .errors import ArgumentError
+
+Made = TypeVar("Made")
+
+
+def write_whole(path: Path, write: Callable[[Path], Made]) -> Made:
+    """Let `write` make a file beside `path`, then rename it: `path` is the old file or the whole new one.
+
+    Returns what `write` returns.
+    """
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".maskguided.", suffix=path.suffix)
+        os.close(handle)
+        beside = Path(name)
+        try:
+            made = write(beside)
+            beside.chmod(0o666 & ~_umask())
+            beside.replace(path)
+            return made
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:  # no rights, a full disk: said of this file, not of the one beside it
+        raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
+
+
+def torch_save_whole(path: Path, content: Any) -> None:
+    """torch.save, the whole file or none; by way of memory, for torch tells of a full disk by a RuntimeError."""
+    whole = io.BytesIO()
+    torch.save(content, whole)
+    write_whole(path, lambda beside: beside.write_bytes(whole.getbuffer()))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
