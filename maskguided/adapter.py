@@ -328,6 +328,7 @@ def split(
         adapter = AUTOMATIC
     chosen, missed = _choose_adapter(model, adapter)
     if chosen is not None:
+        parts: Adapter | None = None
         try:
             parts = chosen(model, first, found)
             parts.cut_again(later)
@@ -335,10 +336,10 @@ def split(
                 check_parts(parts)
                 check_whole(parts)
             return parts
-        except CannotSplit:
+        except CannotSplit as error:
             if adapter is not None:
                 raise
-            missed[chosen.name] = ANOTHER  # it looks like what the adapter knows, and is not
+            missed[chosen.name] = str(error) if parts is None else ANOTHER  # as it looks like what it knows, and is not
         except MaskGuidedError:
             raise
         except Exception as error:  # whatever a foreign adapter raises

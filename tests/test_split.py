@@ -217,6 +217,16 @@ def test_what_fails_last_is_told_not_that_a_size_was_rounded_otherwise():
         maskguided.split(scaled(WindowsOutside()))
 
 
+def test_blocks_on_a_map_that_is_padded_for_all_of_them_are_told_from_windows():
+    class PaddedAround(Chain):
+        def forward(self, x):
+            return super().forward(F.pad(x, (4,) * 4, mode="reflect"))[:, :, 8:-8, 8:-8]
+
+    text = r"only \(B, 8, H \+ 8, W \+ 8\)\. .* pad it before the network and crop"
+    with pytest.raises(CannotSplit, match=text):
+        maskguided.split(scaled(PaddedAround()))
+
+
 class Windowed(nn.Module):
     """Cuts a map into windows of 4x4, runs a block on them, and puts them together."""
 

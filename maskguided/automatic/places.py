@@ -56,6 +56,13 @@ class Piece:
         return self.name, reads, {node.name: self.stand_in[node].name for node in self.written if self.whole}
 
 
+_PADDED = "where the forward pads the image for all of its blocks, pad it before the network and crop what it makes"
+_IN_WINDOWS = (
+    "where windows are cut out before it and put together after it, the block is a module around all three, to be "
+    "written or to be named (body=)"
+)
+
+
 def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     """Cut the graph right before block `split_at` + 1 and behind the last block with what trails it.
 
@@ -86,9 +93,8 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
         shapes = [f"({', '.join(map(str, shape))})" for node in taken if (shape := _shape(node, traced))]
         raise CannotSplit(
             f"cutting after block {split_at}: {blocks[split_at]} takes nothing that lies on a map"
-            f"{', only ' + ' and '.join(shapes) if shapes else ''}. A block takes a map and gives one: where windows "
-            "are cut out before it and put together after it, the block is a module around all three, to be written "
-            f"or to be named (body=). {ADAPTER}"
+            f"{', only ' + ' and '.join(shapes) if shapes else ''}. A block takes a map and gives one: "
+            f"{_PADDED if any('H + ' in shape for shape in shapes) else _IN_WINDOWS}. {ADAPTER}"
         )
     made = set(body)
     written = [node for node in inputs_of(tail, traced) if node in made]
