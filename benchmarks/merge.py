@@ -59,9 +59,7 @@ def main() -> None:
     splits = [int(n) for n in args.splits.split(",")] if args.splits else sorted({max(1, blocks // 4), blocks // 2})
     dense = mean_psnr(net, pairs, whole.scale)
     like_dense = [dataclasses.replace(pair, hr=as_pixels(dense_image(whole, pair.lr))) for pair in pairs]
-    print(
-        "PSNR-Y below dense, uint8, border = scale, patches chosen by the linear score and by the input; and to dense:\n"
-    )
+    print("PSNR-Y below dense, uint8, border = scale, patches chosen by the linear score and by the input:\n")
     print("| merge | split | windows | MACs | keep | dB, linear | dB, input | like dense |\n|" + " --- |" * 8)
     ways = itertools.product(map(float, args.macs.split(",")), args.merges.split(","), splits, args.windows.split(","))
     for share, merge, place, text in ways:
