@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from .adapter import ANOTHER, AUTOMATIC, Adapter, recognise, split
 from .automatic import find_bodies
 from .cost import macs
-from .errors import CannotSplit, MaskGuidedError, first_line
+from .errors import ArgumentError, CannotSplit, MaskGuidedError, first_line
 from .guided import MaskGuided
 from .patches import round_up
 from .probing import untouched
@@ -47,9 +47,11 @@ class Inspection:
     later: tuple[int, ...] = ()
     """The cuts after the first, at which patches leave too."""
     windows: str = ""
-    """What windows `wrap` would choose, or why it would not wrap the network."""
+    """What windows a wrapped network has or `wrap` would choose, or why it would not wrap the network."""
     prices: dict[float, float] = field(default_factory=dict)
-    """keep -> MACs of the network that `wrap` makes, of the dense one's, at 64x64 LR pixels, or 2x2 patches."""
+    """keep -> MACs of the wrapped network, of the dense one's, at 64x64 LR pixels, or 2x2 patches."""
+    is_wrapped: bool = False
+    """Whether that is a network that was given wrapped; else one as `wrap` would make it."""
 
     @property
     def can_split(self) -> bool:
@@ -72,7 +74,7 @@ class Inspection:
             "live values: " + ", ".join(f"{name} ({what})" for name, what in self.live.items()),
             f"receptive field of the refined blocks: {_radius(facts.body_radius)}"
             f"; with the tail: {_radius(facts.radius)} (radius in LR pixels)",
-            f"by default: {self.windows}",
+            f"{'as it is wrapped' if self.is_wrapped else 'by default'}: {self.windows}",
         ]
         if self.prices:
             prices = ", ".join(f"{share:.0%} at keep={keep:g}" for keep, share in self.prices.items())
@@ -93,11 +95,19 @@ def inspect(
 ) -> Inspection:
     """Say what the body of `model` is and what a cut would give, or why it cannot be split.
 
+    Args:
+        model: a network; or what `wrap` or `load` made of one, which is described as it is.
+        split_at, adapter, body, cut: of `split`; a wrapped network has its own.
+
     >>> from maskguided.adapters.pan_net import PAN
     >>> found = inspect(PAN(features=8, up_features=8, blocks=4))
     >>> found.can_split, found.adapter, len(found.facts.blocks), found.facts.body_radius
     (True, 'pan', 4, 4)
     """
+    if isinstance(model, MaskGuided):
+        if (split_at, adapter, body, cut) != ("auto", None, None, None):
+            raise ArgumentError("inspect: a wrapped network has its own split; give fast.unwrap() to look at another")
+        return _found(model.split, {}, (), model)
     name = type(model).__name__
     known, missed = recognise(model) if adapter is None and body is None and cut is None else (None, {})
     runs: tuple[str, ...] = ()
@@ -107,26 +117,32 @@ def inspect(
         parts = split(model, split_at, adapter=adapter, body=body, cut=cut)
     except CannotSplit as error:
         return Inspection(name, adapter or AUTOMATIC, missed, str(error))
-    dense = functools.cache(functools.partial(_dense, parts))  # both look at one size, mostly
     if known is not None and not isinstance(parts, Adapter):
         missed = {**missed, known.name: ANOTHER}
+    return _found(parts, missed, runs)
+
+
+def _found(parts: Split, missed: dict[str, str], runs: tuple[str, ...], fast: MaskGuided | None = None) -> Inspection:
+    """What there is to say of a split network, and of what was made of it, or would be."""
+    dense = functools.cache(functools.partial(_dense, parts))  # both look at one size, mostly
     return Inspection(
-        name,
+        type(parts.model).__name__,
         parts.name if isinstance(parts, Adapter) else AUTOMATIC,
         missed,
         None,
         parts.split_at,
         parts.facts,
-        type(model.get_submodule(parts.blocks[0])).__name__,
+        type(parts.model.get_submodule(parts.blocks[0])).__name__,
         _live(parts),
         _shares(parts, dense),
         runs,
         parts.cuts[1:],
-        *_wrapped(parts, dense),
+        *(_would_be(parts, dense) if fast is None else _wrapped(fast, dense)),
+        fast is not None,
     )
 
 
-def _wrapped(parts: Split, dense_at: Callable[[int], int]) -> tuple[str, dict[float, float]]:
+def _would_be(parts: Split, dense_at: Callable[[int], int]) -> tuple[str, dict[float, float]]:
     """What `wrap` would make of it, in words, and at which cost."""
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # of which new parts draw
@@ -134,11 +150,25 @@ def _wrapped(parts: Split, dense_at: Callable[[int], int]) -> tuple[str, dict[fl
             fast = MaskGuided(parts)
     except MaskGuidedError as error:
         return f"cannot be wrapped: {first_line(error)}", {}
-    side = round_up(max(_SIDE, 2 * fast.patch_size), parts.multiple_of)
-    dense = dense_at(side)
+    side = f"{fast.patch_size}x{fast.patch_size} LR pixels"
     where = "that exchange borders" if fast.exchange else f"and a halo of {fast.halo}, for they cannot exchange borders"
-    words = f"merge {fast.merge}, windows of {fast.patch_size}x{fast.patch_size} LR pixels {where}"
-    return words, {keep: fast.macs_at(side, side, keep=keep) / dense for keep in _KEPT}
+    return f"merge {fast.merge}, windows of {side} {where}", _prices(fast, _KEPT, dense_at)
+
+
+def _wrapped(fast: MaskGuided, dense_at: Callable[[int], int]) -> tuple[str, dict[float, float]]:
+    """A wrapped network's settings, in words, and what it costs."""
+    tail = f" (coarse tail {fast.coarse_tail_kind})" if fast.merge == "image" else ""
+    side, where = f"{fast.patch_size}x{fast.patch_size}", "that exchange borders" if fast.exchange else "alone"
+    how = f"keep={fast.keep:.3g}" + (
+        "" if fast.min_gain_db is None else f" on average (patches that bring {fast.min_gain_db:.3g} dB)"
+    )
+    words = f"merge {fast.merge}{tail}, windows of {side} LR pixels (halo {fast.halo}) {where}, {how}"
+    return words, _prices(fast, sorted({*_KEPT, round(fast.keep, 3)}), dense_at)
+
+
+def _prices(fast: MaskGuided, keeps: Iterable[float], dense_at: Callable[[int], int]) -> dict[float, float]:
+    side = round_up(max(_SIDE, 2 * fast.patch_size), fast.split.multiple_of)
+    return {keep: fast.macs_at(side, side, keep=keep) / dense_at(side) for keep in keeps}
 
 
 def _radius(pixels: int | None) -> str:

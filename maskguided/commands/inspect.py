@@ -5,15 +5,17 @@ from __future__ import annotations
 import typer
 
 from .. import inspection
-from ..networks import load_network
+from ..networks import STARTER, load_network
 from .console import out
 from .options import (
     Body,
+    HeadFile,
     ModelName,
     NetScale,
     SplitAt,
     WeightFile,
     blocks,
+    ready,
 )
 
 
@@ -23,12 +25,18 @@ def inspect_command(
     scale: NetScale = None,
     split_at: SplitAt = "auto",
     body: Body = None,
+    head: HeadFile = None,
 ) -> None:
-    """Say what the body of a network is, what a cut costs, or why it cannot be split."""
-    loaded = load_network(weights, model, scale)
+    """Say what the body of a network is, what a cut costs, or why it cannot be split; with --head, what that makes."""
+    is_starter = model in (None, STARTER) and (weights, split_at, body) == (None, "auto", None)
+    if head is not None or is_starter:
+        loaded, fast = ready(weights, model, scale, head, split_at, body=body)
+        found = inspection.inspect(fast)
+    else:
+        loaded = load_network(weights, model, scale)
+        found = inspection.inspect(loaded.model, blocks(split_at), body=body)
     if weights is not None:
         out.print(f"{weights.name}: {loaded}", markup=False)
-    found = inspection.inspect(loaded.model, blocks(split_at), body=body)
     out.print(str(found), markup=False)
     if not found.can_split:
         raise typer.Exit(1)

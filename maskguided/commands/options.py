@@ -176,7 +176,7 @@ def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: An
     """`network` wrapped as a file says, or as the options say; what is None there is wrap's own choice."""
     given = {name: value for name, value in settings.items() if value is not None}
     if head is not None:
-        fast = checkpoint.load(head, network, **given, **({} if split_at == "auto" else {"split_at": split_at}))
+        fast = checkpoint.load(head, network, **given, **({} if split_at == "auto" else {"split_at": blocks(split_at)}))
     else:
         fast = wrap(network, blocks(split_at), **given)
     for name in ("coarse_tail", "coarse_on"):
