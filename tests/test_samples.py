@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from maskguided import ArgumentError
+from maskguided import ArgumentError, MaskGuidedWarning
+from maskguided.errors import ImageError
 from maskguided.images import read_image, write_image
 from maskguided.training.samples import Batches, Crops, reduce
 
@@ -35,6 +37,20 @@ def test_a_crop_of_the_reduced_image_is_the_reduced_image_there(photos, tmp_path
         a, b = made[number], read[number]
         assert torch.equal(a[1], b[1])
         assert float((a[0] - b[0]).abs().max()) < 1.5 / 255
+
+
+def test_a_damaged_file_among_photographs_is_left_out_and_told_of_once(photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / "zz.png").write_bytes(b"nothing")
+    crops = Crops([folder], scale=2, size=16)
+    with pytest.warns(MaskGuidedWarning, match=r"zz\.png: no image .*; it is left out") as told:
+        for number in range(40):
+            assert crops[number][0].shape == (3, 16, 16)
+    assert len(told) == 1
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"nothing")
+    with pytest.warns(MaskGuidedWarning), pytest.raises(ImageError, match="use a smaller crop, or other images"):
+        Crops([tmp_path / "bad"], scale=2, size=16)[0]
 
 
 def test_batches_share_the_same_numbers():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..errors import ArgumentError, ImageError
+from ..errors import ArgumentError, ImageError, warn
 from ..images import Image, list_images
 from ..integrations.basicsr_plugin import import_basicsr
 from ..pairs import lr_paths, read_channels, to_tensor
@@ -28,7 +28,8 @@ _CACHED = 400  # images kept in memory by each process
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Random crops (LR (C, size, size), HR (C, s*size, s*size)), float32 in 0..1, flipped and turned at random.
 
-    LR is basicsr's MATLAB-like bicubic, rounded to 8 bits, unless a folder of LR images is given.
+    LR is basicsr's MATLAB-like bicubic, rounded to 8 bits, unless a folder of LR images is given. HR files that cannot be
+    read are left out with a warning.
 
     Args:
         hr: folders, or files, of HR images.
@@ -55,6 +56,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.paths = [path for folder in hr for path in list_images(Path(folder))]
         self.lr_paths = None if lr is None else lr_paths(Path(lr), self.paths)
         self.scale, self.size, self.seed, self.grey = scale, size, seed, grey
+        self._damaged: set[int] = set()
 
     def __len__(self) -> int:
         return 2**62  # crops do not end
@@ -70,14 +72,15 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         rng = np.random.default_rng((self.seed, number))
         for _ in range(100):
             which = int(rng.integers(len(self.paths)))
-            hr = _read(self.paths[which], self.grey)
+            if (hr := self._readable(which)) is None:
+                continue
             height, width = (side // self.scale for side in hr.shape[:2])
             if min(height, width) >= self.size:
                 break
         else:
             raise ImageError(
                 f"no image of at least {self.size * self.scale} pixels a side in 100 drawn from {len(self.paths)} "
-                f"({self.paths[0]}, ...): use a smaller crop"
+                f"({self.paths[0]}, ...): use a smaller crop" + (", or other images" if self._damaged else "")
             )
         top, left = int(rng.integers(height - self.size + 1)), int(rng.integers(width - self.size + 1))
         if self.lr_paths is None:
@@ -95,6 +98,16 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
         lr_crop, hr_crop = (_turned(to_tensor(image), turns, flip) for image in (low, hr[rows, cols]))
         return lr_crop, hr_crop
+
+    def _readable(self, which: int) -> Image | None:
+        """An HR image; None of one that cannot be read, of which the user is told once by each process."""
+        if which not in self._damaged:
+            try:
+                return _read(self.paths[which], self.grey)
+            except ImageError as error:
+                self._damaged.add(which)
+                warn(f"{error}; it is left out", stacklevel=2)
+        return None
 
 
 class Batches(Sampler[list[int]]):
