@@ -28,8 +28,8 @@ _CACHED = 400  # images kept in memory by each process
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Random crops (LR (C, size, size), HR (C, s*size, s*size)), float32 in 0..1, flipped and turned at random.
 
-    LR is basicsr's MATLAB-like bicubic, rounded to 8 bits, unless a folder of LR images is given. HR files that cannot be
-    read are left out with a warning.
+    LR is basicsr's MATLAB-like bicubic, rounded to 8 bits, unless a folder of LR images is given. HR files that
+    cannot be read are left out with a warning.
 
     Args:
         hr: folders, or files, of HR images.
