@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import ArgumentError, ImageError
+from .errors import ArgumentError, ImageError, warn
 from .images import Image, list_images, read_image
 
 
@@ -31,13 +31,13 @@ def read_pairs(
     """The LR images of a file or folder and, where given, the HR images of the same names.
 
     Args:
-        lr: an image or a folder of images.
+        lr: an image or a folder of images, of which what cannot be read is left out with a warning.
         hr: likewise; a single HR image may have any name.
         device, dtype, channels_last: of the tensors.
         grey: one channel instead of three.
 
     Raises:
-        ImageError: what is no image.
+        ImageError: what is no image, or a folder without one.
         ArgumentError: there is no HR image for an LR image, or it has more than 8 bits a sample.
     """
     paths = list_images(lr)
@@ -45,9 +45,15 @@ def read_pairs(
         raise ArgumentError(f"--hr {hr} is one image, and {lr} holds {len(paths)}; give the folder of their HR images")
     found = {} if hr is None else {path.stem: path for path in list_images(hr)}
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    pairs = []
+    pairs: list[Pair] = []
     for path in paths:
-        x = to_tensor(read_channels(path, grey))[None].to(device, dtype).contiguous(memory_format=layout)
+        try:
+            x = to_tensor(read_channels(path, grey))[None].to(device, dtype).contiguous(memory_format=layout)
+        except ImageError as error:
+            if not lr.is_dir() or (path is paths[-1] and not pairs):
+                raise
+            warn(f"{error}; it is left out", stacklevel=2)
+            continue
         match = hr if hr is not None and hr.is_file() else next((found[n] for n in hr_names(path) if n in found), None)
         if hr is not None and match is None:
             raise ArgumentError(f"--hr {hr}: no HR image is called {path.stem}, as {path} is")

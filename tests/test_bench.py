@@ -11,7 +11,8 @@ from skimage import data
 from support import PHOTO, run
 
 import maskguided
-from maskguided import ArgumentError, bench, metrics
+from maskguided import ArgumentError, MaskGuidedWarning, bench, metrics
+from maskguided.errors import ImageError
 from maskguided.images import resize, write_image
 from maskguided.pairs import read_pairs
 
@@ -140,3 +141,18 @@ def test_one_hr_image_is_for_one_lr_image(tmp_path):
     write_image(tmp_path / "hr.png", resize(PHOTO, 4 * PHOTO.shape[0], 4 * PHOTO.shape[1]))
     with pytest.raises(ArgumentError, match=r"hr\.png is one image, and .*lr holds 2"):
         read_pairs(tmp_path / "lr", tmp_path / "hr.png", torch.device("cpu"), torch.float32, False)
+
+
+def test_a_file_of_a_folder_that_is_no_image_is_left_out_and_told_of(tmp_path):
+    given = torch.device("cpu"), torch.float32, False
+    write_image(tmp_path / "b.png", PHOTO)
+    for name in ("a.txt", "c.png"):
+        (tmp_path / name).write_bytes(b"nothing")
+    with pytest.warns(MaskGuidedWarning, match="it is left out") as told:
+        pairs = read_pairs(tmp_path, None, *given)
+    assert ([pair.name for pair in pairs], len(told)) == (["b"], 2)
+    with pytest.raises(ImageError, match=r"a\.txt: no image"):
+        read_pairs(tmp_path / "a.txt", None, *given)
+    (tmp_path / "b.png").unlink()
+    with pytest.warns(MaskGuidedWarning), pytest.raises(ImageError, match=r"c\.png: no image"):
+        read_pairs(tmp_path, None, *given)
