@@ -19,9 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import maskguided
 from maskguided import infer
-from maskguided.images import write_image
+from maskguided.images import goes_in_parts, open_large, write_image
 from maskguided.split import Merge
-from maskguided.tiff import StripedTiff, is_large_tiff
 
 from .engine import Way, network
 from .report import Row
@@ -73,8 +72,8 @@ def _upscale(name: str, keep: float, size: tuple[int, int], suffix: str) -> floa
     photo = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         path, shape = Path(folder) / f"large{suffix}", infer.upscaled_shape(fast, photo)  # type: ignore[arg-type]
-        if is_large_tiff(path, shape, photo.dtype):
-            with StripedTiff(path, shape, photo.dtype) as file:
+        if goes_in_parts(path, shape, photo.dtype):
+            with open_large(path, shape, photo.dtype) as file:
                 infer.upscale_onto(file, fast, photo, None, 16)  # type: ignore[arg-type]
         else:
             write_image(path, infer.upscale(fast, photo).image)  # type: ignore[arg-type]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .errors import ImageError, MissingDependency, warn
 from .files import write_whole
+from .png import StripedPng
 from .tiff import SUFFIXES as TIFF
-from .tiff import mapped
+from .tiff import StripedTiff, is_large, mapped
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _PAGED = (*TIFF, ".webp", ".png", ".gif", ".avif")
@@ -24,6 +25,7 @@ _NEGATIVE, _INKS = 0, 5
 _PROFILED = (".png", ".jpg", ".jpeg", ".webp")
 _PROFILES = (b"iCCP", b"ICC_PROFILE", b"ICCP")
 """What stands before a colour profile in PNG, JPEG and WebP."""
+_LEFT_OUT = "the colour profile is left out; a PNG, JPEG or WebP of colours keeps it"
 
 Image = NDArray[Any]
 
@@ -138,10 +140,10 @@ def write_image(path: str | Path, image: Image, profile: bytes | None = None) ->
     quality = [] if key is None else [key, 95]
     swapped = _swapped(image)
     kept: tuple[Any, ...] = ()
-    if profile is not None and suffix in _PROFILED and _is_of(profile, image, suffix):
+    if profile is not None and suffix in _PROFILED and _is_of(profile, image.shape, suffix):
         kept = ([cv2.IMAGE_METADATA_ICCP], [np.frombuffer(profile, np.uint8)])
     elif profile is not None:
-        warn(f"{path}: the colour profile is left out; a PNG, JPEG or WebP of colours keeps it", stacklevel=2)
+        warn(f"{path}: {_LEFT_OUT}", stacklevel=2)
 
     def write(beside: Path) -> None:
         # As it is encoded: a large file is never in memory.
@@ -158,9 +160,25 @@ def write_image(path: str | Path, image: Image, profile: bytes | None = None) ->
     write_whole(path, write)
 
 
-def _is_of(profile: bytes, image: Image, suffix: str) -> bool:
+def _is_of(profile: bytes, shape: tuple[int, ...], suffix: str) -> bool:
     """Whether a colour profile says that it is of grey, or of RGB, as the file will be; a WebP is always RGB."""
-    return profile[16:20] == (b"GRAY" if image.ndim == 2 and suffix != ".webp" else b"RGB ")
+    return profile[16:20] == (b"GRAY" if len(shape) == 2 and suffix != ".webp" else b"RGB ")
+
+
+def goes_in_parts(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> bool:
+    """Whether such an image is large, and need not be in memory to be written to this file: see `open_large`."""
+    return path.suffix.lower() in (*TIFF, ".png") and is_large(shape, dtype)
+
+
+def open_large(
+    path: Path, shape: tuple[int, ...], dtype: DTypeLike, profile: bytes | None = None
+) -> StripedTiff | StripedPng:
+    """A file that takes an image part by part; as in `write_image`, a PNG keeps the profile if it is of such images."""
+    in_tiff = path.suffix.lower() in TIFF
+    if profile is not None and (in_tiff or not _is_of(profile, shape, ".png")):
+        warn(f"{path}: {_LEFT_OUT}", stacklevel=2)
+        profile = None
+    return StripedTiff(path, shape, dtype) if in_tiff else StripedPng(path, shape, dtype, profile)
 
 
 def check_format(path: Path, image: Image) -> None:

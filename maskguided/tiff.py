@@ -13,8 +13,8 @@ from numpy.typing import DTypeLike, NDArray
 from .errors import MissingDependency
 
 LARGE = 2**28
-"""Bytes of pixels from which on a TIFF is not held in memory. Smaller ones are compressed, which a file written out of
-order cannot be."""
+"""Bytes of pixels from which on a TIFF or a PNG is not held in memory. Smaller TIFFs are compressed, which one that is
+written out of order cannot be."""
 SUFFIXES = (".tif", ".tiff")
 _CLASSIC = 2**32 - 2**25
 """Bytes of pixels up to which a file need be no BigTIFF; the rest of the 4 GiB is for tables."""
@@ -22,11 +22,6 @@ _GREY, _RGB = 1, 2
 """What tag 262 (PhotometricInterpretation) says of black at zero, and of colour."""
 _ROWS = 16
 """Of a strip."""
-
-
-def is_large_tiff(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> bool:
-    """Whether such an image is to be written to this file by a StripedTiff."""
-    return path.suffix.lower() in SUFFIXES and _is_plain(shape, dtype) and _bytes(shape, dtype) > LARGE
 
 
 class StripedTiff:
@@ -92,6 +87,11 @@ def mapped(path: Path) -> NDArray[Any] | None:
     finally:
         log.disabled = before
     return image if image is not None and _is_plain(image.shape, image.dtype) else None  # not the other byte order
+
+
+def is_large(shape: tuple[int, ...], dtype: DTypeLike) -> bool:
+    """Whether it is an image of grey or RGB that need not be in memory to be written."""
+    return _is_plain(shape, dtype) and _bytes(shape, dtype) > LARGE
 
 
 def _is_plain(shape: tuple[int, ...], dtype: DTypeLike) -> bool:

@@ -17,11 +17,10 @@ from ..error_map import is_rough
 from ..errors import ArgumentError, MaskGuidedError
 from ..files import write_whole
 from ..guided import MaskGuided
-from ..images import Image, check_format, read_image, read_profile, resize, write_image
+from ..images import Image, check_format, goes_in_parts, open_large, read_image, read_profile, resize, write_image
 from ..infer import SMALLEST_TILE, as_input, overlay, pick_device, pick_dtype, upscale, upscale_onto, upscaled_shape
 from ..networks import Loaded
 from ..probing import first_weight
-from ..tiff import StripedTiff, is_large_tiff
 from . import results
 from .console import err, out, plain, progress_bar, sentence
 from .options import (
@@ -97,7 +96,8 @@ def upscale_command(
     show_mask: Annotated[
         bool,
         typer.Option(
-            "--show-mask", help="Also write a picture of the refined patches (for a large TIFF, of the input's size)."
+            "--show-mask",
+            help="Also write a picture of the refined patches (of a large image, of the input's size).",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -222,7 +222,7 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
 
     try:
         shape = upscaled_shape(fast, image)
-        if way.outscale is None and is_large_tiff(job.target, shape, image.dtype):
+        if way.outscale is None and goes_in_parts(job.target, shape, image.dtype):
             return (shape[0], shape[1]), _upscale_in_strips(fast, image, job, way, on_tile)
         done = upscale(fast, image, tile=way.tile, tile_pad=way.tile_pad, alpha=way.alpha, on_tile=on_tile)
     finally:
@@ -242,10 +242,11 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
 def _upscale_in_strips(
     fast: MaskGuided, image: Image, job: results.Job, way: _Way, on_tile: Callable[[int, int], None]
 ) -> float:
-    """Write a TIFF that is never in memory as a whole; the share of the pixels that was refined."""
+    """Write a TIFF or PNG that is never in memory as a whole; the share of the pixels that was refined."""
+    profile = read_profile(job.path)
 
     def write(beside: Path) -> float:
-        with StripedTiff(beside, upscaled_shape(fast, image), image.dtype) as file:
+        with open_large(beside, upscaled_shape(fast, image), image.dtype, profile) as file:
             mask = upscale_onto(file, fast, image, way.tile, way.tile_pad, on_tile)
         job.check(way.overwrite)
         if job.mask is not None:
