@@ -224,40 +224,15 @@ class _Run:
         checkpoint: Path | None,
         logs: str | Path | None,
     ) -> None:
-        accelerate = optional("accelerate", "training", "train")
-        optim, schedulers = optional("timm.optim", "training", "train"), optional("timm.scheduler", "training", "train")
         _seed(recipe.seed)
         self.fast, self.stage, self.recipe, self.images, self.checkpoint = fast, stage, recipe, images, checkpoint
-        ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage in ("end", "joint"))
-        device = next(fast.parameters()).device
-        launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs
-        if device.type == "cuda" and not launched:
-            torch.cuda.set_device(device)
-        # Else all runs of a process would have the precision of the first.
-        optional("accelerate.state", "training", "train").AcceleratorState._reset_state()
-        self.accelerator = accelerate.Accelerator(
-            cpu=device.type == "cpu" and not (launched and torch.cuda.is_available()),  # else CPUs are not joined
-            mixed_precision=recipe.precision,
-            kwargs_handlers=[ddp],
-        )
+        self.accelerator = _accelerator(next(fast.parameters()).device, recipe.precision, stage)
         fast.to(self.accelerator.device)
         parameters = train_only(fast, stage)
         fast.unwrap().to(self.accelerator.device)
         fast.eval()  # no dropout, no batch statistics: what is trained is what will run
         self.identity = self._identity(parameters)
-        try:
-            optimizer = optim.create_optimizer_v2(parameters, recipe.optimizer, lr=recipe.rate, weight_decay=0.0)
-        except ValueError as error:  # of timm
-            raise ArgumentError(f"optimizer={recipe.optimizer!r}: {first_line(error)}; use 'adamw', say") from None
-        self.schedule = schedulers.CosineLRScheduler(
-            optimizer,
-            t_initial=max(recipe.steps, recipe.warmup + 1),
-            lr_min=recipe.rate / 100,
-            warmup_t=recipe.warmup,
-            warmup_lr_init=recipe.rate / 100,
-            warmup_prefix=False,
-            t_in_epochs=False,
-        )
+        optimizer, self.schedule = _optimizer(parameters, recipe)
         self.parameters = nn.ParameterList(parameters)
         ema = optional("timm.utils", "training", "train").ModelEmaV3
         self.average = ema(self.parameters, decay=recipe.ema, use_warmup=True) if recipe.ema else None
@@ -358,6 +333,41 @@ class _Run:
         since = {**{name: getattr(fast, name) for name in _SINCE}, _STAYS: fingerprint(stays)[:16]}
         of_network = {"network": fingerprint(fast.unwrap().state_dict())[:16], "shapes": shapes}
         return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network}
+
+
+def _accelerator(device: torch.device, precision: str, stage: str) -> Any:
+    """What runs a stage on this device, or on those of the processes that were launched."""
+    accelerate = optional("accelerate", "training", "train")
+    launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs
+    if device.type == "cuda" and not launched:
+        torch.cuda.set_device(device)
+    # Else all runs of a process would have the precision of the first.
+    optional("accelerate.state", "training", "train").AcceleratorState._reset_state()
+    ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage in ("end", "joint"))
+    return accelerate.Accelerator(
+        cpu=device.type == "cpu" and not (launched and torch.cuda.is_available()),  # else CPUs are not joined
+        mixed_precision=precision,
+        kwargs_handlers=[ddp],
+    )
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> tuple[Any, Any]:
+    """timm's, with a cosine schedule after a warm-up."""
+    optim, schedulers = optional("timm.optim", "training", "train"), optional("timm.scheduler", "training", "train")
+    try:
+        optimizer = optim.create_optimizer_v2(parameters, recipe.optimizer, lr=recipe.rate, weight_decay=0.0)
+    except ValueError as error:  # of timm
+        raise ArgumentError(f"optimizer={recipe.optimizer!r}: {first_line(error)}; use 'adamw', say") from None
+    schedule = schedulers.CosineLRScheduler(
+        optimizer,
+        t_initial=max(recipe.steps, recipe.warmup + 1),
+        lr_min=recipe.rate / 100,
+        warmup_t=recipe.warmup,
+        warmup_lr_init=recipe.rate / 100,
+        warmup_prefix=False,
+        t_in_epochs=False,
+    )
+    return optimizer, schedule
 
 
 def _copy_into(parameters: nn.Module, values: Sequence[Tensor]) -> None:
