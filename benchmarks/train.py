@@ -103,7 +103,7 @@ def main() -> None:
             part.load_state_dict(saved[name])
         start = saved["step"]
 
-    running, since = 0.0, time.time()
+    running, shown, since = 0.0, start, time.time()
     for step in range(start, args.iterations):
         lr, hr = crops(pairs, args.batch, args.size, np.random.default_rng((args.seed, step)))
         loss = F.l1_loss(model(lr.contiguous(memory_format=torch.channels_last)), hr)
@@ -115,11 +115,11 @@ def main() -> None:
         average(ema, model, min(0.999, (1 + step) / (10 + step)))
         running += loss.item()
         if (step + 1) % 200 == 0 or step + 1 == args.iterations:
+            steps = step + 1 - shown
             print(
-                f"step {step + 1}: L1 {running / 200:.5f}, {(time.time() - since) / 200:.2f} s a step",
-                flush=True,
+                f"step {step + 1}: L1 {running / steps:.5f}, {(time.time() - since) / steps:.2f} s a step", flush=True
             )
-            running, since = 0.0, time.time()
+            running, shown, since = 0.0, step + 1, time.time()
             state = {"model": model.state_dict(), "ema": ema.state_dict(), "step": step + 1}
             write({**state, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, checkpoint)
     half = {name: value.half().contiguous() for name, value in ema.state_dict().items()}

@@ -95,7 +95,7 @@ class Knobs(Wrapped):
 
     @property
     def global_ops(self) -> GlobalOps:
-        """What a mean over the whole map sees in the refined blocks: "image" or "window"."""
+        """What a mean over the whole map sees in the refined blocks: "image", "window", or "refuse" for none at all."""
         return self._global_ops
 
     @global_ops.setter

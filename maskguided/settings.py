@@ -51,8 +51,8 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
     if merge != "image" or coarse_tail == "copy":
         raise ArgumentError(
             f"merge={merge!r}, coarse_tail={coarse_tail!r}: {rest} of this {name} cannot be left out, for nothing "
-            "computed before them can stand in for what the tail uses; use merge='image' with coarse_tail='light' or "
-            "'deep'"
+            "computed before them can stand in for what the tail uses; use merge='image' with coarse_tail='light', "
+            "'deep' or 'residual'"
         )
     warn(
         f"{rest} of this {name} cannot be left out: the coarse image comes from a light tail alone, which is "

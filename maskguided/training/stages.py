@@ -162,7 +162,7 @@ def check_stage(fast: MaskGuided, stage: str) -> None:
     if stage == "coarse" and fast.coarse_tail is None:
         raise ArgumentError(
             "stage='coarse': with merge='features' there is no coarse tail to train; wrap with merge='image', and "
-            "coarse_tail='light' or 'deep' where the network's tail is heavy"
+            "coarse_tail='light', 'deep' or 'residual' where the network's tail is heavy"
         )
 
 
