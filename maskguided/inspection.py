@@ -13,7 +13,7 @@ from torch import nn
 from .adapter import ANOTHER, AUTOMATIC, Adapter, recognise, split
 from .automatic import find_bodies
 from .cost import macs
-from .errors import ArgumentError, CannotSplit, MaskGuidedError, first_line
+from .errors import CannotSplit, MaskGuidedError, first_line
 from .guided import MaskGuided
 from .patches import round_up
 from .probing import untouched
@@ -51,7 +51,7 @@ class Inspection:
     prices: dict[float, float] = field(default_factory=dict)
     """keep -> MACs of the wrapped network, of the dense one's, at 64x64 LR pixels, or 2x2 patches."""
     is_wrapped: bool = False
-    """Whether that is a network that was given wrapped; else one as `wrap` would make it."""
+    """Whether that is a wrapped network (`describe`); else one as `wrap` would make it."""
 
     @property
     def can_split(self) -> bool:
@@ -95,19 +95,11 @@ def inspect(
 ) -> Inspection:
     """Say what the body of `model` is and what a cut would give, or why it cannot be split.
 
-    Args:
-        model: a network; or what `wrap` or `load` made of one, which is described as it is.
-        split_at, adapter, body, cut: of `split`; a wrapped network has its own.
-
     >>> from maskguided.adapters.pan_net import PAN
     >>> found = inspect(PAN(features=8, up_features=8, blocks=4))
     >>> found.can_split, found.adapter, len(found.facts.blocks), found.facts.body_radius
     (True, 'pan', 4, 4)
     """
-    if isinstance(model, MaskGuided):
-        if (split_at, adapter, body, cut) != ("auto", None, None, None):
-            raise ArgumentError("inspect: a wrapped network has its own split; give fast.unwrap() to look at another")
-        return _found(model.split, {}, (), model)
     name = type(model).__name__
     known, missed = recognise(model) if adapter is None and body is None and cut is None else (None, {})
     runs: tuple[str, ...] = ()
@@ -120,6 +112,17 @@ def inspect(
     if known is not None and not isinstance(parts, Adapter):
         missed = {**missed, known.name: ANOTHER}
     return _found(parts, missed, runs)
+
+
+def describe(fast: MaskGuided) -> Inspection:
+    """Say of a wrapped network what `inspect` says of one that is not, and what it costs as it is set.
+
+    >>> from maskguided.checkpoint import starter
+    >>> found = describe(starter())
+    >>> found.split_at, found.is_wrapped, found.windows
+    (4, True, 'merge image (coarse tail residual), windows of 16x16 LR pixels (halo 1) alone, keep=0.162')
+    """
+    return _found(fast.split, {}, (), fast)
 
 
 def _found(parts: Split, missed: dict[str, str], runs: tuple[str, ...], fast: MaskGuided | None = None) -> Inspection:

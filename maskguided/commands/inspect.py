@@ -31,7 +31,7 @@ def inspect_command(
     is_starter = model in (None, STARTER) and (weights, split_at, body) == (None, "auto", None)
     if head is not None or is_starter:
         loaded, fast = ready(weights, model, scale, head, split_at, body=body)
-        found = inspection.inspect(fast)
+        found = inspection.describe(fast)
     else:
         loaded = load_network(weights, model, scale)
         found = inspection.inspect(loaded.model, blocks(split_at), body=body)
