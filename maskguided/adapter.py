@@ -188,9 +188,9 @@ def register(name: str) -> Callable[[AdapterClass], AdapterClass]:
     """
 
     def add(adapter: AdapterClass) -> AdapterClass:
-        taken = _registry.get(name)
-        if taken is not None:
-            raise ArgumentError(f"adapter {name!r} is registered already, by {taken.__module__}.{taken.__qualname__}")
+        other = _registry.get(name)
+        if other is not None:
+            raise ArgumentError(f"adapter {name!r} is registered already, by {other.__module__}.{other.__qualname__}")
         adapter.name = name
         _registry[name] = adapter
         return adapter
@@ -246,23 +246,34 @@ def _missing(adapter: type[Adapter], model: nn.Module) -> str | None:
 def check_parts(split: Adapter) -> None:
     """That `reads` and `writes` name what the body does, as only that is cut and put back; and the tail makes an image.
 
+    Nor may a part change what it is given: the base is looked at again after windows were cut out of it.
+
     Raises:
-        CannotSplit: one of them does not.
+        CannotSplit: one of them does not, or one does.
     """
 
     def refuse(why: str) -> NoReturn:
         raise CannotSplit(f"adapter {split.name!r}: {why} (docs/new_backbone.md, Skip)")
 
+    def made_by(part: str, state: State) -> Any:
+        copies = {name: value.clone() for name, value in state.items()}
+        versions = {name: value._version for name, value in copies.items()}
+        with untouched(split.model):
+            made = getattr(split, part)(dict(copies))
+        for name in (name for name, value in copies.items() if value._version != versions[name]):
+            refuse(f"its {part} changes {name!r} in place; let it take a copy, state[{name!r}].clone()")
+        return made
+
     with untouched(split.model):
         whole = split.prefix(split.example(*split.probe.sizes[0]))
-        for name in (name for name in split.reads if name not in whole):
-            refuse(f"its `reads` names {name!r}, which its prefix does not make")
-        before = {name: whole[name].clone() for name in split.reads}
-        try:
-            after = split.body({name: value.clone() for name, value in before.items()})
-        except KeyError as error:
-            refuse(f"its body takes {error}, which its `reads` does not name")
-        left_out = split.skip(dict(whole)) if split.can_skip else after
+    for name in (name for name in split.reads if name not in whole):
+        refuse(f"its `reads` names {name!r}, which its prefix does not make")
+    before = {name: whole[name] for name in split.reads}
+    try:
+        after = made_by("body", before)
+    except KeyError as error:
+        refuse(f"its body takes {error}, which its `reads` does not name")
+    left_out = made_by("skip", whole) if split.can_skip else after
     changed = [name for name, value in after.items() if name not in before or not torch.equal(value, before[name])]
     for name in (name for name in split.writes if name not in after):
         refuse(f"its `writes` names {name!r}, which its body does not make")
@@ -270,8 +281,7 @@ def check_parts(split: Adapter) -> None:
         refuse(f"its `writes` names {name!r}, for which its skip has no stand-in")
     for name in (name for name in changed if name not in split.writes):
         refuse(f"its body makes {name!r}, which its `writes` does not name")
-    with untouched(split.model):
-        made: object = split.tail({**whole, **after})
+    made = made_by("tail", {**whole, **after})
     if not isinstance(made, Tensor) or made.dim() != 4:
         what = f"a tensor {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
         raise CannotSplit(f"adapter {split.name!r}: its tail makes {what}; it takes one image (B, C, H, W)")

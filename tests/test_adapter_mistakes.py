@@ -162,3 +162,56 @@ def test_an_adapter_that_answers_yes_or_no_is_told_what_missing_returns(monkeypa
     assert text in registry.recognise(scaled(Concat()))[1]["terse"]
     with pytest.raises(ArgumentError, match=f"adapter 'terse' does not know this Concat: {text}"):
         maskguided.split(scaled(Concat()), 2, adapter="terse")
+
+
+class ActsInPlace(Base):
+    """Blocks, or the tail, begin with an activation that changes what it is given."""
+
+    def __init__(self, block: bool) -> None:
+        super().__init__()
+        act = nn.ReLU(inplace=True)
+        self.blocks = nn.ModuleList(nn.Sequential(*[act] * block, conv(8, 8)) for _ in range(4))
+        self.act = nn.Identity() if block else act
+
+    def forward(self, x):
+        y = self.first(x)
+        for block in self.blocks:
+            y = y + block(y)
+        return self.finish(self.act(y))
+
+
+class ActsInPlaceAdapter(Adapter):
+    name = "acts"
+
+    @classmethod
+    def missing(cls, model):
+        return lacks(model, "blocks", "act")
+
+    def stem(self, x):
+        return {"features": self.net.first(x)}
+
+    def body_blocks(self):
+        return list(self.net.blocks)
+
+    def _run_blocks(self, state, blocks):
+        y = state["features"]
+        for block in blocks:
+            y = y + block(y)
+        return {**state, "features": y}
+
+    def tail(self, state):
+        return self.net.finish(self.net.act(state["features"]))
+
+
+@pytest.mark.parametrize("part", ["body", "tail"])
+def test_a_part_that_changes_what_it_is_given_is_refused(part, monkeypatch):
+    """Windows are cut from what is there afterwards: all refined, the image was another one, and nothing told."""
+    monkeypatch.setitem(registry._registry, "acts", ActsInPlaceAdapter)
+    model, x = scaled(ActsInPlace(part == "body")), image(1, 3, 40, 48)
+    with pytest.raises(CannotSplit, match=rf"its {part} changes 'features' in place; let it take a copy"):
+        maskguided.wrap(model, 2, adapter="acts")
+    fast = maskguided.wrap(model, 2)
+    assert not isinstance(fast.split, Adapter)
+    with torch.no_grad():
+        every = fast.run_base(x)
+        assert difference(fast.refine(every, every.every), model(x)) < 1e-5
