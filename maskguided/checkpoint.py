@@ -36,7 +36,7 @@ _ALWAYS = {"split_at", "merge", "head", "coarse_tail"}
 _OF_BASE = {"class", "scale", "in_channels", "out_channels", "blocks", "fingerprint"}
 """What every file tells of its settings, and of the network that it was made for."""
 _BEFORE_EXCHANGE = {"exchange": False}
-"""What a file means that does not say it: those of version 0.1."""
+"""What a file means that does not say it: it is older than windows that exchange borders."""
 
 
 def save(fast: MaskGuided, path: str | Path) -> None:
@@ -158,7 +158,7 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
 def check_made_for(path: str | Path, fast: MaskGuided) -> Saved:
     """What `save` wrote, if it was made for the cut, merge, coarse tail and head of `fast`; else a CheckpointError."""
     content = _saved(path)
-    settings, own = content.settings, _settings(fast)
+    settings, own = content.settings, json.loads(json.dumps(_settings(fast)))  # in which there are no tuples
     for what in ("split_at", "merge", "head", *(["coarse_tail"] if fast.merge == "image" else [])):
         if settings[what] != own[what]:
             raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")

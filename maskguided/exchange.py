@@ -280,12 +280,12 @@ def _around(height: int, width: int, sides: Sides, device: torch.device) -> tupl
     cols = torch.arange(-left, width + right, device=device).expand_as(rows)
     inner = slice(top, top + height)
 
-    def sides_of(number: Tensor) -> Tensor:
+    def in_order(number: Tensor) -> Tensor:
         within = number[inner]
         parts = (number[:top], number[top + height :], within[:, :left], within[:, left + width :])
         return torch.cat([part.flatten() for part in parts])
 
-    return sides_of(rows), sides_of(cols)
+    return in_order(rows), in_order(cols)
 
 
 def _inside(position: Tensor, length: int, mode: str) -> Tensor:

@@ -40,7 +40,8 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
         fast: a wrapped network, on the CPU.
         path: ends in .onnx (needs `pip install 'maskguided[export]'`) or .pt2 (torch.export; read with
             torch.export.load). An existing file is replaced whole or not at all.
-        example: (B, C, H, W), an image that should show what the network does; random noise hides errors less well.
+        example: (B, C, H, W), a photograph rather than noise, which drives some trained networks (PAN) far out of their
+            range: the difference that is allowed grows with that, and beyond some range nothing can be checked.
 
     Returns:
         The largest difference between what the file makes of `example` and what `fast` makes of it.

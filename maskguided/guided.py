@@ -32,6 +32,7 @@ from .settings import (
     check_size,
     check_windows,
     default_sizes,
+    patch_that_runs,
 )
 from .split import Kind, Merge, Split, State
 from .values import as_whole
@@ -110,10 +111,12 @@ class MaskGuided(Knobs):
         self.exchange = exchanges and not small if exchange is None else exchange
         default = default_sizes(split.multiple_of, self.exchange, split.trial.least)
         halo = default[1] if halo is None else halo
-        side, may_grow = (default[0], True) if patch_size is None else (patch_size, False)
-        side = check_windows(split, merge, side, halo, self.exchange, may_grow)
+        if patch_size is None:
+            patch_size = patch_that_runs(split, merge, default[0], halo, self.exchange)
+        else:
+            check_windows(split, merge, patch_size, halo, self.exchange)
         self.model, self.split = split.model, split
-        self.patch_size, self.halo = side, halo
+        self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer, self.coarse_on, self.global_ops = merge, keep, scorer, coarse_on, global_ops
         self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else onward
         if not isinstance(head, dict | None):
@@ -166,15 +169,16 @@ class MaskGuided(Knobs):
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
         if score is not None:
             check_score(score, (base.x.shape[0], base.grid.rows, base.grid.cols))
-        k = base.grid.k(self.keep) if self.min_gain_db is None else base.grid.count
-        ordered = self.min_gain_db is not None or not self._all_go_on
-        if k == 0 or (k == base.grid.count and not ordered):
+        count, least = base.grid.count, self.min_gain_db
+        k = base.grid.k(self.keep) if least is None else count
+        if k == 0 or (k == count and least is None and self._all_go_on):
             return base.every[:, :k]
         index = select(self.score(base) if score is None else score, k)
-        if self.min_gain_db is None or self.estimate is None:
+        if least is None:
             return index
-        k = int((self.worth(base, index) > self.min_gain_db).sum(1).max())
-        return index if self._all_go_on and k > self.estimate.whole * base.grid.count else index[:, :k]
+        assert self.estimate is not None  # see min_gain_db
+        k = int((self.worth(base, index) > least).sum(1).max())
+        return index if self._all_go_on and k > self.estimate.whole * count else index[:, :k]
 
     def worth(self, base: Base, index: Tensor) -> Tensor:
         """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.worth`."""
@@ -186,6 +190,7 @@ class MaskGuided(Knobs):
 
         Windows cost more where they overlap by halos, or where an image that is free to choose (min_gain_db) chooses
         all. They are not exact where they cannot exchange borders, nor quite, cut from a map that had to be continued.
+        `base` is of no more use after this: what it holds may be freed on the way (`refine` leaves it).
         """
         exact = self.exchange and self.split.exchanges(self.merge) and not base.is_continued
         better = not exact or self.min_gain_db is not None

@@ -30,7 +30,7 @@ class Upscaled(NamedTuple):
 
     image: Image
     mask: NDArray[np.bool_]
-    """(H, W) of the LR image; True where a patch was refined."""
+    """(H, W) of the LR image; True where a patch was refined, in any channel."""
 
 
 class Canvas(Protocol):
@@ -279,7 +279,7 @@ def _restored(
 ) -> Tile:
     """The tile at a row and column, of a side, with context around it; at the image's border that is moved inward.
 
-    `above`: the score from which on patches are refined; None: as many as `keep` says.
+    `above`: the score above which patches are refined; None: as many as `keep` says.
     """
     row, col, side = place
     like = next(model.parameters())
@@ -293,7 +293,7 @@ def _restored(
         score = model.score(base)
         index = select(score, int((score > above).sum()) // len(score))
         refined = model.finish(base, index)
-    mask = model.grid(*window.shape[2:]).mask(index)[0].cpu()
+    mask = model.grid(*window.shape[2:]).mask(index).any(0).cpu()
     mask = mask.repeat_interleave(model.patch_size, 0).repeat_interleave(model.patch_size, 1)
     rows, cols = (
         slice(start - around.start, min(start + side, whole) - around.start)

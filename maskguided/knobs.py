@@ -67,6 +67,7 @@ class Knobs(Wrapped):
     @onward.setter
     def onward(self, shares: float | Sequence[float]) -> None:
         self._onward = check_onward(shares, len(self.split.cuts) - 1)
+        self.forget_estimate()
 
     @property
     def _all_go_on(self) -> bool:

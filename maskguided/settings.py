@@ -103,30 +103,38 @@ def check_exchanging(split: Split, patch_size: int, exchange: bool) -> None:
         )
 
 
-def check_windows(
-    split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool, may_grow: bool = False
-) -> int:
-    """Refuse windows that do not fit the network's grid, or that blocks n+1..N cannot run on: one is tried.
-
-    Returns the patch size, or where it `may_grow` a larger one on whose windows they run.
-    """
-    multiple = split.multiple_of
-    check_aligned("patch_size", patch_size, 1, multiple)
-    check_aligned("halo", halo, 0, multiple)
+def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:
+    """Refuse windows that do not fit the network's grid, or that blocks n+1..N cannot run on: one is tried."""
+    check_aligned("patch_size", patch_size, 1, split.multiple_of)
+    check_aligned("halo", halo, 0, split.multiple_of)
     error = _failure_of(split, merge, patch_size, halo, exchange)
     if error is None:
-        return patch_size
-    window, larger = patch_size + 2 * halo, [multiple * times for times in (2, 4, 8, 16, 32)]
-    works = (side for side in larger if side > patch_size and not _failure_of(split, merge, side, halo, exchange))
-    one = next(works, None)
-    if may_grow and one is not None:
-        return one
+        return
+    window, one = patch_size + 2 * halo, _larger(split, merge, patch_size, halo, exchange)
     other = "smaller" if is_out_of_memory(error) else "larger"
     raise ArgumentError(
         f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
         f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
         f"use {other} ones" + ("" if one is None else f", as patch_size={one}")
     ) from error
+
+
+def patch_that_runs(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int:
+    """`patch_size`, or the next larger one on whose windows blocks n+1..N run; refused where there is none."""
+    check_aligned("halo", halo, 0, split.multiple_of)
+    if _failure_of(split, merge, patch_size, halo, exchange) is None:
+        return patch_size
+    larger = _larger(split, merge, patch_size, halo, exchange)
+    if larger is None:
+        check_windows(split, merge, patch_size, halo, exchange)  # says why
+    return larger or patch_size
+
+
+def _larger(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int | None:
+    """The next larger patch of some on whose windows the blocks run."""
+    sides = (split.multiple_of * times for times in (2, 4, 8, 16, 32))
+    works = (side for side in sides if side > patch_size and not _failure_of(split, merge, side, halo, exchange))
+    return next(works, None)
 
 
 def _failure_of(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> Exception | None:

@@ -61,8 +61,9 @@ class Facts:
     blocks: tuple[str, ...]
     """Names of the body's blocks in call order."""
     body_radius: int | None
-    """Receptive-field radius of blocks n+1..N in LR pixels; None: every output depends on the whole map, so no halo
-    makes refined windows quite equal to what the whole network gives."""
+    """Receptive-field radius of blocks n+1..N in LR pixels: with such a halo windows alone give what the whole map
+    gives there. None: an output depends on the whole map or its size, or farther than is measured; windows that
+    exchange borders, or share the statistics of global operations, may be equal all the same."""
     radius: int | None
     """The same for blocks n+1..N and the tail together."""
     multiple_of: int

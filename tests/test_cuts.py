@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support import NETWORKS, OriginalEDSR, difference, image, scaled
 
 import maskguided
-from maskguided import ArgumentError, MaskGuided
+from maskguided import ArgumentError, MaskGuided, checkpoint
 from maskguided.adapters.pan_net import PAN
 
 WAYS = [
@@ -103,6 +103,9 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert (again.split.cuts, again.onward) == (fast.split.cuts, (0.6, 0.2))
     assert torch.equal(again(x), fast(x))
     assert "split_at=1, 2, 4 of 5" in repr(again)
+    other = maskguided.wrap(fast.unwrap(), fast.split.cuts, keep=0.5, onward=(0.6, 0.2), patch_size=6).eval()
+    checkpoint.load_onto(tmp_path / "a.safetensors", other)
+    assert torch.equal(other(x), fast(x))
 
 
 @pytest.mark.usefixtures("fresh_compiler")

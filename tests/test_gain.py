@@ -291,6 +291,7 @@ def test_patches_that_leave_early_do_so_where_images_decide():
     assert difference(ours, fast(images[0])) < 1e-6
     fast.onward = (1.0,)
     assert difference(ours, fast(images[0])) > 1e-4
+    assert (fast.estimate, fast.min_gain_db) == (None, None)  # which were of patches of which half leave
 
 
 def test_one_patch_and_nan_have_a_say_too():

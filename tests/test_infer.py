@@ -66,6 +66,14 @@ def test_a_network_for_one_channel_takes_colour_channel_by_channel():
         assert np.array_equal(colour[..., channel], upscale(fast, np.ascontiguousarray(PHOTO[..., channel])).image)
 
 
+def test_the_mask_of_channels_one_by_one_is_that_of_all():
+    net = scaled(PAN(channels=1, features=8, up_features=8, blocks=4, scale=2), gain=0.5)
+    few = maskguided.wrap(net, patch_size=8, keep=0.25).eval()
+    colour, noise = np.zeros((16, 16, 3), np.uint8), np.random.default_rng(0).integers(0, 255, (8, 8), np.uint8)
+    colour[:8, :8, 0], colour[8:, 8:, 1], colour[:8, 8:, 2] = noise, noise, noise
+    assert upscale(few, colour).mask[::8, ::8].tolist() == [[True, True], [False, True]]
+
+
 @pytest.mark.parametrize("tile", [16, 25, 48, 500])
 def test_tiles_leave_no_seam_when_the_pad_covers_the_receptive_field(tile):
     model = scaled(PAN(features=8, up_features=8, blocks=4, scale=2), gain=0.5)
