@@ -128,10 +128,7 @@ def keep_for(fast: MaskGuided, curve: Sequence[Point], prices: Priced, budget: B
         )
     if curve[0].drop <= max_drop_db:
         return curve[0].keep
-    for left, right in itertools.pairwise(curve):
-        if right.drop <= max_drop_db:
-            return between(left, right, max_drop_db)
-    return 1.0
+    return next(between(a, b, max_drop_db) for a, b in itertools.pairwise(curve) if b.drop <= max_drop_db)
 
 
 def between(low: Point, high: Point, drop_db: float) -> float:
