@@ -243,6 +243,7 @@ def _missing(adapter: type[Adapter], model: nn.Module) -> str | None:
     return f"its missing returns {missing!r}; it takes None for a network that it knows, else what that lacks, in words"
 
 
+@torch.inference_mode(False)  # in which tensors do not tell that they were changed
 def check_parts(split: Adapter) -> None:
     """That `reads` and `writes` name what the body does, as only that is cut and put back; and the tail makes an image.
 

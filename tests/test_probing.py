@@ -48,6 +48,13 @@ def test_networks_made_in_inference_mode_are_wrapped_and_those_read_there_are_us
     assert not any(parameter.is_inference() for parameter in starter.parameters())
 
 
+def test_an_adapter_knows_its_network_in_inference_mode_too():
+    net = PAN(features=8, up_features=8, blocks=4)
+    with torch.inference_mode():
+        assert maskguided.split(net, 2).name == "pan"
+        assert maskguided.inspect(PAN(features=8, up_features=8, blocks=4)).adapter == "pan"
+
+
 def test_looking_at_a_network_draws_no_random_numbers():
     torch.manual_seed(3)
     expected = torch.rand(1)
