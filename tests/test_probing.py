@@ -8,6 +8,7 @@ from support import difference, image, scaled
 from torch import nn
 
 import maskguided
+from maskguided.adapters.pan_net import PAN
 
 
 def network() -> nn.Module:
