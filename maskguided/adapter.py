@@ -339,18 +339,19 @@ def split(
         adapter = AUTOMATIC
     chosen, missed = _choose_adapter(model, adapter)
     if chosen is not None:
-        parts: Adapter | None = None
+        is_consistent = False
         try:
             parts = chosen(model, first, found)
             parts.cut_again(later)
             if check:
                 check_parts(parts)
+                is_consistent = True
                 check_whole(parts)
             return parts
         except CannotSplit as error:
             if adapter is not None:
                 raise
-            missed[chosen.name] = str(error) if parts is None else ANOTHER  # as it looks like what it knows, and is not
+            missed[chosen.name] = ANOTHER if is_consistent else str(error)
         except MaskGuidedError:
             raise
         except Exception as error:  # whatever a foreign adapter raises

@@ -25,7 +25,6 @@ _NEGATIVE, _INKS = 0, 5
 _PROFILED = (".png", ".jpg", ".jpeg", ".webp")
 _PROFILES = (b"iCCP", b"ICC_PROFILE", b"ICCP")
 """What stands before a colour profile in PNG, JPEG and WebP."""
-_LEFT_OUT = "the colour profile is left out; a PNG, JPEG or WebP of colours keeps it"
 
 Image = NDArray[Any]
 
@@ -140,10 +139,9 @@ def write_image(path: str | Path, image: Image, profile: bytes | None = None) ->
     quality = [] if key is None else [key, 95]
     swapped = _swapped(image)
     kept: tuple[Any, ...] = ()
-    if profile is not None and suffix in _PROFILED and _is_of(profile, image.shape, suffix):
+    profile = _fitting(profile, path, image.shape)
+    if profile is not None:
         kept = ([cv2.IMAGE_METADATA_ICCP], [np.frombuffer(profile, np.uint8)])
-    elif profile is not None:
-        warn(f"{path}: {_LEFT_OUT}", stacklevel=2)
 
     def write(beside: Path) -> None:
         # As it is encoded: a large file is never in memory.
@@ -160,9 +158,14 @@ def write_image(path: str | Path, image: Image, profile: bytes | None = None) ->
     write_whole(path, write)
 
 
-def _is_of(profile: bytes, shape: tuple[int, ...], suffix: str) -> bool:
-    """Whether a colour profile says that it is of grey, or of RGB, as the file will be; a WebP is always RGB."""
-    return profile[16:20] == (b"GRAY" if len(shape) == 2 and suffix != ".webp" else b"RGB ")
+def _fitting(profile: bytes | None, path: Path, shape: tuple[int, ...]) -> bytes | None:
+    """The colour profile, if it is of grey, or of RGB, as the file will be; else None and a warning."""
+    suffix = path.suffix.lower()
+    kind = b"GRAY" if len(shape) == 2 and suffix != ".webp" else b"RGB "  # a WebP is always RGB
+    if profile is None or (suffix in _PROFILED and profile[16:20] == kind):
+        return profile
+    warn(f"{path}: the colour profile is left out; a PNG, JPEG or WebP of colours keeps it", stacklevel=3)
+    return None
 
 
 def goes_in_parts(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> bool:
@@ -171,14 +174,14 @@ def goes_in_parts(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> bool:
 
 
 def open_large(
-    path: Path, shape: tuple[int, ...], dtype: DTypeLike, profile: bytes | None = None
+    path: Path, shape: tuple[int, ...], dtype: DTypeLike, profile: bytes | None = None, target: Path | None = None
 ) -> StripedTiff | StripedPng:
-    """A file that takes an image part by part; as in `write_image`, a PNG keeps the profile if it is of such images."""
-    in_tiff = path.suffix.lower() in TIFF
-    if profile is not None and (in_tiff or not _is_of(profile, shape, ".png")):
-        warn(f"{path}: {_LEFT_OUT}", stacklevel=2)
-        profile = None
-    return StripedTiff(path, shape, dtype) if in_tiff else StripedPng(path, shape, dtype, profile)
+    """A file that takes an image part by part; as in `write_image`, a PNG keeps the profile if it is of such images.
+
+    `target`: what the file will be called in the end.
+    """
+    profile = _fitting(profile, target or path, shape)
+    return StripedTiff(path, shape, dtype) if path.suffix.lower() in TIFF else StripedPng(path, shape, dtype, profile)
 
 
 def check_format(path: Path, image: Image) -> None:

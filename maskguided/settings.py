@@ -108,26 +108,30 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
     check_aligned("patch_size", patch_size, 1, split.multiple_of)
     check_aligned("halo", halo, 0, split.multiple_of)
     error = _failure_of(split, merge, patch_size, halo, exchange)
-    if error is None:
-        return
-    window, one = patch_size + 2 * halo, _larger(split, merge, patch_size, halo, exchange)
-    other = "smaller" if is_out_of_memory(error) else "larger"
-    raise ArgumentError(
-        f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
-        f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
-        f"use {other} ones" + ("" if one is None else f", as patch_size={one}")
-    ) from error
+    if error is not None:
+        raise _cannot_run(split, patch_size, halo, error, _larger(split, merge, patch_size, halo, exchange)) from error
 
 
 def patch_that_runs(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int:
     """`patch_size`, or the next larger one on whose windows blocks n+1..N run; refused where there is none."""
     check_aligned("halo", halo, 0, split.multiple_of)
-    if _failure_of(split, merge, patch_size, halo, exchange) is None:
+    error = _failure_of(split, merge, patch_size, halo, exchange)
+    if error is None:
         return patch_size
     larger = _larger(split, merge, patch_size, halo, exchange)
     if larger is None:
-        check_windows(split, merge, patch_size, halo, exchange)  # says why
-    return larger or patch_size
+        raise _cannot_run(split, patch_size, halo, error, None) from error
+    return larger
+
+
+def _cannot_run(split: Split, patch_size: int, halo: int, error: Exception, larger: int | None) -> ArgumentError:
+    """That the blocks fail on such windows, and which patch would do."""
+    window, other = patch_size + 2 * halo, "smaller" if is_out_of_memory(error) else "larger"
+    return ArgumentError(
+        f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
+        f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
+        f"use {other} ones" + ("" if larger is None else f", as patch_size={larger}")
+    )
 
 
 def _larger(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int | None:

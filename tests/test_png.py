@@ -89,6 +89,9 @@ def test_a_colour_profile_is_kept_where_it_is_of_such_an_image(weights, tmp_path
     run("upscale", "-i", tmp_path / "a.png", "-w", weights, "-o", tmp_path / "b.png")
     with PIL.Image.open(tmp_path / "b.png") as written:
         assert written.info["icc_profile"] == profile
+    PIL.Image.fromarray(PHOTO[..., 0]).save(tmp_path / "d.jpg", icc_profile=profile)
+    with pytest.warns(UserWarning, match=r"/e\.png: the colour profile is left out"):
+        run("upscale", "-i", tmp_path / "d.jpg", "-w", weights, "-o", tmp_path / "e.png")
     with (
         pytest.warns(UserWarning, match="the colour profile is left out"),
         open_large(tmp_path / "c.png", (1, 1), np.uint8, profile) as file,

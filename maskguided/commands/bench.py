@@ -15,7 +15,7 @@ from .. import bench, checkpoint
 from ..errors import ArgumentError
 from ..files import write_whole
 from ..infer import pick_device, pick_dtype
-from ..networks import STARTER, load_network
+from ..networks import load_network
 from ..pairs import read_pairs
 from ..split import probe_network
 from .console import out, progress_bar
@@ -28,6 +28,7 @@ from .options import (
     Overwrite,
     WeightFile,
     blocks,
+    is_starter,
     new_file,
     use_threads,
 )
@@ -69,12 +70,11 @@ def bench_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
-    anew = (split_at, body, merge) != ("auto", None, None)
-    if model in (None, STARTER) and weights is None and head is None and not anew:
+    if merge is None and is_starter(weights, model, head, split_at, body):
         head = checkpoint.STARTER_HEAD
     elif head is None and (keep, min_gain) == (None, None):
         keep = "0,0.25,0.5"
-    elif head is not None and anew:
+    elif head is not None and (split_at, body, merge) != ("auto", None, None):
         raise ArgumentError(f"--head {head} has its own split, blocks and merge; give either it or them")
     for path, suffix in ((json_file, ".json"), (markdown, ".md")):
         if path is not None:

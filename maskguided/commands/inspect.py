@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from .. import inspection
-from ..networks import STARTER, load_network
+from ..networks import load_network
 from .console import out
 from .options import (
     Body,
@@ -15,6 +15,7 @@ from .options import (
     SplitAt,
     WeightFile,
     blocks,
+    is_starter,
     ready,
 )
 
@@ -28,8 +29,7 @@ def inspect_command(
     head: HeadFile = None,
 ) -> None:
     """Say what the body of a network is, what a cut costs, or why it cannot be split; with --head, what that makes."""
-    is_starter = model in (None, STARTER) and (weights, split_at, body) == (None, "auto", None)
-    if head is not None or is_starter:
+    if head is not None or is_starter(weights, model, head, split_at, body):
         loaded, fast = ready(weights, model, scale, head, split_at, body=body)
         found = inspection.describe(fast)
     else:

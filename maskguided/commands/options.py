@@ -188,11 +188,16 @@ def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: An
     return fast
 
 
+def is_starter(weights: Path | None, model: str | None, head: Path | None, split_at: str, body: str | None) -> bool:
+    """Whether nothing is said of a network at all: then it is the starter network with its own head."""
+    return model in (None, STARTER) and (weights, head, split_at, body) == (None, None, "auto", None)
+
+
 def ready(
     weights: Path | None, model: str | None, scale: int | None, head: Path | None, split_at: str, **settings: Any
 ) -> tuple[Loaded, MaskGuided]:
     """A network to use as it is; where nothing is said of it at all, the starter network with its own head."""
-    if model in (None, STARTER) and (weights, head, split_at, settings.get("body")) == (None, None, "auto", None):
+    if is_starter(weights, model, head, split_at, settings.get("body")):
         given = {name: value for name, value in settings.items() if value is not None}
         for name in ("merge", "coarse_tail"):
             if name in given:

@@ -246,7 +246,7 @@ def _upscale_in_strips(
     profile = read_profile(job.path)
 
     def write(beside: Path) -> float:
-        with open_large(beside, upscaled_shape(fast, image), image.dtype, profile) as file:
+        with open_large(beside, upscaled_shape(fast, image), image.dtype, profile, job.target) as file:
             mask = upscale_onto(file, fast, image, way.tile, way.tile_pad, on_tile)
         job.check(way.overwrite)
         if job.mask is not None:
