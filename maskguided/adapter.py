@@ -25,7 +25,7 @@ from .split_checks import check_whole
 
 _OURS = ("pan", "edsr", "rcan")
 _GROUP = "maskguided.adapters"
-ANOTHER = "its forward makes another image of the parts that it knows"
+_ANOTHER = "its forward makes another image of the parts that it knows"
 AUTOMATIC = "automatic"
 """Stands for no adapter."""
 
@@ -347,11 +347,12 @@ def split(
                 check_parts(parts)
                 is_consistent = True
                 check_whole(parts)
+            parts.missed = missed
             return parts
         except CannotSplit as error:
             if adapter is not None:
                 raise
-            missed[chosen.name] = ANOTHER if is_consistent else str(error)
+            missed[chosen.name] = _ANOTHER if is_consistent else str(error)
         except MaskGuidedError:
             raise
         except Exception as error:  # whatever a foreign adapter raises
@@ -360,10 +361,12 @@ def split(
                 raise CannotSplit(f"adapter {chosen.name!r} fails on this {type(model).__name__}: {said}") from error
             missed[chosen.name] = said
     try:
-        return automatic_split(model, first, found, later=later, body=body, cut=cut, check=check)
+        found_parts = automatic_split(model, first, found, later=later, body=body, cut=cut, check=check)
     except CannotSplit as error:
         tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
         raise CannotSplit(f"{error}. Adapters tried: {tried}" if tried else str(error)) from error
+    found_parts.missed = missed
+    return found_parts
 
 
 def _choose_adapter(model: nn.Module, name: str | None) -> tuple[type[Adapter] | None, dict[str, str]]:

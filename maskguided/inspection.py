@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .adapter import ANOTHER, AUTOMATIC, Adapter, recognise, split
+from .adapter import AUTOMATIC, Adapter, recognise, split
 from .automatic import find_bodies
 from .cost import macs
 from .errors import CannotSplit, MaskGuidedError, first_line
@@ -101,17 +101,15 @@ def inspect(
     (True, 'pan', 4, 4)
     """
     name = type(model).__name__
-    known, missed = recognise(model) if adapter is None and body is None and cut is None else (None, {})
     runs: tuple[str, ...] = ()
     try:
         if body is None:
             runs = tuple(dict.fromkeys(str(candidate) for candidate in find_bodies(model, probe_network(model))))
         parts = split(model, split_at, adapter=adapter, body=body, cut=cut)
     except CannotSplit as error:
+        missed = recognise(model)[1] if adapter is None and body is None and cut is None else {}
         return Inspection(name, adapter or AUTOMATIC, missed, str(error))
-    if known is not None and not isinstance(parts, Adapter):
-        missed = {**missed, known.name: ANOTHER}
-    return _found(parts, missed, runs)
+    return _found(parts, dict(parts.missed), runs)
 
 
 def describe(fast: MaskGuided) -> Inspection:

@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -112,6 +113,8 @@ class Split(ABC):
     multiple_of: int
     """See Facts."""
     tiling: str | None = None
+    missed: Mapping[str, str] = MappingProxyType({})
+    """Why adapters that were asked first do not fit, by name."""
     can_skip: bool = True
     """Whether every value that blocks n+1..N write has a stand-in; without one there is no `skip`."""
     can_join: bool = True

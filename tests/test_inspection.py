@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from toys import Block, SizesAndVectors, Strided, blurred, conv
 
 import maskguided
+from maskguided.adapters.edsr_net import EDSR
 from maskguided.adapters.pan_net import PAN
 from maskguided.automatic import find_bodies
 from maskguided.inspection import describe
@@ -94,3 +95,9 @@ def test_inspect_takes_the_names_of_the_blocks():
     assert found.can_split
     assert found.facts.blocks == ("b1", "b2")
     assert "runs of blocks found" not in str(found)
+
+
+def test_an_adapter_that_does_not_fit_says_why_where_the_automatic_split_does():
+    found = maskguided.inspect(scaled(EDSR(features=8, blocks=1)))
+    assert found.adapter == "automatic"
+    assert "gives 1 blocks" in found.missed["edsr"]
