@@ -57,14 +57,28 @@ class MeanShiftedAdapter(Adapter):
         return body if hasattr(self.net, "conv_after_body") else body[:-1]
 
     def tail(self, state: State) -> Tensor:
-        net, state = self.net, dict(state)  # its own: what is taken out is freed where nobody else holds it
+        net, deep = self.net, self._deep(state)
         if hasattr(net, "conv_after_body"):
-            deep = net.conv_after_body(state.pop("features")) + state.pop("shallow")
             image: Tensor = net.conv_last(net.upsample(deep))
             image = image / net.img_range + net.mean.type_as(image)
             return image
-        original: Tensor = net.add_mean(net.tail(net.body[-1](state.pop("features")) + state.pop("shallow")))
+        original: Tensor = net.add_mean(net.tail(deep))
         return original
+
+    def halfway(self, state: State) -> Tensor:
+        net, x = self.net, self._deep(state)
+        first = net.upsample if hasattr(net, "upsample") else net.tail[0]
+        layers = list(first if isinstance(first, nn.Sequential) else net.tail)
+        last = max(number for number, layer in enumerate(layers) if isinstance(layer, nn.PixelShuffle))
+        for layer in layers[: last - 1]:  # to the convolution that widens for it
+            x = layer(x)
+        return x
+
+    def _deep(self, state: State) -> Tensor:
+        net, state = self.net, dict(state)  # its own: what is taken out is freed where nobody else holds it
+        last = net.conv_after_body if hasattr(net, "conv_after_body") else net.body[-1]
+        deep: Tensor = last(state.pop("features")) + state.pop("shallow")
+        return deep
 
 
 @register("edsr")

@@ -17,6 +17,8 @@ from maskguided.weights import count_blocks, load_into
 
 from .pan_net import PAN
 
+_Step = tuple[nn.Module, nn.Module, nn.Module]
+
 
 @register("pan")
 class PANAdapter(Adapter):
@@ -56,15 +58,26 @@ class PANAdapter(Adapter):
         return list(self.net.SCPA_trunk)
 
     def tail(self, state: State) -> Tensor:
+        x, last = self._up_to_last(state)
+        residual: Tensor = self.net.conv_last(self._upsampled(x, *last))
+        bilinear = F.interpolate(state["input"], scale_factor=float(self.scale), mode="bilinear", align_corners=False)
+        return residual + bilinear
+
+    def halfway(self, state: State) -> Tensor:
+        return self._up_to_last(state)[0]
+
+    def _up_to_last(self, state: State) -> tuple[Tensor, _Step]:
+        """What the last upsampling step takes, and its layers."""
         net, state = self.net, dict(state)  # its own: what is taken out is freed where nobody else holds it
         x = state.pop("shallow") + net.trunk_conv(state.pop("features"))
         steps = [(net.upconv1, net.att1, net.HRconv1)]
         if hasattr(net, "upconv2"):
             steps.append((net.upconv2, net.att2, net.HRconv2))
-        factor = 2.0 if len(steps) == 2 else float(self.scale)
-        for upconv, attention, conv in steps:
-            x = upconv(F.interpolate(x, scale_factor=factor, mode="nearest"))
-            x = F.leaky_relu(conv(F.leaky_relu(attention(x), 0.2)), 0.2)
-        residual: Tensor = net.conv_last(x)
-        bilinear = F.interpolate(state["input"], scale_factor=float(self.scale), mode="bilinear", align_corners=False)
-        return residual + bilinear
+        for step in steps[:-1]:
+            x = self._upsampled(x, *step)
+        return x, steps[-1]
+
+    def _upsampled(self, x: Tensor, upconv: nn.Module, attention: nn.Module, conv: nn.Module) -> Tensor:
+        factor = 2.0 if hasattr(self.net, "upconv2") else float(self.scale)
+        x = upconv(F.interpolate(x, scale_factor=factor, mode="nearest"))
+        return F.leaky_relu(conv(F.leaky_relu(attention(x), 0.2)), 0.2)

@@ -46,7 +46,7 @@ class Adapter(Split):
     writes = ("features",)
 
     def __init__(self, model: nn.Module, split_at: int | Literal["auto"], probe: Probe) -> None:
-        self.model = model
+        self.model, self.adapter = model, self.name
         body = self.body_blocks()
         if len(body) < 2:
             raise CannotSplit(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .adapter import AUTOMATIC, Adapter
+from .adapter import AUTOMATIC
 from .errors import ArgumentError, CannotSplit, CheckpointError, warn
 from .files import write_whole
 from .gain import GainEstimate
@@ -26,7 +26,7 @@ from .wrapping import check_wrapped, wrap
 
 STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"
 """What makes the network that ships with the package mask-guided."""
-_ADDED = ("head", "linear", "coarse_tail", "context", "estimate")
+_ADDED = ("head", "linear", "coarse_tail", "refine_tail", "context", "estimate")
 _MODEL = "model."
 _ESTIMATE = "estimate.weight"
 _FITTED_FOR = ("patch_size", "halo", "exchange", "onward")
@@ -35,8 +35,8 @@ _CHANGEABLE = ("keep", "min_gain_db", "patch_size", "halo", "scorer", "global_op
 _ALWAYS = {"split_at", "merge", "head", "coarse_tail"}
 _OF_BASE = {"class", "scale", "in_channels", "out_channels", "blocks", "fingerprint"}
 """What every file tells of its settings, and of the network that it was made for."""
-_BEFORE_EXCHANGE = {"exchange": False}
-"""What a file means that does not say it: it is older than windows that exchange borders."""
+_BEFORE = {"exchange": False, "refine_tail": "own"}
+"""What a file means that does not say it: older than windows that exchange borders, or light refine tails."""
 
 
 def save(fast: MaskGuided, path: str | Path) -> None:
@@ -87,7 +87,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
             raise ArgumentError(f"{name}={changes[name]!r}: {path} decides that; change {', '.join(_CHANGEABLE)}")
     refuse_wrapped(model)
     content = _saved(path)
-    base, saved = content.base, {**_BEFORE_EXCHANGE, **content.settings}
+    base, saved = content.base, {**_BEFORE, **content.settings}
     _check_same(path, base, {"class": type(model).__qualname__})  # before an adapter says that it does not know it
     settings = {**saved, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
     least = settings.pop("min_gain_db", None)
@@ -156,10 +156,11 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
 
 
 def check_made_for(path: str | Path, fast: MaskGuided) -> Saved:
-    """What `save` wrote, if it was made for the cut, merge, coarse tail and head of `fast`; else a CheckpointError."""
+    """What `save` wrote, if it was made for the cut, merge, tails and head of `fast`; else a CheckpointError."""
     content = _saved(path)
-    settings, own = content.settings, json.loads(json.dumps(_settings(fast)))  # in which there are no tuples
-    for what in ("split_at", "merge", "head", *(["coarse_tail"] if fast.merge == "image" else [])):
+    settings = {**_BEFORE, **content.settings}
+    own = json.loads(json.dumps(_settings(fast)))  # in which there are no tuples
+    for what in ("split_at", "merge", "head", *(["coarse_tail", "refine_tail"] if fast.merge == "image" else [])):
         if settings[what] != own[what]:
             raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")
     return content
@@ -263,8 +264,8 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
     """What `wrap` needs to build the same again."""
     return {
         "split_at": fast.split.split_at if len(fast.split.cuts) == 1 else fast.split.cuts,
-        "adapter": fast.split.name if isinstance(fast.split, Adapter) else AUTOMATIC,
-        "body": None if isinstance(fast.split, Adapter) else fast.split.blocks,
+        "adapter": fast.split.adapter or AUTOMATIC,
+        "body": None if fast.split.adapter else fast.split.blocks,
         "keep": fast.keep,
         "patch_size": fast.patch_size,
         "halo": fast.halo,
@@ -272,6 +273,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
         "onward": fast.onward,
         "scorer": fast.scorer,
         "coarse_tail": fast.coarse_tail_kind,
+        "refine_tail": "own" if fast.refine_tail is None else "light",
         "global_ops": fast.global_ops,
         "exchange": fast.exchange,
         "coarse_on": fast.coarse_on,

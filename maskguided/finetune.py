@@ -226,7 +226,9 @@ class _Run:
     ) -> None:
         _seed(recipe.seed)
         self.fast, self.stage, self.recipe, self.images, self.checkpoint = fast, stage, recipe, images, checkpoint
-        self.accelerator = _accelerator(next(fast.parameters()).device, recipe.precision, stage)
+        self.accelerator = _accelerator(
+            next(fast.parameters()).device, recipe.precision, stage in ("end", "joint") or fast.refine_tail is not None
+        )
         fast.to(self.accelerator.device)
         parameters = train_only(fast, stage)
         fast.unwrap().to(self.accelerator.device)
@@ -328,22 +330,26 @@ class _Run:
         """What must be the same for a run to go on."""
         fast, shapes = self.fast, [list(p.shape) for p in trained]
         of_wrap = {"split_at": list(fast.split.cuts), "merge": fast.merge, "patch_size": fast.patch_size}
-        has_a_say, own = ("model.", "coarse_tail.", "context.", f"{fast.scorer}."), set(map(id, trained))
+        has_a_say = "model.", "coarse_tail.", "refine_tail.", "context.", f"{fast.scorer}."
+        own = set(map(id, trained))
         stays = {n: p for n, p in fast.named_parameters() if id(p) not in own and n.startswith(has_a_say)}
         since = {**{name: getattr(fast, name) for name in _SINCE}, _STAYS: fingerprint(stays)[:16]}
         of_network = {"network": fingerprint(fast.unwrap().state_dict())[:16], "shapes": shapes}
         return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network}
 
 
-def _accelerator(device: torch.device, precision: str, stage: str) -> Any:
-    """What runs a stage on this device, or on those of the processes that were launched."""
+def _accelerator(device: torch.device, precision: str, unused: bool) -> Any:
+    """What runs a stage on this device, or on those of the processes that were launched.
+
+    `unused`: whether some of what is trained may have no say in a step's loss.
+    """
     accelerate = optional("accelerate", "training", "train")
     launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs
     if device.type == "cuda" and not launched:
         torch.cuda.set_device(device)
     # Else all runs of a process would have the precision of the first.
     optional("accelerate.state", "training", "train").AcceleratorState._reset_state()
-    ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=stage in ("end", "joint"))
+    ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=unused)
     return accelerate.Accelerator(
         cpu=device.type == "cpu" and not (launched and torch.cuda.is_available()),  # else CPUs are not joined
         mixed_precision=precision,

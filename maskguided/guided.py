@@ -16,18 +16,21 @@ from .errors import ArgumentError, MaskGuidedError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .knobs import Knobs
+from .light_tail import LightTailed, with_light_tail
 from .patches import Grid, continued, is_channels_last, others, round_up, scatter, select
 from .probing import first_weight
 from .settings import (
     CoarseOn,
     Context,
     GlobalOps,
+    RefineTail,
     Scorer,
     check_arguments,
     check_choices,
     check_cuts,
     check_input,
     check_possible,
+    check_refine_tail,
     check_score,
     check_size,
     check_windows,
@@ -57,7 +60,7 @@ class MaskGuided(Knobs):
         merge: where refined patches go back. "features": into the map at the end of the body, and the
             network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
             coarse tail having weights of its own and the network's tail running on the patches. Default: "features"
-            where the network allows it and no coarse_tail is named.
+            where the network allows it and no coarse_tail, nor a light refine_tail, is named.
         scorer: "input" or "coarse": high frequency of the LR or of the coarse HR image, no training
             needed; "linear": a linear predictor of the error, which `calibrate` fits; "head": the mask head,
             once it is trained.
@@ -70,6 +73,9 @@ class MaskGuided(Knobs):
         coarse_on: for merge="image": where the coarse tail runs. "all": everywhere; "unrefined": on the patches that
             are not refined, which saves its work on the others and loses a little at their borders, where its
             convolutions see zeros. Scorer "coarse" needs it everywhere.
+        refine_tail: for merge="image": how refined patches become an image. "own": by the network's tail; "light":
+            its last upsampling step is left out, for one convolution and PixelShuffle, which is bilinear until it is
+            fitted or trained (light_tail.py).
         global_ops: what a mean over the whole map (channel attention and the like) sees in the refined blocks.
             "image": all the windows that are refined in an image together; "window": each window alone, as in
             the paper; "refuse": raise an ArgumentError for a network that has one.
@@ -93,17 +99,23 @@ class MaskGuided(Knobs):
         scorer: Scorer = "input",
         coarse_tail: CoarseTail | None = None,
         coarse_on: CoarseOn = "all",
+        refine_tail: RefineTail = "own",
         global_ops: GlobalOps = "image",
         exchange: bool | None = None,
         context: Context = "zeros",
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        chosen = coarse_tail is not None or refine_tail == "light"  # which the other merge has not
         if merge is None:
-            merge = "features" if split.can_skip and split.can_join and coarse_tail is None else "image"
+            merge = "features" if split.can_skip and split.can_join and not chosen else "image"
         if coarse_tail is None:
             coarse_tail = "copy" if split.can_skip else "light"
         check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, context=context, global_ops=global_ops)
+        check_choices(refine_tail=refine_tail)
+        if refine_tail == "light":
+            check_refine_tail(merge)
+            split = with_light_tail(split)
         check_possible(split, merge, coarse_tail, global_ops)
         check_cuts(split, merge, context)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
@@ -126,13 +138,14 @@ class MaskGuided(Knobs):
         self.linear = LinearScore()
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
         self.coarse_tail_kind: CoarseTail = coarse_tail
+        self.refine_tail = split.light if isinstance(split, LightTailed) else None
         self.constants = split.constants
         self._given = (split.model,)  # in a tuple, so that its parameters are not counted twice
         self.context = make_context(split, merge) if context == "linear" else None
         for added in (self.head, self.linear):
             added.to(split.example(1, 1))
         self.training = split.model.training
-        for part in (self.head, self.linear, self.coarse_tail):
+        for part in (self.head, self.linear, self.coarse_tail, self.refine_tail):
             if part is not None:
                 part.train(self.training)
 
@@ -372,6 +385,7 @@ class MaskGuided(Knobs):
         if self.model is self._given[0]:
             self.split = self.split.own()
             self.model, self.constants = self.split.model, self.split.constants
+            self.refine_tail = self.split.light if isinstance(self.split, LightTailed) else None
 
     def extra_repr(self) -> str:
         return (

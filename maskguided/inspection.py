@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .adapter import AUTOMATIC, Adapter, recognise, split
+from .adapter import AUTOMATIC, recognise, split
 from .automatic import find_bodies
 from .cost import macs
 from .errors import CannotSplit, MaskGuidedError, first_line
@@ -128,7 +128,7 @@ def _found(parts: Split, missed: dict[str, str], runs: tuple[str, ...], fast: Ma
     dense = functools.cache(functools.partial(_dense, parts))  # both look at one size, mostly
     return Inspection(
         type(parts.model).__name__,
-        parts.name if isinstance(parts, Adapter) else AUTOMATIC,
+        parts.adapter or AUTOMATIC,
         missed,
         None,
         parts.split_at,
@@ -158,7 +158,8 @@ def _would_be(parts: Split, dense_at: Callable[[int], int]) -> tuple[str, dict[f
 
 def _wrapped(fast: MaskGuided, dense_at: Callable[[int], int]) -> tuple[str, dict[float, float]]:
     """A wrapped network's settings, in words, and what it costs."""
-    tail = f" (coarse tail {fast.coarse_tail_kind})" if fast.merge == "image" else ""
+    light = "" if fast.refine_tail is None else ", refine tail light"
+    tail = f" (coarse tail {fast.coarse_tail_kind}{light})" if fast.merge == "image" else ""
     side, where = f"{fast.patch_size}x{fast.patch_size}", "that exchange borders" if fast.exchange else "alone"
     how = f"keep={fast.keep:.3g}" + (
         "" if fast.min_gain_db is None else f" on average (patches that bring {fast.min_gain_db:.3g} dB)"

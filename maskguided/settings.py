@@ -22,12 +22,14 @@ from .windows import on_windows
 
 Scorer = Literal["input", "coarse", "linear", "head"]
 CoarseOn = Literal["all", "unrefined"]
+RefineTail = Literal["own", "light"]
 GlobalOps = Literal["image", "window", "refuse"]
 Context = Literal["zeros", "linear"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "merge": get_args(Merge),
     "coarse_tail": get_args(CoarseTail),
     "coarse_on": get_args(CoarseOn),
+    "refine_tail": get_args(RefineTail),
     "scorer": get_args(Scorer),
     "context": get_args(Context),
     "global_ops": get_args(GlobalOps),
@@ -166,6 +168,15 @@ def check_coarse_on(coarse_on: CoarseOn, exchange: bool) -> None:
         raise ArgumentError(
             "coarse_on='unrefined': here windows do not exchange borders (exchange=False, or this network's cannot), "
             "so the coarse tail would end at each of them; use 'all'"
+        )
+
+
+def check_refine_tail(merge: Merge) -> None:
+    """Refuse a tail of their own for refined patches that have none."""
+    if merge != "image":
+        raise ArgumentError(
+            f"refine_tail='light' with merge={merge!r}: there the network's own tail runs once on the whole image, and "
+            "refined patches have none; use merge='image'"
         )
 
 

@@ -113,6 +113,8 @@ class Split(ABC):
     multiple_of: int
     """See Facts."""
     tiling: str | None = None
+    adapter: str | None = None
+    """Name of the adapter that made it; None for an automatic split."""
     missed: Mapping[str, str] = MappingProxyType({})
     """Why adapters that were asked first do not fit, by name."""
     can_skip: bool = True
@@ -148,6 +150,22 @@ class Split(ABC):
     @abstractmethod
     def tail(self, state: State) -> Tensor:
         """Live values after block N -> HR image (B, C, scale*H, scale*W)."""
+
+    @property
+    def with_own_tail(self) -> Split:
+        """This one with the network's own tail: what `tail(body(prefix(x))) == model(x)` is true of."""
+        return self
+
+    def halfway(self, state: State) -> Tensor:
+        """Live values after block N -> what the last upsampling step starts from, (B, C, r*H, r*W) with r < scale.
+
+        For a lighter tail from there on (light_tail.py). An adapter need not have it.
+        """
+        known = f"adapter {self.adapter!r} has no `halfway`" if self.adapter else "it is split automatically"
+        raise ArgumentError(
+            f"refine_tail='light': where the last upsampling step of this {type(self.model).__name__} begins is not "
+            f"known ({known}); use 'own', or an adapter that tells it (docs/new_backbone.md)"
+        )
 
     def rest(self, state: State) -> Tensor:
         """Body and tail: live values after block n -> HR image."""

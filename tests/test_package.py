@@ -20,7 +20,7 @@ LAYERS = [
     {"split_checks"},
     {"base", "calibration.curve", "coarse", "context", "gain", "pairs", "training.samples", "windows"},
     {"automatic"},
-    {"adapter", "settings"},
+    {"adapter", "light_tail", "settings"},
     {"knobs"},
     {"guided"},
     {"wrapping"},

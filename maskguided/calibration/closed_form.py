@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from ..error_map import patch_error
 from ..gain import LEAST, GainEstimate, around, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT, energies
+from ..light_tail import LightTailed
 from ..patches import continued, select
 
 _RIDGE = 1e-4  # of the mean energy of a feature
@@ -47,20 +48,38 @@ def fit_tail(fast: MaskGuided, tail: LightTail, images: Sequence[Known]) -> None
     Twice, since it takes a first tail to know which those are. The target is the dense image even where there is HR:
     what a linear tail cannot know is noise to it, and HR has more of that (PAN x4, 65 % of the MACs: 0.02 dB).
     """
-    _regress(fast, tail, images, coarse_alone=False)
+
+    def look(base: Base) -> Tensor:
+        return base.skipped[tail.features]
+
+    _regress(fast, tail, look, images)
     if 0 < fast.keep < 1:
-        _regress(fast, tail, images, coarse_alone=True)
+        _regress(fast, tail, look, images, refined=False)
 
 
-def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], coarse_alone: bool) -> None:
-    """Ridge regression of what the bilinear image lacks on what the tail's convolution sees, in float64."""
+def fit_refine_tail(fast: MaskGuided, parts: LightTailed, images: Sequence[Known]) -> None:
+    """Fit the light tail of refined patches to the dense image, on the patches that are refined."""
+    _regress(fast, parts.light, lambda base: parts.looks_at(base.state), images, refined=True if fast.keep else None)
+
+
+def _regress(
+    fast: MaskGuided,
+    tail: LightTail,
+    look: Callable[[Base], Tensor],
+    images: Sequence[Known],
+    refined: bool | None = None,
+) -> None:
+    """Ridge regression of what the bilinear image lacks on what the tail's convolution sees, in float64.
+
+    `look` gives that. `refined`: on refined patches alone, or on the others; None: on all.
+    """
     kernel = tail.conv.kernel_size[0]
     inputs = tail.conv.in_channels * kernel**2 + 1
     gram = torch.zeros(inputs, inputs, dtype=torch.float64)
     cross = torch.zeros(inputs, tail.conv.out_channels, dtype=torch.float64)
     for known in images:
         base = fast.run_base(known.lr)
-        features = base.skipped[tail.features]
+        features = look(base)
         height, width = (side * tail.factor for side in features.shape[2:])
         x = continued(base.x, height // fast.scale, width // fast.scale)
         bilinear = F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
@@ -68,9 +87,9 @@ def _regress(fast: MaskGuided, tail: LightTail, images: Sequence[Known], coarse_
         target = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].cpu().double()
         seen = F.unfold(features.float(), kernel, padding=kernel // 2)[0].cpu().double()
         seen = torch.cat([seen, seen.new_ones(1, seen.shape[1])])
-        if coarse_alone:
-            stays = ~_refined_pixels(fast, base, known.dense, features).cpu()
-            seen, target = seen[:, stays], target[:, stays]
+        if refined is not None:
+            counts = _refined_pixels(fast, base, known.dense, features).cpu() == refined
+            seen, target = seen[:, counts], target[:, counts]
         gram += seen @ seen.T
         cross += seen @ target.T
     weights = _ridge(gram, cross).T

@@ -15,7 +15,8 @@ from ..context import make_context
 from ..error_map import luma
 from ..errors import ArgumentError
 from ..guided import MaskGuided
-from .closed_form import Known, fit_context, fit_score, fit_tail
+from ..light_tail import LightTailed
+from .closed_form import Known, fit_context, fit_refine_tail, fit_score, fit_tail
 from .curve import Budget, Point
 from .prices import Clock, Macs, Prices, Spread
 
@@ -67,10 +68,13 @@ def check_affordable(prices: Priced, budget: Budget) -> None:
 
 
 def fit_parts(fast: MaskGuided, images: Sequence[Known], fit: Fit, progress: Progress) -> None:
-    """Fit the coarse tail, where it is a light one, for the present keep; the linear score; and the context."""
+    """Fit the tails, where they are light ones, for the present keep; the linear score; and the context."""
     if fit == "all" and isinstance(fast.coarse_tail, LightTail):
         progress("fitting the coarse tail")
         fit_tail(fast, fast.coarse_tail, images)
+    if fit == "all" and isinstance(fast.split, LightTailed):
+        progress("fitting the refine tail")
+        fit_refine_tail(fast, fast.split, images)
     if fit in ("all", "score"):
         progress("fitting the score")
         fit_score(fast, images)

@@ -119,7 +119,7 @@ def _cheapest(
 
 def _places(fast: MaskGuided) -> Iterable[tuple[Split, Merge]]:
     """Splits at an eighth to three quarters of the depth, with both merges where the network has both."""
-    blocks, name = len(fast.split.blocks), getattr(fast.split, "name", None)
+    blocks, name = len(fast.split.blocks), fast.split.adapter
     for place in sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)}):
         try:
             parts = split(fast.unwrap(), place, adapter=name, body=None if name else fast.split.blocks)
@@ -153,6 +153,7 @@ def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) 
         return MaskGuided(
             parts, keep=fast.keep, patch_size=patch_size, halo=halo, merge=merge,
             coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
+            refine_tail="light" if merge == "image" and fast.refine_tail is not None else "own",
             head=fast.head.settings,
         ).eval()  # fmt: skip
     except ArgumentError:

@@ -105,7 +105,7 @@ def calibrate_command(
     typer.echo(f"saved to {output}; use it with --head {output}")
 
 
-_SEARCHED = ("merge", "coarse_tail", "coarse_on", "patch_size", "halo")
+_SEARCHED = ("merge", "coarse_tail", "coarse_on", "refine_tail", "patch_size", "halo")
 """Settings that a search sets itself."""
 
 

@@ -65,6 +65,10 @@ _SETTINGS: dict[str, Any] = {
     "coarse_on": Annotated[
         str | None, typer.Option(help="Where the coarse tail runs: all or unrefined patches.", show_default="all")
     ],
+    "refine_tail": Annotated[
+        str | None,
+        typer.Option(help="Of refined patches, with --merge image: own, or light, cheaper.", show_default="own"),
+    ],
     "patch_size": Annotated[
         int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="8, or what suits the network")
     ],
@@ -199,7 +203,7 @@ def ready(
     """A network to use as it is; where nothing is said of it at all, the starter network with its own head."""
     if is_starter(weights, model, head, split_at, settings.get("body")):
         given = {name: value for name, value in settings.items() if value is not None}
-        for name in ("merge", "coarse_tail"):
+        for name in ("merge", "coarse_tail", "refine_tail"):
             if name in given:
                 raise ArgumentError(
                     f"--{name.replace('_', '-')} {given[name]}: the network that ships with maskguided has parts "

@@ -77,7 +77,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     check_stage(fast, stage)
     trains_network = stage not in ("coarse", "head")
     if trains_network:
-        check_gradients(fast.split)
+        check_gradients(fast.split.with_own_tail)
     fast.forget_estimate()
     if trains_network:
         fast.own_network()
@@ -349,6 +349,11 @@ def _parameters(part: nn.Module | None) -> list[nn.Parameter]:
     return [] if part is None else list(part.parameters())
 
 
+def _added(fast: MaskGuided) -> list[nn.Parameter]:
+    """What was added to the refine part."""
+    return _parameters(fast.refine_tail) + _parameters(fast.context)
+
+
 def _of_refine(fast: MaskGuided) -> list[nn.Parameter]:
     """What blocks n+1..N and the tail use and the base does not, found by asking autograd."""
     split, model = fast.split, fast.model
@@ -357,7 +362,7 @@ def _of_refine(fast: MaskGuided) -> list[nn.Parameter]:
         state = split.prefix(split.example(*split.probe.round_size))
         in_base = _touched(sum(v.sum() for v in state.values() if v.requires_grad), model)
         detached = {name: value.detach() for name, value in state.items()}
-        in_refine = _touched(split.tail(split.body(detached)).sum(), model)
+        in_refine = _touched(split.rest(detached).sum(), model)
     model.requires_grad_(False)
     return [p for p in model.parameters() if id(p) in in_refine - in_base]
 
@@ -372,9 +377,9 @@ def _touched(value: Any, model: nn.Module) -> set[int]:
 
 _PARAMETERS: dict[Stage, Callable[[MaskGuided], list[nn.Parameter]]] = {
     "coarse": lambda fast: _parameters(fast.coarse_tail),
-    "refine": lambda fast: _of_refine(fast) + _parameters(fast.context),
+    "refine": lambda fast: _of_refine(fast) + _added(fast),
     "head": lambda fast: _parameters(fast.head),
-    "all": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail),
+    "all": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.refine_tail),
     "end": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.head),
-    "joint": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.context),
+    "joint": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _added(fast),
 }

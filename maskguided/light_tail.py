@@ -1,0 +1,99 @@
+"""A refine part with a light tail: the network's own up to its last upsampling step, and one convolution from there.
+
+What is nearest to the HR image costs most of a tail: at x4 the last step works on sixteen times as many pixels as the
+blocks do. A convolution on the map before it, and PixelShuffle, make its image for a fraction of the work; `calibrate`
+fits that convolution to the dense network, stage refine trains it together with the part before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .coarse import LightTail
+from .errors import ArgumentError
+from .patches import continued
+from .probing import untouched
+from .split import Kind, Split, State, Stretch
+
+_HALFWAY, _LR = "halfway", "input"
+_TAKEN = (
+    "model", "blocks", "split_at", "cuts", "probe", "multiple_of", "features", "reads", "writes", "feature_channels",
+    "constants", "supports_half", "tiling", "can_skip", "can_join", "missed", "adapter",
+)  # fmt: skip
+"""What a split with a light tail has of the one that it is made of."""
+
+
+class LightTailed(Split):
+    """A split of which the tail is light: `parts` in all else.
+
+    Args:
+        parts: the split network; it is not changed.
+        light: from what its `halfway` makes to the HR image.
+    """
+
+    kinds: Mapping[str, Kind]
+
+    def __init__(self, parts: Split, light: LightTail) -> None:
+        self.parts, self.light = parts, light
+        for name in _TAKEN:
+            setattr(self, name, getattr(parts, name))
+        self.kinds = {**parts.kinds, _LR: "map"}
+
+    def prefix(self, x: Tensor) -> State:
+        return {**self.parts.prefix(x), _LR: continued(x, *self.full_size(*x.shape[2:]))}
+
+    def body(self, state: State) -> State:
+        return self.parts.body(state)
+
+    def skip(self, state: State) -> State:
+        return self.parts.skip(state)
+
+    def tail(self, state: State) -> Tensor:
+        image: Tensor = self.light({_HALFWAY: self.parts.halfway(state)}, state[_LR])
+        return image
+
+    def copy_tail(self) -> nn.Module:
+        return self.parts.copy_tail()
+
+    @property
+    def stretches(self) -> tuple[Stretch, ...]:
+        return self.parts.stretches
+
+    def full_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.parts.full_size(height, width)
+
+    @property
+    def with_own_tail(self) -> Split:
+        return self.parts
+
+    def looks_at(self, state: State) -> Tensor:
+        """What the light tail's convolution sees of live values after block n, (B, C, r*H, r*W)."""
+        return self.parts.halfway(self.body(state))
+
+
+def with_light_tail(parts: Split) -> LightTailed:
+    """`parts` with a light tail, which is bilinear until it is fitted or trained.
+
+    Raises:
+        ArgumentError: nobody knows where the last upsampling step of this network begins, or it makes other channels.
+    """
+    found, name = parts.probe, type(parts.model).__name__
+    if found.in_channels != found.out_channels:
+        raise ArgumentError(
+            f"refine_tail='light' adds the bilinear input, but this {name} maps {found.in_channels} to "
+            f"{found.out_channels} channels; use 'own'"
+        )
+    size = found.sizes_of(parts.multiple_of)[0]
+    with untouched(parts.model), torch.no_grad():
+        features = parts.halfway(parts.body(parts.window(size)))
+    factor, rest = divmod(found.scale * size[0], features.shape[2])
+    if rest or factor < 2:
+        raise ArgumentError(
+            f"refine_tail='light': what its halfway makes of {size[0]} LR pixels, {features.shape[2]}, is no part of "
+            f"the {found.scale * size[0]} of the HR image of this {name}; use 'own'"
+        )
+    light = LightTail(_HALFWAY, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
+    return LightTailed(parts, light.to(features))
