@@ -161,10 +161,10 @@ class Split(ABC):
 
         For a lighter tail from there on (light_tail.py). An adapter need not have it.
         """
-        known = f"adapter {self.adapter!r} has no `halfway`" if self.adapter else "it is split automatically"
+        why = f"adapter {self.adapter!r} has no `halfway`" if self.adapter else "no step of its tail enlarges a map"
         raise ArgumentError(
             f"refine_tail='light': where the last upsampling step of this {type(self.model).__name__} begins is not "
-            f"known ({known}); use 'own', or an adapter that tells it (docs/new_backbone.md)"
+            f"known ({why}); use 'own'" + (", or adapter='automatic'" if self.adapter else "")
         )
 
     def rest(self, state: State) -> Tensor:

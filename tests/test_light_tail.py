@@ -7,10 +7,12 @@ import itertools
 
 import pytest
 import torch
-from support import OriginalEDSR, difference, image, need_basicsr, run, scaled
-from toys import Block
+from PIL import Image
+from support import NETWORKS as EVERY
+from support import PHOTO, difference, image, need_basicsr, run, scaled
 from torch import nn
 from torch.nn import functional as F
+from toys import Block, conv
 
 import maskguided
 from maskguided import ArgumentError, CheckpointError, MaskGuided
@@ -84,19 +86,35 @@ def test_all_refined_is_body_and_light_tail_on_the_whole_map(name):
     assert difference(fast(x), fast.unwrap()(x)) > 1e-2  # it is another tail
 
 
-@pytest.mark.parametrize("name", ["pan x4", "basicsr's RCAN x4"])
-def test_refined_patches_are_those_of_the_light_tail_and_the_others_coarse(name):
-    """With halos as wide as the network looks, each alone, and at keep 0."""
-    fast, x = wrapped(name, patch_size=8, halo=24, exchange=False, global_ops="window"), image(1, 3, 24, 32)
-    if "RCAN" in name:
-        return
+@pytest.mark.parametrize("name", ["msrresnet", "rrdbnet", "rrdbnet-x2", "pan-small-x3", "edsr-original"])
+def test_so_it_is_for_networks_that_are_split_automatically(name):
+    net, x = scaled(EVERY[name]()), image(1, 3, 20, 24)
+    fast = maskguided.wrap(net, adapter="automatic", refine_tail="light", coarse_tail="light", keep=1).eval()
+    scaled(fast.refine_tail, seed=1)
+    assert difference(fast(x), fast.split.rest(fast.split.prefix(x))) < 1e-5
+    by_adapter = {"rrdbnet": (2, 64), "msrresnet": (2, 64), "rrdbnet-x2": (1, 64), "pan-small-x3": (1, 8)}
+    factor, channels = by_adapter.get(name, (1, 16))
+    assert fast.split.looks_at(fast.split.prefix(x)).shape == (1, channels, 20 * factor, 24 * factor)
+
+
+def test_automatic_split_and_adapter_look_at_the_same():
+    net, x = scaled(PAN(features=8, up_features=6, blocks=4)), image(1, 3, 12, 18)
+    ways = [maskguided.wrap(net, 2, adapter=name, refine_tail="light").split for name in ("pan", "automatic")]
+    assert torch.equal(*(parts.looks_at(parts.prefix(x)) for parts in ways))
+
+
+def test_refined_patches_are_those_of_the_light_tail_and_the_others_coarse():
+    """With a halo as wide as the network looks, each alone."""
+    fast, x = wrapped(patch_size=8, halo=24, exchange=False), image(1, 3, 24, 32)
+    assert fast.split.facts.radius <= 24
     whole, coarse = fast.split.rest(fast.split.prefix(x)), fast.coarse_image(fast.run_base(x))
     found, index = fast.restore(x)
+    assert 0 < index.shape[1] < 12
     for number in range(12):
         row, col = (32 * n for n in divmod(number, 4))
         expected = whole if number in index else coarse
-        there = slice(row, row + 32), slice(col, col + 32)
-        assert difference(found[..., there[0], there[1]], expected[..., there[0], there[1]]) < 1e-5
+        there = (..., slice(row, row + 32), slice(col, col + 32))
+        assert difference(found[there], expected[there]) < 1e-5
 
 
 def test_the_dense_network_stays_what_it_was():
@@ -146,7 +164,9 @@ class _As(nn.Module):
 
 
 def test_calibrated_it_is_nearer_to_the_dense_network_than_bilinear():
-    fast = maskguided.wrap(scaled(PAN(features=8, up_features=6, blocks=4)), 2, refine_tail="light", coarse_tail="light")
+    fast = maskguided.wrap(
+        scaled(PAN(features=8, up_features=6, blocks=4)), 2, refine_tail="light", coarse_tail="light"
+    )
     photos = [image(3, 40, 40, seed=n) for n in range(4)]
     fast.eval().keep = 1
     before = [difference(fast(x[None]), fast.unwrap()(x[None])) for x in photos]
@@ -215,12 +235,29 @@ def test_what_cannot_have_it_is_refused_with_what_would():
         maskguided.wrap(net, 2, refine_tail="light", merge="features")
     with pytest.raises(ArgumentError, match="one of 'own', 'light'"):
         maskguided.wrap(net, 2, refine_tail="heavy")
-    with pytest.raises(ArgumentError, match="it is split automatically"):
-        maskguided.wrap(scaled(OriginalEDSR()), 2, adapter="automatic", refine_tail="light")
+    with pytest.raises(ArgumentError, match="no step of its tail enlarges a map"):
+        maskguided.wrap(scaled(Denoiser()), 2, adapter="automatic", refine_tail="light")
 
 
-def test_the_command_line_has_it(tmp_path):
-    need_basicsr("basicsr.utils.matlab_functions")
+class Denoiser(nn.Module):
+    """Same size out as in."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = conv(3, 8), conv(8, 3)
+        self.body = nn.Sequential(*(Block(8) for _ in range(4)))
+
+    def forward(self, x):
+        return self.tail(self.body(self.head(x))) + x
+
+
+def test_the_commands_take_it(tmp_path):
     torch.save(scaled(PAN(features=8, up_features=6, blocks=4)).state_dict(), tmp_path / "pan.pth")
-    out = run("inspect", "-w", tmp_path / "pan.pth", "--help").output
-    assert "inspect" in out
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(PHOTO).save(tmp_path / "photos" / "a.png")
+    given = ("-i", tmp_path / "photos", "-w", tmp_path / "pan.pth", "--split-at", 2, "--coarse-tail", "light")
+    run("calibrate", *given, "--refine-tail", "light", "-o", tmp_path / "head.safetensors")
+    told = run("inspect", "-w", tmp_path / "pan.pth", "--head", tmp_path / "head.safetensors").output
+    assert "coarse tail light, refine tail light" in " ".join(told.split())
+    said = run("upscale", "-i", tmp_path / "photos", "-o", tmp_path / "x", "--refine-tail", "light", code=1).exception
+    assert "parts trained for its own" in str(said)

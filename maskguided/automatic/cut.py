@@ -14,6 +14,7 @@ from ..errors import CannotSplit, MaskGuidedError
 from ..probing import Probe, copied, first_weight, untouched
 from ..split import Kind, Split, State, Stretch, taken
 from ..thin import thinly
+from .growth import before_last_growth, leading_to
 from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .sizes import At, Rounding, Size
@@ -84,6 +85,7 @@ class AutomaticSplit(Split):
         live = live_at(cut, traced)
         passed = [*live, *cut.written, *(node for piece in pieces for node in (*piece.inputs, *piece.written))]
         _refuse_what_is_no_map(passed, traced)
+        halfway = before_last_growth(cut, traced)
         if not all(piece.whole for piece in pieces):
             raise CannotSplit(f"cutting after blocks {cuts}: no value stands in for one that blocks between them make")
         self._live = tuple(node.name for node in live)
@@ -92,11 +94,15 @@ class AutomaticSplit(Split):
         self.features = cut.features.name
         self._stand_in = {node.name: cut.stand_in[node].name for node in cut.written if node in cut.stand_in}
         self.can_skip = len(self._stand_in) == len(cut.written)
-        kinds = self._describe(passed, traced)
+        kinds = self._describe(passed if halfway is None else [*passed, halfway], traced)
         joined = [*cut.written, *(node for piece in pieces for node in piece.written)]
         self.can_join = all(kinds[node.name] == "map" for node in joined)
         self._pieces = tuple(piece.summary(kinds) for piece in pieces)
         self._parts = _parts_of(cut, live, pieces, traced)
+        self._halfway = "" if halfway is None else halfway.name
+        if halfway is not None and self._halfway not in self.writes:
+            needed = leading_to(halfway, cut)
+            self._parts["halfway"] = _extract(needed, inputs_of(needed, traced), [halfway], traced)
         self._bind()
         self._protect_inputs()
 
@@ -152,6 +158,13 @@ class AutomaticSplit(Split):
         image: Tensor = self._run["tail"](at, values)
         return image
 
+    def halfway(self, state: State) -> Tensor:
+        if not self._halfway:
+            return super().halfway(state)
+        if self._halfway in self.writes:
+            return state[self._halfway]
+        return self._made((self._halfway,), "halfway", state)[self._halfway]
+
     def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
         """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
         at, values = self._frame.inputs(self._parts[part], state, self.model)
@@ -200,7 +213,8 @@ class AutomaticSplit(Split):
     def _find_changed_inputs(self) -> None:
         state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.multiple_of)[0])}
         pieces = [(name, tuple(stand_in)) for name, _, stand_in in self._pieces]
-        for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, ("tail", ())):
+        halfway = [("halfway", (self._halfway,))] if "halfway" in self._parts else []
+        for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, *halfway, ("tail", ())):
             part = self._parts[name]
             inputs = {key: state[key].clone() for key in part.inputs}
             versions = {key: value._version for key, value in inputs.items()}

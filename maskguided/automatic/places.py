@@ -171,10 +171,11 @@ def _made_anew(node: fx.Node, traced: Traced) -> bool:
 
 def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:
     """What each node does, whichever module does it."""
-    return [(n.op, type(_submodule(n, traced)) if n.op == "call_module" else n.target) for n in nodes]
+    return [(n.op, type(submodule(n, traced)) if n.op == "call_module" else n.target) for n in nodes]
 
 
-def _submodule(node: fx.Node, traced: Traced) -> nn.Module:
+def submodule(node: fx.Node, traced: Traced) -> nn.Module:
+    """What a node that calls a module calls."""
     return traced.model.get_submodule(str(node.target).removeprefix(f"{MODEL}."))
 
 

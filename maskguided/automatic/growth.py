@@ -1,0 +1,67 @@
+"""Where the last upsampling step of a traced tail begins: what a light tail (light_tail.py) looks at."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .places import Cut, submodule
+from .trace import Traced
+
+
+def before_last_growth(cut: Cut, traced: Traced) -> fx.Node | None:
+    """The map that the tail's last step to a larger one starts from: made by the body, or of what that makes.
+
+    Before PixelShuffle stands the convolution that widens for it, which is part of the step. None where there is none.
+    """
+    following = dict.fromkeys(cut.written)  # what the body makes, and what is made of that
+    found: fx.Node | None = None
+    for node in cut.tail:
+        smaller = [used for used in node.all_input_nodes if used in following]
+        if not smaller or node not in traced.values:
+            continue
+        following[node] = None
+        sizes = [ratio for used in smaller if (ratio := _ratio(used, traced)) is not None]
+        own = _ratio(node, traced)
+        if own is not None and sizes and own > max(sizes):
+            found = next(used for used in smaller if _ratio(used, traced) == max(sizes))
+            if _shuffles(node, traced) and _is_convolution(found, traced) and found not in cut.written:
+                found = next((used for used in found.all_input_nodes if used in following), found)
+    return found
+
+
+def leading_to(node: fx.Node, cut: Cut) -> list[fx.Node]:
+    """Of the tail, what `node` is made by, and what changes that in place."""
+    needed, before = {node}, cut.tail[: cut.tail.index(node) + 1]
+    for one in reversed(before):
+        if one in needed or (_in_place(one) and one.all_input_nodes[:1] and one.all_input_nodes[0] in needed):
+            needed.update((one, *one.all_input_nodes))
+    return [one for one in before if one in needed]
+
+
+def _in_place(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op != "call_module" and name.endswith("_") and not name.endswith("__")
+
+
+def _ratio(node: fx.Node, traced: Traced) -> Fraction | None:
+    """Pixels of a map of features per LR pixel, along a side; None of what is no such map."""
+    value = traced.values[node]
+    if value.kind != "map" or value.layout is None or not value.dtype.is_floating_point:
+        return None
+    return value.layout.ratio
+
+
+def _shuffles(node: fx.Node, traced: Traced) -> bool:
+    if node.op == "call_module":
+        return isinstance(submodule(node, traced), nn.PixelShuffle)
+    return node.target in (F.pixel_shuffle, torch.pixel_shuffle)
+
+
+def _is_convolution(node: fx.Node, traced: Traced) -> bool:
+    if node.op == "call_module":
+        return isinstance(submodule(node, traced), nn.Conv2d)
+    return node.target in (F.conv2d, torch.conv2d)
