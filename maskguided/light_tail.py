@@ -69,6 +69,10 @@ class LightTailed(Split):
     def with_own_tail(self) -> Split:
         return self.parts
 
+    @property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return self.model, self.light
+
     def looks_at(self, state: State) -> Tensor:
         """What the light tail's convolution sees of live values after block n, (B, C, r*H, r*W)."""
         return self.parts.halfway(self.body(state))

@@ -275,22 +275,27 @@ class Split(ABC):
         copied(self.model, memo)  # first, for it may hold tensors that deepcopy alone refuses
         return copy.deepcopy(self, memo)
 
+    @property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        """What holds the weights of its parts."""
+        return (self.model,)
+
     def _telling(self) -> Split | None:
         """This one, or one of a copy in float32 in which no branch is silent; None if it cannot be copied."""
         half = torch.finfo(first_weight(self.model).dtype).bits < 32
-        if not half and not silent_weights(self.model):
+        if not half and not any(map(silent_weights, self._modules)):
             return self
         try:
             other = self.own()
         except Exception:  # whatever a foreign network raises
             _log.debug("%s cannot be copied for a trial", type(self.model).__name__, exc_info=True)
             return None
-        for module in (other.model, other.constants):
+        for module in (*other._modules, other.constants):
             if module is not None and half:
                 module.float()
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for weight in silent_weights(other.model):
+            for weight in (weight for module in other._modules for weight in silent_weights(module)):
                 noise = torch.randn(weight.shape, generator=generator)
                 weight.copy_(noise / weight[0].numel() ** 0.5 if weight.dim() > 1 else noise.abs() + 0.5)
         return other

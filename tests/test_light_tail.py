@@ -12,7 +12,7 @@ from support import NETWORKS as EVERY
 from support import PHOTO, difference, image, need_basicsr, run, scaled
 from torch import nn
 from torch.nn import functional as F
-from toys import Block, conv
+from toys import Block, blurred, conv
 
 import maskguided
 from maskguided import ArgumentError, CheckpointError, MaskGuided
@@ -95,6 +95,24 @@ def test_so_it_is_for_networks_that_are_split_automatically(name):
     by_adapter = {"rrdbnet": (2, 64), "msrresnet": (2, 64), "rrdbnet-x2": (1, 64), "pan-small-x3": (1, 8)}
     factor, channels = by_adapter.get(name, (1, 16))
     assert fast.split.looks_at(fast.split.prefix(x)).shape == (1, channels, 20 * factor, 24 * factor)
+
+
+class BlurringTail(nn.Module):
+    """Before its last step, something that windows cannot see their neighbours in."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.up, self.last = conv(3, 8), conv(8, 32), conv(8, 3)
+        self.body = nn.Sequential(*(Block(8) for _ in range(4)))
+
+    def forward(self, x):
+        return self.last(F.pixel_shuffle(self.up(blurred(self.body(self.head(x)))), 2))
+
+
+def test_a_tail_of_zeros_hides_nothing_of_what_windows_cannot_do():
+    fast = maskguided.wrap(scaled(BlurringTail()), 2, refine_tail="light")
+    assert (fast.split.exchanges("features"), fast.split.exchanges("image")) == (True, False)
+    assert not fast.exchange
 
 
 def test_automatic_split_and_adapter_look_at_the_same():
