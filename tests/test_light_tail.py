@@ -195,10 +195,12 @@ def test_calibrated_it_is_nearer_to_the_dense_network_than_bilinear():
 
 
 @torch.enable_grad()
-def test_stage_refine_trains_it_with_what_it_looks_through():
-    fast = wrapped(keep=1)
+@pytest.mark.parametrize("adapter", ["pan", "automatic"])
+def test_stage_refine_trains_it_with_what_it_looks_through(adapter):
+    fast = wrapped(keep=1, adapter=adapter)
     crops = image(2, 3, 18, 18), image(2, 3, 72, 72)
     trained = train_only(fast, "refine")
+    assert (fast.refine_tail is fast.split.light, fast.model is fast.split.parts.model) == (True, True)
     names = {name for name, p in fast.named_parameters() if any(p is t for t in trained)}
     assert {"refine_tail.conv.weight", "model.upconv1.weight", "model.SCPA_trunk.3.conv3.weight"} <= names
     assert not {n for n in names if "upconv2" in n or "conv_last" in n or "SCPA_trunk.0" in n}
