@@ -18,7 +18,7 @@ from .patches import continued
 from .probing import untouched
 from .split import Kind, Split, State, Stretch
 
-_HALFWAY, _LR = "halfway", "input"
+_HALFWAY, _LR = "halfway", "input of the refine tail"
 _TAKEN = (
     "model", "blocks", "split_at", "cuts", "probe", "multiple_of", "features", "reads", "writes", "feature_channels",
     "constants", "supports_half", "tiling", "can_skip", "can_join", "missed", "adapter",

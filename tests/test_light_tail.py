@@ -109,6 +109,25 @@ class BlurringTail(nn.Module):
         return self.last(F.pixel_shuffle(self.up(blurred(self.body(self.head(x)))), 2))
 
 
+class Gated(nn.Module):
+    """Behind its last step, a gate that comes back from a smaller map."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.up, self.last = conv(3, 8), conv(8, 32), conv(8, 3)
+        self.body = nn.Sequential(*(Block(8) for _ in range(4)))
+
+    def forward(self, x):
+        x = F.relu(F.pixel_shuffle(self.up(self.body(self.head(x))), 2))
+        return self.last(x * F.interpolate(F.avg_pool2d(x, 4), scale_factor=4.0).sigmoid())
+
+
+def test_a_side_branch_that_comes_back_is_no_upsampling_step():
+    parts, x = maskguided.split(scaled(Gated())), image(1, 3, 16, 24)
+    state = parts.body(parts.prefix(x))
+    assert torch.equal(parts.halfway(state), parts.model.body(parts.model.head(x)))
+
+
 def test_a_tail_of_zeros_hides_nothing_of_what_windows_cannot_do():
     fast = maskguided.wrap(scaled(BlurringTail()), 2, refine_tail="light")
     assert (fast.split.exchanges("features"), fast.split.exchanges("image")) == (True, False)

@@ -59,6 +59,18 @@ def obeys_the_laws(plan: Plan) -> None:
     multiple = parts.facts.multiple_of
     fast = MaskGuided(parts, keep=0, patch_size=-(-6 // multiple) * multiple, halo=0, merge="features").eval()
     assert torch.equal(fast(x), parts.tail(parts.skip(parts.prefix(x)))), "law 3"
+    if plan.channels[0] == plan.channels[1] and plan.scale > 1:
+        law_2_with_a_light_tail(parts, x)
+
+
+def law_2_with_a_light_tail(parts: maskguided.Split, x: torch.Tensor) -> None:
+    """All windows refined are body and light tail on the whole map."""
+    fast = MaskGuided(parts, refine_tail="light").eval()
+    weight = fast.refine_tail.conv.weight
+    weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)) / weight[0].numel() ** 0.5)
+    base = fast.run_base(x)
+    whole = fast.split.rest(base.state)[:, :, : x.shape[2] * fast.scale, : x.shape[3] * fast.scale]
+    assert not fast.exchange or difference(fast.refine(base, base.every), whole) < 1e-4, "law 2, light tail"
 
 
 def split_unchanged(model: torch.nn.Module) -> maskguided.Split:

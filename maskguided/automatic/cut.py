@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .sizes import At, Rounding, Size
 from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
+
+_log = logging.getLogger(__name__)
 
 _IMAGE = "lr image"
 """Name of the LR image in a state: there only where its size is no multiple of the unit, so that maps are larger."""
@@ -213,8 +216,8 @@ class AutomaticSplit(Split):
     def _find_changed_inputs(self) -> None:
         state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.multiple_of)[0])}
         pieces = [(name, tuple(stand_in)) for name, _, stand_in in self._pieces]
-        halfway = [("halfway", (self._halfway,))] if "halfway" in self._parts else []
-        for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, *halfway, ("tail", ())):
+
+        def run(name: str, outputs: tuple[str, ...]) -> None:
             part = self._parts[name]
             inputs = {key: state[key].clone() for key in part.inputs}
             versions = {key: value._version for key, value in inputs.items()}
@@ -223,6 +226,16 @@ class AutomaticSplit(Split):
             else:
                 state.update(self._made(outputs, name, inputs))
             _clone_inputs(part, [key for key in inputs if inputs[key]._version != versions[key]])
+
+        for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, ("tail", ())):
+            run(name, outputs)
+        if "halfway" in self._parts:
+            try:
+                run("halfway", (self._halfway,))
+            except Exception:  # of a foreign network, which is split all the same
+                _log.debug("%s has no light tail", type(self.model).__name__, exc_info=True)
+                self._halfway = ""
+                del self._parts["halfway"]
 
 
 def _parts_of(cut: Cut, live: list[fx.Node], pieces: list[Piece], traced: Traced) -> dict[str, Part]:

@@ -17,20 +17,19 @@ def before_last_growth(cut: Cut, traced: Traced) -> fx.Node | None:
 
     Before PixelShuffle stands the convolution that widens for it, which is part of the step. None where there is none.
     """
-    following = dict.fromkeys(cut.written)  # what the body makes, and what is made of that
-    found: fx.Node | None = None
+    following = {node: _ratio(node, traced) for node in cut.written}  # what the body makes, and what is made of that
+    largest, found = max(following.values(), default=Fraction(0)), None
     for node in cut.tail:
-        smaller = [used for used in node.all_input_nodes if used in following]
-        if not smaller or node not in traced.values:
+        used = [one for one in node.all_input_nodes if one in following]
+        if not used or node not in traced.values:
             continue
-        following[node] = None
-        sizes = [ratio for used in smaller if (ratio := _ratio(used, traced)) is not None]
-        own = _ratio(node, traced)
-        if own is not None and sizes and own > max(sizes):
-            found = next(used for used in smaller if _ratio(used, traced) == max(sizes))
-            if _shuffles(node, traced) and _is_convolution(found, traced) and found not in cut.written:
-                found = next((used for used in found.all_input_nodes if used in following), found)
-    return found
+        own = following[node] = _ratio(node, traced)
+        if own <= largest:  # nor is it a step where a side branch comes back from a smaller map
+            continue
+        largest, found = own, max(used, key=lambda one: following[one])
+        if _shuffles(node, traced) and _is_convolution(found, traced) and found not in cut.written:
+            found = next((one for one in found.all_input_nodes if one in following), found)
+    return found if found is not None and following[found] else None
 
 
 def leading_to(node: fx.Node, cut: Cut) -> list[fx.Node]:
@@ -47,11 +46,11 @@ def _in_place(node: fx.Node) -> bool:
     return node.op != "call_module" and name.endswith("_") and not name.endswith("__")
 
 
-def _ratio(node: fx.Node, traced: Traced) -> Fraction | None:
-    """Pixels of a map of features per LR pixel, along a side; None of what is no such map."""
+def _ratio(node: fx.Node, traced: Traced) -> Fraction:
+    """Pixels of a map of features per LR pixel, along a side; 0 of what is no such map."""
     value = traced.values[node]
     if value.kind != "map" or value.layout is None or not value.dtype.is_floating_point:
-        return None
+        return Fraction(0)
     return value.layout.ratio
 
 
