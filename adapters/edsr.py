@@ -57,7 +57,8 @@ class MeanShiftedAdapter(Adapter):
         return body if hasattr(self.net, "conv_after_body") else body[:-1]
 
     def tail(self, state: State) -> Tensor:
-        net, deep = self.net, self._deep(state)
+        net, state = self.net, dict(state)  # its own: what is taken out is freed where nobody else holds it
+        deep = self._deep(state)
         if hasattr(net, "conv_after_body"):
             image: Tensor = net.conv_last(net.upsample(deep))
             image = image / net.img_range + net.mean.type_as(image)
@@ -66,17 +67,19 @@ class MeanShiftedAdapter(Adapter):
         return original
 
     def halfway(self, state: State) -> Tensor:
-        net, x = self.net, self._deep(state)
+        net, x = self.net, self._deep(dict(state))
         first = net.upsample if hasattr(net, "upsample") else net.tail[0]
         layers = list(first if isinstance(first, nn.Sequential) else net.tail)
-        last = max(number for number, layer in enumerate(layers) if isinstance(layer, nn.PixelShuffle))
-        for layer in layers[: last - 1]:  # to the convolution that widens for it
+        shuffles = [number for number, layer in enumerate(layers) if isinstance(layer, nn.PixelShuffle)]
+        if not shuffles:
+            return super().halfway(state)
+        for layer in layers[: shuffles[-1] - 1]:  # to the convolution that widens for it
             x = layer(x)
         return x
 
     def _deep(self, state: State) -> Tensor:
-        net, state = self.net, dict(state)  # its own: what is taken out is freed where nobody else holds it
-        last = net.conv_after_body if hasattr(net, "conv_after_body") else net.body[-1]
+        """What the upsampling starts from. Takes out of `state` what it uses."""
+        last = self.net.conv_after_body if hasattr(self.net, "conv_after_body") else self.net.body[-1]
         deep: Tensor = last(state.pop("features")) + state.pop("shallow")
         return deep
 

@@ -58,17 +58,18 @@ class PANAdapter(Adapter):
         return list(self.net.SCPA_trunk)
 
     def tail(self, state: State) -> Tensor:
+        state = dict(state)  # its own: what is taken out is freed where nobody else holds it
         x, last = self._up_to_last(state)
         residual: Tensor = self.net.conv_last(self._upsampled(x, *last))
         bilinear = F.interpolate(state["input"], scale_factor=float(self.scale), mode="bilinear", align_corners=False)
         return residual + bilinear
 
     def halfway(self, state: State) -> Tensor:
-        return self._up_to_last(state)[0]
+        return self._up_to_last(dict(state))[0]
 
     def _up_to_last(self, state: State) -> tuple[Tensor, _Step]:
-        """What the last upsampling step takes, and its layers."""
-        net, state = self.net, dict(state)  # its own: what is taken out is freed where nobody else holds it
+        """What the last upsampling step takes, and its layers. Takes out of `state` what it uses."""
+        net = self.net
         x = state.pop("shallow") + net.trunk_conv(state.pop("features"))
         steps = [(net.upconv1, net.att1, net.HRconv1)]
         if hasattr(net, "upconv2"):

@@ -274,6 +274,8 @@ def test_what_cannot_have_it_is_refused_with_what_would():
         maskguided.wrap(net, 2, refine_tail="light", merge="features")
     with pytest.raises(ArgumentError, match="one of 'own', 'light'"):
         maskguided.wrap(net, 2, refine_tail="heavy")
+    with pytest.raises(ArgumentError, match="adapter 'edsr' has no `halfway`"):
+        maskguided.wrap(scaled(EDSR(features=8, blocks=4, scale=1)), 2, adapter="edsr", refine_tail="light")
     with pytest.raises(ArgumentError, match="no step of its tail enlarges a map"):
         maskguided.wrap(scaled(Denoiser()), 2, adapter="automatic", refine_tail="light")
 
