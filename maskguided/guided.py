@@ -111,8 +111,8 @@ class MaskGuided(Knobs):
             merge = "features" if split.can_skip and split.can_join and not chosen else "image"
         if coarse_tail is None:
             coarse_tail = "copy" if split.can_skip else "light"
-        check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, context=context, global_ops=global_ops)
-        check_choices(refine_tail=refine_tail)
+        check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, refine_tail=refine_tail)
+        check_choices(context=context, global_ops=global_ops)
         if refine_tail == "light":
             check_refine_tail(merge)
             split = with_light_tail(split)

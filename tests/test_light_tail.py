@@ -12,7 +12,7 @@ from support import NETWORKS as EVERY
 from support import PHOTO, difference, image, need_basicsr, run, scaled
 from torch import nn
 from torch.nn import functional as F
-from toys import Block, blurred, conv
+from toys import Block, Chain, blurred, conv
 
 import maskguided
 from maskguided import ArgumentError, CheckpointError, MaskGuided
@@ -92,40 +92,30 @@ def test_so_it_is_for_networks_that_are_split_automatically(name):
     fast = maskguided.wrap(net, adapter="automatic", refine_tail="light", coarse_tail="light", keep=1).eval()
     scaled(fast.refine_tail, seed=1)
     assert difference(fast(x), fast.split.rest(fast.split.prefix(x))) < 1e-5
-    by_adapter = {"rrdbnet": (2, 64), "msrresnet": (2, 64), "rrdbnet-x2": (1, 64), "pan-small-x3": (1, 8)}
-    factor, channels = by_adapter.get(name, (1, 16))
+    expected = {"rrdbnet": (2, 64), "msrresnet": (2, 64), "rrdbnet-x2": (1, 64), "pan-small-x3": (1, 8)}
+    factor, channels = expected.get(name, (1, 16))
     assert fast.split.looks_at(fast.split.prefix(x)).shape == (1, channels, 20 * factor, 24 * factor)
 
 
-class BlurringTail(nn.Module):
+class BlurringTail(Chain):
     """Before its last step, something that windows cannot see their neighbours in."""
 
-    def __init__(self):
-        super().__init__()
-        self.head, self.up, self.last = conv(3, 8), conv(8, 32), conv(8, 3)
-        self.body = nn.Sequential(*(Block(8) for _ in range(4)))
-
-    def forward(self, x):
-        return self.last(F.pixel_shuffle(self.up(blurred(self.body(self.head(x)))), 2))
+    def finish(self, x):
+        return super().finish(blurred(x))
 
 
-class Gated(nn.Module):
+class Gated(Chain):
     """Behind its last step, a gate that comes back from a smaller map."""
 
-    def __init__(self):
-        super().__init__()
-        self.head, self.up, self.last = conv(3, 8), conv(8, 32), conv(8, 3)
-        self.body = nn.Sequential(*(Block(8) for _ in range(4)))
-
-    def forward(self, x):
-        x = F.relu(F.pixel_shuffle(self.up(self.body(self.head(x))), 2))
-        return self.last(x * F.interpolate(F.avg_pool2d(x, 4), scale_factor=4.0).sigmoid())
+    def finish(self, x):
+        x = super().finish(x)
+        return x * F.interpolate(F.avg_pool2d(x, 4), scale_factor=4.0).sigmoid()
 
 
 def test_a_side_branch_that_comes_back_is_no_upsampling_step():
     parts, x = maskguided.split(scaled(Gated())), image(1, 3, 16, 24)
     state = parts.body(parts.prefix(x))
-    assert torch.equal(parts.halfway(state), parts.model.body(parts.model.head(x)))
+    assert torch.equal(parts.halfway(state), nn.Sequential(*parts.model.blocks)(parts.model.first(x)))
 
 
 def test_a_tail_of_zeros_hides_nothing_of_what_windows_cannot_do():
