@@ -70,8 +70,8 @@ def calibrate(
         max_cost: choose the largest keep that costs no more than this share of the dense MACs.
         max_time: the same of the dense network's time, measured here and now: at these sizes, with these threads. With
             no budget keep stays.
-        split_at: "auto": also choose the split, where branches merge, and then patch size, halo and whether windows
-            exchange borders.
+        split_at: "auto": also choose the split, where branches merge, and then the refine tail, patch size, halo and
+            whether windows exchange borders.
         fit: "all": coarse tail, score and context; "score" or "context": that alone, the others stay as they were
             trained; "nothing": only keep is chosen.
         per_image: let each image decide how many patches it needs (`MaskGuided.min_gain_db`) instead of refining the
@@ -126,7 +126,7 @@ def calibrate(
     sizes = fast.patch_size, fast.halo
     return Calibration(
         fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated, fast.min_gain_db,
-        fast.split.cuts[1:],
+        fast.split.cuts[1:], "own" if fast.refine_tail is None else "light",
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -199,52 +198,6 @@ def test_a_drop_budget_takes_no_more_than_it_needs(with_hr):
     assert found.estimated == (not with_hr)
 
 
-@pytest.mark.parametrize("merge", ["image", "features"])
-def test_it_chooses_the_split_too(merge):
-    fast, x = wrapped(merge=merge), image(1, 3, 40, 40)
-    model = fast.unwrap()
-    found = maskguided.calibrate(fast, photographs(2), max_cost=0.9, split_at="auto")
-    assert fast.unwrap() is model
-    assert found.split_at == fast.split.split_at
-    assert fast.cost(40, 40).ratio <= 0.9
-    assert fast(x).shape == (1, 3, 80, 80)
-
-
-def test_at_the_best_place_it_tries_other_windows():
-    fast, told = wrapped(), []
-    found = maskguided.calibrate(fast, photographs(2), max_cost=0.9, split_at="auto", progress=told.append)
-    tried = {text.partition(": ")[0] for text in told if text.startswith("split_at=")}
-    usual = {where for where in tried if where.endswith("patch 8+0")}
-    assert {where.partition(",")[0] for where in usual} == {"split_at=1", "split_at=2", "split_at=3"}
-    best = {where.rpartition(", ")[0] for where in tried - usual}
-    assert best == {f"split_at={found.split_at}, {found.merge}"}
-    assert {where.rpartition(" ")[2] for where in tried - usual} == {"16+1", "16+2"}
-
-
-def test_for_a_drop_it_finds_the_cheapest_of_what_it_tries_without_measuring_all():
-    model, images, told, alone = network(), photographs(2), [], []
-    for cut, merge in itertools.product((1, 2, 3), ("image", "features")):
-        tail = {"coarse_tail": "light"} if merge == "image" else {}
-        fast = maskguided.wrap(model, cut, merge=merge, patch_size=8, **tail)
-        alone.append(maskguided.calibrate(fast, images, max_drop_db=0.02).chosen)
-    fast = maskguided.wrap(model, 2)
-    found = maskguided.calibrate(fast, images, max_drop_db=0.02, split_at="auto", progress=told.append)
-    assert found.chosen.drop <= 0.02
-    assert found.chosen.macs <= min(point.macs for point in alone) + 0.005
-    measured = [text for text in told if "measuring" in text and text.startswith("split_at")]
-    assert len({text.partition(": ")[0] for text in told if text.startswith("split_at")}) == 8
-    assert len(measured) < 3 * 8
-
-
-@pytest.mark.parametrize(("first", "then"), [("image", "features"), ("features", "image")])
-def test_a_network_that_becomes_another_is_that_one(first, then):
-    fast, other, x = wrapped(merge=first), wrapped(merge=then, keep=0.3, scorer="linear"), image(1, 3, 30, 30)
-    expected, names = other(x), set(other.state_dict())
-    fast.become(other)
-    assert torch.equal(fast(x), expected)
-    assert set(fast.state_dict()) == names
-
-
 def test_the_network_stays_as_it_was(tmp_path):
     model = network()
     before = copy.deepcopy(model.state_dict())
@@ -302,18 +255,6 @@ def test_a_budget_of_time_is_met_by_what_the_clock_says(monkeypatch):
     assert maskguided.calibrate(fast, photographs(2), fit="nothing").chosen.time is None
 
 
-def test_where_time_counts_windows_alone_are_tried_too(monkeypatch):
-    timed_as(monkeypatch, lambda fast: (0.5 if fast.exchange else 0.2) + fast.keep)
-    net, ((lr, _), *_) = scaled(PAN(features=12, up_features=8, blocks=4), gain=0.6), real_photographs()
-    for budget, exchange in (({"max_time": 0.45}, False), ({"max_cost": 0.8}, True)):
-        fast = maskguided.wrap(net, patch_size=8).eval()
-        assert fast.exchange
-        found = maskguided.calibrate(fast, [lr[..., :32, :32]], split_at="auto", **budget)
-        assert fast.exchange == found.exchange == exchange
-        assert ("windows alone" in str(found)) == (not exchange)
-    assert found.chosen.macs <= 0.8
-
-
 def test_what_all_regressions_look_at_is_found_whatever_the_features_scale():
     generator = torch.Generator().manual_seed(0)
     scales = torch.logspace(-3, 3, 12, dtype=torch.float64)
@@ -344,12 +285,6 @@ def test_the_context_is_fitted_where_windows_exchange_borders_and_brings_the_ima
     alone = maskguided.wrap(real_network(), 2, patch_size=8, exchange=False).eval()
     maskguided.calibrate(alone, [lr])
     assert alone.context is None
-
-
-def test_without_a_budget_keep_and_the_head_stay_whatever_the_split():
-    fast = maskguided.wrap(network(), 2, keep=0.25, head={"channels": 1})
-    maskguided.calibrate(fast, photographs(), split_at="auto")
-    assert (fast.keep, fast.head.settings["channels"]) == (0.25, 1)
 
 
 def test_images_of_two_patches_are_priced_as_they_cost():

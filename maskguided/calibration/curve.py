@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
+from ..settings import RefineTail
 from ..split import Merge
 from ..values import as_number
 
@@ -75,18 +76,20 @@ class Calibration:
     """Where each image decides how many patches it needs: what another must bring; every `keep` is a mean then."""
     later: tuple[int, ...] = ()
     """Further cuts."""
+    refine_tail: RefineTail = "own"
 
     def __str__(self) -> str:
         how = "estimated, no HR images" if self.estimated else "to HR"
         cuts = ", ".join(map(str, (self.split_at, *self.later)))
+        tail = "" if self.refine_tail == "own" else f", refine_tail={self.refine_tail}"
         lines = [
-            f"split_at={cuts}, merge={self.merge}, patch_size={self.patch_size}, halo={self.halo}"
+            f"split_at={cuts}, merge={self.merge}{tail}, patch_size={self.patch_size}, halo={self.halo}"
             + ("" if self.exchange else " (windows alone)")
             + f", keep={self.chosen.keep:.3f}"
             + ("" if self.min_gain_db is None else f" on average (patches that bring {self.min_gain_db:.3f} dB)")
             + f": {self.chosen.macs:.1%} of the dense MACs, "
             + ("" if self.chosen.time is None else f"{self.chosen.time:.1%} of the time, ")
-            + f"{self.chosen.drop:.3f} dB below dense (PSNR-Y, {how})",
+            + f"{abs(self.chosen.drop):.3f} dB {'below' if self.chosen.drop >= 0 else 'above'} dense (PSNR-Y, {how})",
             "  keep   MACs   time  drop/dB",
             *(f"  {p.keep:4.2f}  {p.macs:5.1%}  {_percent(p.time):>5}  {p.drop:7.3f}" for p in self.curve),
         ]

@@ -10,6 +10,7 @@ from ..adapter import split
 from ..errors import ArgumentError, CannotSplit
 from ..guided import MaskGuided
 from ..patches import round_up
+from ..settings import RefineTail
 from ..split import Merge, Split
 from .closed_form import Known
 from .curve import Budget, Point
@@ -18,38 +19,54 @@ from .measured import KEEPS, Priced, Progress, between, fit_parts, measure, pric
 _Windows = tuple[int, int, bool]  # patch size, halo, exchange
 
 
+class _Place(NamedTuple):
+    """Where a network is cut, where its branches meet, and what makes an image of refined patches."""
+
+    parts: Split
+    merge: Merge
+    refine_tail: RefineTail = "own"
+
+
 class _Best(NamedTuple):
     """What is the best up to now."""
 
     rating: float
+    place: _Place
     fast: MaskGuided
     prices: Priced
 
 
 def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: Progress) -> Priced:
-    """Make `fast` the best of some splits and merges, then of some windows there: the cheapest or the nearest to dense.
+    """Make `fast` the best of some splits and merges, then of refine tails and windows there: the cheapest or the
+    nearest to dense.
 
     Its parts are fitted then, and its prices returned.
 
     Places are compared on the usual windows. Where none meets the budget on these, all places get the other windows.
+    Which tail is the better hangs on the network and the budget, and hardly on where it is cut.
     """
     best: _Best | None = None
     missed: list[float] = []  # what it costs, or loses, where a budget is not met
 
-    def compare(candidates: Iterable[MaskGuided | None]) -> None:
+    def compare(candidates: Iterable[tuple[_Place, _Windows]]) -> None:
         nonlocal best
-        for candidate in candidates:
+        for place, windows in candidates:
+            candidate = _candidate(fast, place, windows)
             if candidate is not None:
                 found = _rated(candidate, images, budget, math.inf if best is None else best.rating, missed, progress)
-                if found is not None and (best is None or found.rating < best.rating):
-                    best = found
+                if found is not None and (best is None or found[0] < best.rating):
+                    best = _Best(found[0], place, candidate, found[1])
 
-    places = [(parts, merge, _windows(fast, parts, merge, budget.time is not None)) for parts, merge in _places(fast)]
-    compare(_candidate(fast, parts, merge, usual) for parts, merge, (usual, *_) in places)
-    if best is not None:
-        at = best.fast
-        places = [place for place in places if place[0] is at.split and place[1] == at.merge]
-    compare(_candidate(fast, parts, merge, way) for parts, merge, (_, *ways) in places for way in ways)
+    def windows_at(place: _Place) -> list[_Windows]:
+        return _windows(fast, place, budget.time is not None)
+
+    places = list(_places(fast))
+    compare((place, windows_at(place)[0]) for place in places)
+    if best is not None and fast.refine_tail is None:
+        light = _Place(best.place.parts, "image", "light")
+        compare([(light, windows_at(light)[0])])
+    left = places if best is None else [best.place]
+    compare((place, windows) for place in left for windows in windows_at(place)[1:])
     if best is None:
         raise ArgumentError(f"calibrate: {_unmet(budget, missed)}")
     fast.become(best.fast)
@@ -72,13 +89,15 @@ def _rated(
     best: float,
     missed: list[float],
     progress: Progress,
-) -> _Best | None:
-    """The candidate and what it costs or loses within the budget, the less the better; None where it cannot meet it.
+) -> tuple[float, Priced] | None:
+    """What it costs or loses within the budget, the less the better, and its prices; None where it cannot meet it.
 
     What it costs or loses then is added to `missed`. None, too, as soon as it is seen to be no better than the `best`:
     fitting and measuring take most of a search.
     """
-    where = f"split_at={candidate.split.split_at}, {candidate.merge}, patch {candidate.patch_size}+{candidate.halo}"
+    tail = "" if candidate.refine_tail is None else ", light refine tail"
+    windows = f"patch {candidate.patch_size}+{candidate.halo}"
+    where = f"split_at={candidate.split.split_at}, {candidate.merge}{tail}, {windows}"
 
     def told(what: str) -> None:
         progress(f"{where}: {what}")
@@ -89,7 +108,7 @@ def _rated(
         return None
     if budget.drop_db is None:
         fit_parts(candidate, images, "all", told)
-        return _Best(measure(candidate, images, prices, candidate.keep, told).drop, candidate, prices)
+        return measure(candidate, images, prices, candidate.keep, told).drop, prices
     if prices.macs.at(0) >= best:
         return None
     fit_parts(candidate, images, "all", told)
@@ -98,7 +117,7 @@ def _rated(
     if high.drop > budget.drop_db:
         missed.append(high.drop)
         return None
-    return _Best(_cheapest(candidate, images, prices, budget.drop_db, high, told), candidate, prices)
+    return _cheapest(candidate, images, prices, budget.drop_db, high, told), prices
 
 
 def _cheapest(
@@ -117,27 +136,29 @@ def _cheapest(
     return high.macs
 
 
-def _places(fast: MaskGuided) -> Iterable[tuple[Split, Merge]]:
+def _places(fast: MaskGuided) -> Iterable[_Place]:
     """Splits at an eighth to three quarters of the depth, with both merges where the network has both."""
     blocks, name = len(fast.split.blocks), fast.split.adapter
-    for place in sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)}):
+    tail: RefineTail = "own" if fast.refine_tail is None else "light"
+    for at in sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)}):
         try:
-            parts = split(fast.unwrap(), place, adapter=name, body=None if name else fast.split.blocks)
+            parts = split(fast.unwrap(), at, adapter=name, body=None if name else fast.split.blocks)
         except CannotSplit:  # though it can be cut elsewhere
             continue
-        yield parts, "image"  # mostly the better, by which the other is left out the sooner
+        yield _Place(parts, "image", tail)  # mostly the better, by which the other is left out the sooner
         if parts.can_skip:
-            yield parts, "features"
+            yield _Place(parts, "features")
 
 
-def _windows(fast: MaskGuided, parts: Split, merge: Merge, timed: bool) -> list[_Windows]:
+def _windows(fast: MaskGuided, place: _Place, timed: bool) -> list[_Windows]:
     """Patch, halo and whether windows exchange borders, to be tried there; the usual first.
 
     Exchange computes no pixel twice, but a border to what is not refined is but a guess: where the coarse image is good
     already, a halo is worth its work (docs/benchmarks.md). To a network of few channels copying borders may cost more
     time than a halo.
     """
-    if fast.exchange and parts.exchanges(merge):
+    parts = place.parts
+    if fast.exchange and parts.exchanges(place.merge):
         ways = [(8, 0, True), (16, 1, True), (16, 2, False)] + [(16, 1, False)] * timed
     else:
         ways = [(16, 2, False), (16, 1, False), (32, 1, False)]
@@ -146,15 +167,14 @@ def _windows(fast: MaskGuided, parts: Split, merge: Merge, timed: bool) -> list[
     return list(dict.fromkeys(fitting))
 
 
-def _candidate(fast: MaskGuided, parts: Split, merge: Merge, windows: _Windows) -> MaskGuided | None:
+def _candidate(fast: MaskGuided, place: _Place, windows: _Windows) -> MaskGuided | None:
     """The network wrapped so; None where it cannot run on such windows, or its branches cannot meet there."""
     patch_size, halo, exchange = windows
     try:
         return MaskGuided(
-            parts, keep=fast.keep, patch_size=patch_size, halo=halo, merge=merge,
-            coarse_tail="light" if merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
-            refine_tail="light" if merge == "image" and fast.refine_tail is not None else "own",
-            head=fast.head.settings,
+            place.parts, keep=fast.keep, patch_size=patch_size, halo=halo, merge=place.merge,
+            coarse_tail="light" if place.merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
+            refine_tail=place.refine_tail, head=fast.head.settings,
         ).eval()  # fmt: skip
     except ArgumentError:
         return None
