@@ -37,7 +37,7 @@ class _Best(NamedTuple):
 
 
 def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: Progress) -> Priced:
-    """Make `fast` the best of some splits and merges, then of refine tails and windows there: the cheapest or the
+    """Make `fast` the best of some splits and merges, then of windows and refine tails there: the cheapest or the
     nearest to dense.
 
     Its parts are fitted then, and its prices returned.
@@ -62,11 +62,14 @@ def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: 
 
     places = list(_places(fast))
     compare((place, windows_at(place)[0]) for place in places)
-    if best is not None and fast.refine_tail is None:
-        light = _Place(best.place.parts, "image", "light")
-        compare([(light, windows_at(light)[0])])
-    left = places if best is None else [best.place]
-    compare((place, windows) for place in left for windows in windows_at(place)[1:])
+    if best is None:
+        compare((place, windows) for place in places for windows in windows_at(place)[1:])
+    else:
+        at, others = best.place, windows_at(best.place)[1:]
+        compare((at, windows) for windows in others)
+        if fast.refine_tail is None:
+            light = _Place(at.parts, "image", "light")
+            compare((light, windows) for windows in windows_at(light))
     if best is None:
         raise ArgumentError(f"calibrate: {_unmet(budget, missed)}")
     fast.become(best.fast)
