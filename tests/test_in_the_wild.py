@@ -333,3 +333,20 @@ def test_what_cannot_be_pickled_says_so(tmp_path):
         torch.save(fast, tmp_path / "fast.pt")
     torch.save(fast.state_dict(), tmp_path / "state.pt")
     fast.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+class InPythonsTypes(Base):
+    """Types of Python where torch takes a dtype."""
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            levels = torch.full((1, 1, 1, 1), 3, dtype=int) * (4 * x).to(int)
+            x = block(x) + 0.1 * levels.to(float).to(x.dtype) * (x > 0).to(bool)
+        return self.finish(x)
+
+
+def test_types_of_python_stand_for_dtypes():
+    model, x = scaled(InPythonsTypes()), image(2, 3, 23, 31)
+    parts = maskguided.split(model, 2)
+    assert torch.equal(parts.rest(parts.prefix(x)), model(x))

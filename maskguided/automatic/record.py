@@ -22,6 +22,9 @@ from ..probing import forget_results, image_of, untouched
 Path = tuple[int | str, ...]
 """Where a tensor stands within a nested result: () for the result itself."""
 
+_DTYPES: dict[type, Any] = {bool: torch.bool, int: torch.int64, float: torch.float64}
+"""What Python's own types mean where torch takes a dtype; a graph cannot name them."""
+
 
 class Made(NamedTuple):
     """The tensor at `path` of what step `step` made; step -1 is the network's input."""
@@ -177,6 +180,8 @@ class _Recorder(TorchFunctionMode):
             return self.known[id(value)]
         if isinstance(value, torch.device):
             return Live("device")
+        if isinstance(value, type):
+            value = _DTYPES.get(value, value)
         if isinstance(value, torch.dtype) and value == self._dtype:
             return Live("dtype")
         if isinstance(value, np.generic):
