@@ -1,10 +1,11 @@
 """Detours over the whole map: what looks far at little cost, by steps that windows are no multiple of.
 
 Efficient networks look around in a side branch of few channels: a convolution with a stride and no padding, a pool that
-overlaps, or one to an eighth of the map's size, and by an interpolation back to the size that it left at (ESA: Liu et
-al., "Residual Feature Aggregation Network for Image Super-Resolution", CVPR 2020; SAFM: Sun et al., "Spatially-Adaptive
-Feature Modulation for Efficient Image Super-Resolution", ICCV 2023). On a window that would be another branch. So where
-it leaves, the windows are put into a map; it runs on that; and what comes back is cut into windows.
+overlaps, or one to an eighth of the map's size, and by an interpolation, or a crop of one, back to the size that it
+left at (ESA: Liu et al., "Residual Feature Aggregation Network for Image Super-Resolution", CVPR 2020; SAFM: Sun et
+al., "Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution", ICCV 2023). On a window that would be
+another branch. So where it leaves, the windows are put into a map; it runs on that; and what comes back is cut into
+windows.
 """
 
 from __future__ import annotations
@@ -110,6 +111,21 @@ class Detours:
             given = {**given, "size": self.left.get(size, size)}
         result: Tensor = func(**given)
         return self.back(result) if _size_of(result) in self.left.values() else result
+
+    def cropped(self, whole: Tensor, index: Any) -> Tensor:
+        """`whole[index]` of a map on a detour; where that is a crop to the size of the windows, its windows.
+
+        What is enlarged by the step that it was pooled by may be larger than the map that was left, as 17 pixels in
+        steps of 16 become 32.
+        """
+        every = isinstance(index, tuple) and (len(index) == 4 or (len(index) == 3 and index[0] is Ellipsis))
+        sides = index[-2:] if every else ()
+        ends = tuple(side.stop for side in sides if isinstance(side, slice) and not side.start and side.step is None)
+        there = self.left.get(ends)
+        if there is None or any(end > side for end, side in zip(there, _size_of(whole), strict=True)):
+            return whole[index]
+        crop = (*index[:-2], *map(slice, there))
+        return self.back(whole[crop])
 
 
 def _pooled(window: int, to: int, whole: int) -> int:

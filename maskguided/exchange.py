@@ -112,6 +112,8 @@ class Exchange(TorchFunctionMode):
         if name in _ADDS and self.shifts.pending and len(args) == 2:
             mask = self.shifts.masked(*args)
             return func(*args, **kwargs) if mask is None else func(args[0], mask, **kwargs)
+        if name == "__getitem__" and self.detours is not None and self.detours.has(args[0]):
+            return self.detours.cropped(*args)
         name = "im2col" if func is F.unfold else name  # there is a Tensor.unfold, too
         if name not in ORDER:
             return func(*args, **kwargs)

@@ -43,6 +43,11 @@ def safm(x, step=8):
     return F.interpolate(F.conv2d(small, image(4, 1, 3, 3), padding=1, groups=4), x.shape[2:], mode="nearest")
 
 
+def enlarged(x):
+    """A mean by steps of 4 pixels, and each of these 4 pixels large again: mostly more than there were (NinaSR)."""
+    return F.interpolate(F.avg_pool2d(x, 7, 4, 3, count_include_pad=False), scale_factor=4.0, mode="nearest")
+
+
 def mixed(x):
     """What a branch may do on its way that is no step of a detour: a roll, an unfold, padding back to the size."""
     small = F.avg_pool2d(x, 3, stride=1)
@@ -60,6 +65,9 @@ BRANCHES = {
     "to a size of numbers": lambda x: esa(x, size=lambda x: (int(x.shape[2]), int(x.shape[3]))),
     "by means": lambda x: esa(x, pool=F.avg_pool2d),
     "two levels": two_levels,
+    "cropped": lambda x: enlarged(x)[:, :, : x.shape[2], : x.shape[3]],
+    "cropped, of its channels": lambda x: enlarged(x)[..., :4, : x.shape[2], : x.shape[3]],
+    "cropped from what comes before": lambda x: enlarged(x)[..., 0 : x.shape[2], : x.shape[3]],
     "two in a row": lambda x, kept=lambda x: x: esa(kept(x + esa(x))),
     "largest of 3x3": lambda x: F.max_pool2d(x, 3, 1, 1),
     "mean of 3x3": lambda x: F.avg_pool2d(x, 3, 1, padding=1, count_include_pad=False),
