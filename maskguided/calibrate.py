@@ -126,7 +126,7 @@ def calibrate(
     sizes = fast.patch_size, fast.halo
     return Calibration(
         fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated, fast.min_gain_db,
-        fast.split.cuts[1:], "own" if fast.refine_tail is None else "light",
+        fast.split.cuts[1:], fast.split.refine_tail,
     )  # fmt: skip
 
 

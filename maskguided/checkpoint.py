@@ -273,7 +273,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
         "onward": fast.onward,
         "scorer": fast.scorer,
         "coarse_tail": fast.coarse_tail_kind,
-        "refine_tail": "own" if fast.refine_tail is None else "light",
+        "refine_tail": fast.split.refine_tail,
         "global_ops": fast.global_ops,
         "exchange": fast.exchange,
         "coarse_on": fast.coarse_on,

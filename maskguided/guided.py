@@ -23,7 +23,6 @@ from .settings import (
     CoarseOn,
     Context,
     GlobalOps,
-    RefineTail,
     Scorer,
     check_arguments,
     check_choices,
@@ -37,7 +36,7 @@ from .settings import (
     default_sizes,
     patch_that_runs,
 )
-from .split import Kind, Merge, Split, State
+from .split import Kind, Merge, RefineTail, Split, State
 from .values import as_whole
 from .windows import on_windows
 

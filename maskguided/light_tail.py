@@ -35,6 +35,7 @@ class LightTailed(Split):
     """
 
     kinds: Mapping[str, Kind]
+    refine_tail = "light"
 
     def __init__(self, parts: Split, light: LightTail) -> None:
         self.parts, self.light = parts, light

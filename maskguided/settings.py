@@ -15,14 +15,13 @@ from .coarse import CoarseTail
 from .errors import ArgumentError, first_line, is_out_of_memory, warn
 from .patches import Grid, round_up
 from .probing import untouched
-from .split import Merge, Split
+from .split import Merge, RefineTail, Split
 from .thin import thinly
 from .values import as_number, as_whole
 from .windows import on_windows
 
 Scorer = Literal["input", "coarse", "linear", "head"]
 CoarseOn = Literal["all", "unrefined"]
-RefineTail = Literal["own", "light"]
 GlobalOps = Literal["image", "window", "refuse"]
 Context = Literal["zeros", "linear"]
 _CHOICES: dict[str, tuple[str, ...]] = {

@@ -44,6 +44,9 @@ Kind = Literal["map", "vector", "constant"]
 Merge = Literal["features", "image"]
 """Where refined patches go back."""
 
+RefineTail = Literal["own", "light"]
+"""What makes an image of them: the network's own tail, or a light one."""
+
 
 def taken(state: State) -> State:
     """What is in `state`, which is emptied: what the new owner is done with is freed, whoever holds on to `state`."""
@@ -121,6 +124,8 @@ class Split(ABC):
     """Whether every value that blocks n+1..N write has a stand-in; without one there is no `skip`."""
     can_join: bool = True
     """Whether every such value is a map, into which refined patches can be put back."""
+    refine_tail: RefineTail = "own"
+    """Which `tail` is."""
 
     def __init__(self, model: nn.Module, blocks: tuple[str, ...], split_at: int, probe: Probe) -> None:
         if isinstance(split_at, bool) or not isinstance(split_at, int) or not 1 <= split_at < len(blocks):

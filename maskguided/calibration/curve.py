@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
-from ..settings import RefineTail
-from ..split import Merge
+from ..split import Merge, RefineTail
 from ..values import as_number
 
 

@@ -10,8 +10,7 @@ from ..adapter import split
 from ..errors import ArgumentError, CannotSplit
 from ..guided import MaskGuided
 from ..patches import round_up
-from ..settings import RefineTail
-from ..split import Merge, Split
+from ..split import Merge, RefineTail, Split
 from .closed_form import Known
 from .curve import Budget, Point
 from .measured import KEEPS, Priced, Progress, between, fit_parts, measure, price
@@ -67,7 +66,7 @@ def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: 
     else:
         at, others = best.place, windows_at(best.place)[1:]
         compare((at, windows) for windows in others)
-        if fast.refine_tail is None:
+        if fast.split.refine_tail == "own":
             light = _Place(at.parts, "image", "light")
             compare((light, windows) for windows in windows_at(light))
     if best is None:
@@ -142,13 +141,14 @@ def _cheapest(
 def _places(fast: MaskGuided) -> Iterable[_Place]:
     """Splits at an eighth to three quarters of the depth, with both merges where the network has both."""
     blocks, name = len(fast.split.blocks), fast.split.adapter
-    tail: RefineTail = "own" if fast.refine_tail is None else "light"
     for at in sorted({min(blocks - 1, max(1, round(blocks * share))) for share in (0.125, 0.25, 0.5, 0.75)}):
         try:
             parts = split(fast.unwrap(), at, adapter=name, body=None if name else fast.split.blocks)
         except CannotSplit:  # though it can be cut elsewhere
             continue
-        yield _Place(parts, "image", tail)  # mostly the better, by which the other is left out the sooner
+        yield _Place(
+            parts, "image", fast.split.refine_tail
+        )  # mostly the better, by which the other is left out the sooner
         if parts.can_skip:
             yield _Place(parts, "features")
 
