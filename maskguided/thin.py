@@ -58,11 +58,11 @@ def _conv2d(
     if weight.numel() * input.shape[-2] * input.shape[-1] < little:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     high, wide = weight.shape[2:]
-    kernel = weight.new_full((1, 1, high, wide), (1 - _CENTRE) / (high * wide))
+    kernel = weight.new_full((groups, 1, high, wide), (1 - _CENTRE) / (high * wide))
     kernel[:, :, high // 2, wide // 2] += _CENTRE
     means = input.reshape(*input.shape[:-3], groups, -1, *input.shape[-2:]).mean(-3)  # (..., groups, H, W)
-    made = F.conv2d(means.flatten(0, -3)[:, None], kernel, None, stride, padding, dilation).asinh()
-    each = made.reshape(*means.shape[:-2], 1, *made.shape[2:]).expand(*means.shape[:-2], len(weight) // groups, -1, -1)
+    made = F.conv2d(means, kernel, None, stride, padding, dilation, groups).asinh()
+    each = made.reshape(*means.shape[:-2], 1, *made.shape[-2:]).expand(*means.shape[:-2], len(weight) // groups, -1, -1)
     factor, more = _of_channels(weight, bias)
     return (each.flatten(-4, -3) * factor[:, None, None] + more[:, None, None]).to(made.dtype)
 
