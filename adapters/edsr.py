@@ -8,12 +8,16 @@ same two with groups as blocks, and shares this file's code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from maskguided.adapter import Adapter, lacks, register
 from maskguided.errors import ArgumentError
 from maskguided.integrations.basicsr_plugin import import_basicsr
+from maskguided.probing import untouched
 from maskguided.split import State
 from maskguided.weights import count_blocks, load_into
 
@@ -21,6 +25,9 @@ from .edsr_net import EDSR
 
 _BASICSR = ("conv_first", "body", "conv_after_body", "upsample", "conv_last", "img_range", "mean")
 _ORIGINAL = ("sub_mean", "head", "body", "tail", "add_mean")
+
+_TRUE, _TRUER = 30.0, 1.0
+"""dB: an image so near to its LR image is that of a trained network; and so much nearer is no accident."""
 
 
 class MeanShiftedAdapter(Adapter):
@@ -110,7 +117,7 @@ class EDSRAdapter(MeanShiftedAdapter):
         model: nn.Module = import_basicsr("basicsr.archs.edsr_arch").EDSR(
             num_block=count_blocks(weights, "body"), res_scale=_res_scale(settings["num_feat"]), **settings
         )
-        return load_into(model, weights)
+        return in_its_range(load_into(model, weights))
 
 
 def basicsr_settings(weights: Mapping[str, Tensor], scale: int | None) -> dict[str, int]:
@@ -122,6 +129,33 @@ def basicsr_settings(weights: Mapping[str, Tensor], scale: int | None) -> dict[s
         "num_feat": features,
         "upscale": _agreed(_shuffled_scale(weights, "upsample.", features), scale),
     }
+
+
+def in_its_range(model: nn.Module) -> nn.Module:
+    """basicsr's EDSR or RCAN with the `img_range` and `rgb_mean` that it was trained with; no file holds them.
+
+    Tried are its defaults (255, the means of DIV2K), 1 and means of 0, on a smooth random image: with the wrong ones a
+    trained network's image, reduced, is less like the LR image. The defaults stay where none of them is clearly better.
+    """
+    net: Any = model
+    if net.mean.shape[1] != net.conv_first.in_channels:
+        return model
+    noise = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    lr = F.interpolate(noise, size=(24, 24), mode="bicubic").clamp(0, 1)
+
+    def likeness(img_range: float, mean: Tensor) -> float:
+        net.img_range, net.mean = img_range, mean
+        error = F.adaptive_avg_pool2d(net(lr), (24, 24)).sub(lr).square().mean()
+        return -10 * float(error.log10())
+
+    zero = torch.zeros_like(net.mean)
+    ranges = [(net.img_range, net.mean), (255.0, zero), (1.0, net.mean), (1.0, zero)]
+    with untouched(model):
+        found = [likeness(*each) for each in ranges]
+    best = max(range(len(ranges)), key=found.__getitem__)
+    if found[best] > max(_TRUE, found[0] + _TRUER):
+        net.img_range, net.mean = ranges[best]
+    return model
 
 
 def _original(weights: Mapping[str, Tensor], scale: int | None) -> EDSR:

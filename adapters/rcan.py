@@ -14,7 +14,7 @@ from maskguided.adapter import lacks, register
 from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.weights import count_blocks, load_into
 
-from .edsr import MeanShiftedAdapter, basicsr_settings
+from .edsr import MeanShiftedAdapter, basicsr_settings, in_its_range
 
 
 @register("rcan")
@@ -41,4 +41,4 @@ class RCANAdapter(MeanShiftedAdapter):
             squeeze_factor=squeeze[1] // squeeze[0],
             **basicsr_settings(weights, scale),
         )
-        return load_into(model, weights)
+        return in_its_range(load_into(model, weights))

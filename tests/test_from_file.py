@@ -6,11 +6,12 @@ import dataclasses
 import math
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from skimage import data
 from support import OriginalEDSR, difference, image, need_basicsr, need_shared, need_spandrel, run, scaled
 from torch import nn
@@ -127,6 +128,33 @@ def test_the_published_large_edsr_has_its_res_scale(tmp_path):
     assert load_network(saved(model, tmp_path / "small.pth")).model.body[0].res_scale == 1
     large = EDSR(features=256, blocks=2, scale=2, res_scale=0.1)
     assert load_network(saved(large, tmp_path / "large.pth")).model.body[1].res_scale == 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "larger", "expected"),
+    [("edsr", 1, (1.0, 0.0)), ("edsr", 255, (255.0, 0.0)), ("rcan", 1, (255.0, 0.0))],
+)
+def test_the_range_that_a_network_of_basicsr_was_trained_in_is_found(kind, larger, expected, tmp_path):
+    """No file holds it; with the default one an EDSR that was trained in 0..1 loses decibels and says nothing."""
+    need_basicsr(f"basicsr.archs.{kind}_arch")
+    weights = load_file(Path(__file__).parents[1] / "benchmarks" / "weights" / f"{kind}.safetensors")
+    # EDSR is homogeneous but for its biases: these alone are what it is in a larger range.
+    found = {name: w.float() * (larger if name.endswith("bias") else 1) for name, w in weights.items()}
+    torch.save(found, tmp_path / "net.pth")
+    model = load_network(tmp_path / "net.pth").model
+    assert (model.img_range, float(model.mean.abs().max())) == expected
+    lr = torch.from_numpy(PHOTO / 255).permute(2, 0, 1)[None].float()
+    right = model(lr)
+    small = nn.functional.adaptive_avg_pool2d(right, lr.shape[2:])
+    assert float((small - lr).square().mean()) < 10**-3
+
+
+def test_of_a_network_that_is_not_trained_the_range_is_the_default(tmp_path):
+    model = from_basicsr("EDSR", num_block=2, upscale=2)
+    scaled(model, gain=0.6)
+    found = load_network(saved(model, tmp_path / "net.pth")).model
+    assert found.img_range == 255
+    assert torch.equal(found.mean, model.mean)
 
 
 def test_a_network_that_spandrel_calls_in_its_own_way(tmp_path):
