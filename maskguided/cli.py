@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import signal
 import sys
 import warnings
@@ -20,7 +21,7 @@ from .commands.export import export_command
 from .commands.finetune import finetune_command
 from .commands.inspect import inspect_command
 from .commands.upscale import upscale_command
-from .errors import MaskGuidedError, MaskGuidedWarning
+from .errors import ArgumentError, MaskGuidedError, MaskGuidedWarning
 
 app = typer.Typer(
     add_completion=False,
@@ -47,6 +48,7 @@ def main() -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            _refuse_empty(sys.argv[1:])
             app()
     except (MaskGuidedError, OSError, RuntimeError) as error:
         what = sentence(error)
@@ -54,6 +56,13 @@ def main() -> None:
             raise
         err.print(f"[red]error:[/red] {plain(what)}")
         sys.exit(2)
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """A path of no letters would be the current folder, with all that is in it."""
+    for option, value in itertools.pairwise(arguments):
+        if option.startswith("-") and option != "--suffix" and not value:
+            raise ArgumentError(f"{option} '': is a variable of the shell not set? The current folder is '.'")
 
 
 def _clean_up_when_stopped() -> None:

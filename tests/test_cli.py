@@ -43,6 +43,7 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
     ("args", "text"),
     [
         (["upscale", "-i", "nowhere.png", "-o", "out"], "nowhere.png: no such file or folder"),
+        (["upscale", "-i", "", "-o", "{tmp}/o"], "-i '': is a variable"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--keep", "2"], "keep=2.0"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--split-at", "99"], "use 1 to"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--split-at", "x"], "--split-at x"),
