@@ -8,6 +8,7 @@ same two with groups as blocks, and shares this file's code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ from .edsr_net import EDSR
 _BASICSR = ("conv_first", "body", "conv_after_body", "upsample", "conv_last", "img_range", "mean")
 _ORIGINAL = ("sub_mean", "head", "body", "tail", "add_mean")
 
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "res_scale": (1.0, 0.1),
+    "img_range": (255.0, 1.0),
+    "mean": (torch.zeros(1, 3, 1, 1),),
+}
+"""What networks are trained with that is not among their weights."""
 _TRUE, _TRUER = 30.0, 1.0
 """dB: an image so near to its LR image is that of a trained network; and so much nearer is no accident."""
 
@@ -109,15 +116,16 @@ class EDSRAdapter(MeanShiftedAdapter):
     def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
         """Weights of basicsr's EDSR (needs basicsr) or of the original layout, for images in 0..1 either way.
 
-        res_scale is not among them: it is 0.1 for 256 features and more, else 1, as in all published models.
+        res_scale, which is not among them, is 0.1 for 256 features and more, else 1, as in all published models, unless
+        `as_trained` finds another.
         """
         if "sub_mean.weight" in weights:
-            return load_into(_original(weights, scale), weights)
+            return as_trained(load_into(_original(weights, scale), weights))
         settings = basicsr_settings(weights, scale)
         model: nn.Module = import_basicsr("basicsr.archs.edsr_arch").EDSR(
             num_block=count_blocks(weights, "body"), res_scale=_res_scale(settings["num_feat"]), **settings
         )
-        return in_its_range(load_into(model, weights))
+        return as_trained(load_into(model, weights))
 
 
 def basicsr_settings(weights: Mapping[str, Tensor], scale: int | None) -> dict[str, int]:
@@ -131,30 +139,34 @@ def basicsr_settings(weights: Mapping[str, Tensor], scale: int | None) -> dict[s
     }
 
 
-def in_its_range(model: nn.Module) -> nn.Module:
-    """basicsr's EDSR or RCAN with the `img_range` and `rgb_mean` that it was trained with; no file holds them.
+def as_trained(model: nn.Module) -> nn.Module:
+    """EDSR or RCAN with the `res_scale`, `img_range` and `mean` that it was trained with, which no file holds.
 
-    Tried are its defaults (255, the means of DIV2K), 1 and means of 0, on a smooth random image: with the wrong ones a
-    trained network's image, reduced, is less like the LR image. The defaults stay where none of them is clearly better.
+    Tried are those that it has, and the usual ones, on a smooth random image: with the wrong ones a trained network's
+    image, reduced, is less like the LR image. They stay as they are where no others are clearly better.
     """
-    net: Any = model
-    if net.mean.shape[1] != net.conv_first.in_channels:
-        return model
-    noise = torch.rand(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    lr = F.interpolate(noise, size=(24, 24), mode="bicubic").clamp(0, 1)
+    owners = {name: [part for part in model.modules() if name in vars(part)] for name in _USUAL}
+    given = {name: vars(parts[0])[name] for name, parts in owners.items() if parts}
+    noise = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    lr = F.interpolate(noise, size=(16, 16), mode="bicubic").clamp(0, 1)
 
-    def likeness(img_range: float, mean: Tensor) -> float:
-        net.img_range, net.mean = img_range, mean
-        error = F.adaptive_avg_pool2d(net(lr), (24, 24)).sub(lr).square().mean()
-        return -10 * float(error.log10())
+    def assign(values: tuple[Any, ...]) -> None:
+        for name, value in zip(given, values, strict=True):
+            for part in owners[name]:
+                setattr(part, name, value)
 
-    zero = torch.zeros_like(net.mean)
-    ranges = [(net.img_range, net.mean), (255.0, zero), (1.0, net.mean), (1.0, zero)]
-    with untouched(model):
-        found = [likeness(*each) for each in ranges]
-    best = max(range(len(ranges)), key=found.__getitem__)
-    if found[best] > max(_TRUE, found[0] + _TRUER):
-        net.img_range, net.mean = ranges[best]
+    def likeness(values: tuple[Any, ...]) -> float:
+        assign(values)
+        error = F.adaptive_avg_pool2d(model(lr), (16, 16)).sub(lr).square().mean()
+        return -10 * float(error.log10().nan_to_num(torch.inf))
+
+    if next(model.parameters()).shape[1] == lr.shape[1]:
+        tried = dict.fromkeys(product(*([given[name], *_USUAL[name]] for name in given)))  # each but once
+        with untouched(model):
+            found = {values: likeness(values) for values in tried}
+        before, best = next(iter(found.values())), max(found, key=found.__getitem__)
+        if found[best] > max(_TRUE, before + _TRUER):
+            assign(best)
     return model
 
 

@@ -14,7 +14,7 @@ from maskguided.adapter import lacks, register
 from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.weights import count_blocks, load_into
 
-from .edsr import MeanShiftedAdapter, basicsr_settings, in_its_range
+from .edsr import MeanShiftedAdapter, as_trained, basicsr_settings
 
 
 @register("rcan")
@@ -41,4 +41,4 @@ class RCANAdapter(MeanShiftedAdapter):
             squeeze_factor=squeeze[1] // squeeze[0],
             **basicsr_settings(weights, scale),
         )
-        return in_its_range(load_into(model, weights))
+        return as_trained(load_into(model, weights))

@@ -131,29 +131,35 @@ def test_the_published_large_edsr_has_its_res_scale(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "larger", "expected"),
-    [("edsr", 1, (1.0, 0.0)), ("edsr", 255, (255.0, 0.0)), ("rcan", 1, (255.0, 0.0))],
+    ("kind", "larger", "deeper", "expected"),
+    [
+        ("edsr", 1, 1, (1.0, 0.0, 1.0)),
+        ("edsr", 255, 1, (255.0, 0.0, 1.0)),
+        ("edsr", 1, 10, (1.0, 0.0, 0.1)),
+        ("rcan", 1, 1, (255.0, 0.0, 1.0)),
+    ],
 )
-def test_the_range_that_a_network_of_basicsr_was_trained_in_is_found(kind, larger, expected, tmp_path):
-    """No file holds it; with the default one an EDSR that was trained in 0..1 loses decibels and says nothing."""
+def test_what_a_network_of_basicsr_was_trained_with_is_found(kind, larger, deeper, expected, tmp_path):
+    """No file holds it; with the default range an EDSR that was trained in 0..1 loses decibels and says nothing."""
     need_basicsr(f"basicsr.archs.{kind}_arch")
     weights = load_file(Path(__file__).parents[1] / "benchmarks" / "weights" / f"{kind}.safetensors")
     # EDSR is homogeneous but for its biases: these alone are what it is in a larger range.
     found = {name: w.float() * (larger if name.endswith("bias") else 1) for name, w in weights.items()}
+    found.update({name: w * deeper for name, w in found.items() if "conv2" in name})
     torch.save(found, tmp_path / "net.pth")
     model = load_network(tmp_path / "net.pth").model
-    assert (model.img_range, float(model.mean.abs().max())) == expected
+    res_scales = {part.res_scale for part in model.modules() if hasattr(part, "res_scale")}
+    assert (model.img_range, float(model.mean.abs().max()), *res_scales) == expected
     lr = torch.from_numpy(PHOTO / 255).permute(2, 0, 1)[None].float()
-    right = model(lr)
-    small = nn.functional.adaptive_avg_pool2d(right, lr.shape[2:])
+    small = nn.functional.adaptive_avg_pool2d(model(lr), lr.shape[2:])
     assert float((small - lr).square().mean()) < 10**-3
 
 
-def test_of_a_network_that_is_not_trained_the_range_is_the_default(tmp_path):
+def test_what_a_network_is_run_with_that_is_not_trained_is_the_default(tmp_path):
     model = from_basicsr("EDSR", num_block=2, upscale=2)
     scaled(model, gain=0.6)
     found = load_network(saved(model, tmp_path / "net.pth")).model
-    assert found.img_range == 255
+    assert (found.img_range, found.body[0].res_scale) == (255, 1)
     assert torch.equal(found.mean, model.mean)
 
 
