@@ -145,10 +145,12 @@ def as_trained(model: nn.Module) -> nn.Module:
     Tried are those that it has, and the usual ones, on a smooth random image: with the wrong ones a trained network's
     image, reduced, is less like the LR image. They stay as they are where no others are clearly better.
     """
-    owners = {name: [part for part in model.modules() if name in vars(part)] for name in _USUAL}
-    given = {name: vars(parts[0])[name] for name, parts in owners.items() if parts}
     noise = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     lr = F.interpolate(noise, size=(16, 16), mode="bicubic").clamp(0, 1)
+    if next(model.parameters()).shape[1] != lr.shape[1]:
+        return model
+    owners = {name: [part for part in model.modules() if name in vars(part)] for name in _USUAL}
+    given = {name: vars(parts[0])[name] for name, parts in owners.items() if parts}
 
     def assign(values: tuple[Any, ...]) -> None:
         for name, value in zip(given, values, strict=True):
@@ -160,13 +162,12 @@ def as_trained(model: nn.Module) -> nn.Module:
         error = F.adaptive_avg_pool2d(model(lr), (16, 16)).sub(lr).square().mean()
         return -10 * float(error.log10().nan_to_num(torch.inf))
 
-    if next(model.parameters()).shape[1] == lr.shape[1]:
-        tried = dict.fromkeys(product(*([given[name], *_USUAL[name]] for name in given)))  # each but once
-        with untouched(model):
-            found = {values: likeness(values) for values in tried}
-        before, best = next(iter(found.values())), max(found, key=found.__getitem__)
-        if found[best] > max(_TRUE, before + _TRUER):
-            assign(best)
+    tried = dict.fromkeys(product(*([given[name], *_USUAL[name]] for name in given)))  # each but once
+    with untouched(model):
+        found = {values: likeness(values) for values in tried}
+    best = max(found, key=found.__getitem__)
+    if found[best] > max(_TRUE, found[tuple(given.values())] + _TRUER):
+        assign(best)
     return model
 
 

@@ -62,7 +62,7 @@ def _conv2d(
     kernel[:, :, high // 2, wide // 2] += _CENTRE
     means = input.reshape(*input.shape[:-3], groups, -1, *input.shape[-2:]).mean(-3)  # (..., groups, H, W)
     made = F.conv2d(means, kernel, None, stride, padding, dilation, groups).asinh()
-    each = made.reshape(*means.shape[:-2], 1, *made.shape[-2:]).expand(*means.shape[:-2], len(weight) // groups, -1, -1)
+    each = made.unsqueeze(-3).expand(*made.shape[:-2], len(weight) // groups, -1, -1)
     factor, more = _of_channels(weight, bias)
     return (each.flatten(-4, -3) * factor[:, None, None] + more[:, None, None]).to(made.dtype)
 

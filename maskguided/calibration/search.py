@@ -146,9 +146,8 @@ def _places(fast: MaskGuided) -> Iterable[_Place]:
             parts = split(fast.unwrap(), at, adapter=name, body=None if name else fast.split.blocks)
         except CannotSplit:  # though it can be cut elsewhere
             continue
-        yield _Place(
-            parts, "image", fast.split.refine_tail
-        )  # mostly the better, by which the other is left out the sooner
+        # Mostly the better, by which the other is left out the sooner.
+        yield _Place(parts, "image", fast.split.refine_tail)
         if parts.can_skip:
             yield _Place(parts, "features")
 
