@@ -24,7 +24,7 @@ from .small_networks import NETWORKS, network
 
 def keep_for(fast: MaskGuided, share: float) -> float | None:
     """The largest keep, in hundredths, that costs no more than `share` of the dense MACs of an LR image of 128x128;
-    None where none does."""
+    None where none does, or all patches cost less."""
     counted = []
     for keep in (0.25, 0.75):
         fast.keep = keep

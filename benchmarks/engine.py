@@ -103,7 +103,7 @@ def measure(
     runs: dict[str | float, Callable[[Tensor], object]] = {
         "dense": dense,
         "prefix": prefix,
-        "coarse": lambda x: whole_tail(coarse) if tail is None else tail(coarse, x),
+        "coarse": lambda x: whole_tail(coarse) if tail is None else tail(dict(coarse), x),
         "body": lambda _: body(state),
         "tail": lambda _: whole_tail(deep),
         **{keep: at_keep(fast, keep, guided) for keep in keeps},
