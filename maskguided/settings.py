@@ -94,14 +94,20 @@ def default_sizes(multiple: int, exchange: bool, least: int = 1) -> tuple[int, i
 
 
 def check_exchanging(split: Split, patch_size: int, exchange: bool) -> None:
-    """Refuse patches of which it is known that their windows cannot exchange borders, though larger ones can."""
-    if exchange and not split.exchanges_at(patch_size):
-        least = next(size for size in itertools.count(patch_size + 1) if split.exchanges_at(size))
+    """Refuse patches of which it is known that their windows cannot exchange borders, though others can."""
+    if not exchange or split.exchanges_at(patch_size):
+        return
+    name, step = type(split.model).__name__, split.multiple_of
+    if patch_size > step > 1 and split.exchanges_at(step):
         raise ArgumentError(
-            f"patch_size={patch_size}: windows so small could be taken for something else in this "
-            f"{type(split.model).__name__} (vectors, or windows that it cuts itself); use {least} or more, or "
+            f"patch_size={patch_size}: windows that may overlap cannot exchange borders in this {name}; use {step}, or "
             "exchange=False"
         )
+    least = next(size for size in itertools.count(patch_size + 1) if split.exchanges_at(size))
+    raise ArgumentError(
+        f"patch_size={patch_size}: windows so small could be taken for something else in this {name} (vectors, or "
+        f"windows that it cuts itself); use {least} or more, or exchange=False"
+    )
 
 
 def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:

@@ -263,15 +263,17 @@ class Split(ABC):
     def exchanges_at(self, patch_size: int) -> bool:
         """Whether that holds for patches of this size, too: small windows may be taken for something else (vectors,
         windows that blocks cut themselves), or be less than what blocks look at."""
-        if self.multiple_of > 1 or not 0 < patch_size < SMALLEST_TRIED:
-            return patch_size >= self.trial.least
-        if patch_size not in self._small_patches:
+        found, step = self.trial, self.multiple_of
+        small = step == 1 and 0 < patch_size < SMALLEST_TRIED
+        if not small and (found.overlapped or patch_size <= step or patch_size % step):
+            return patch_size >= found.least
+        if patch_size not in self._other_patches:
             telling = self._telling()
-            self._small_patches[patch_size] = telling is not None and holds_for(telling, self.trial, patch_size)
-        return self._small_patches[patch_size]
+            self._other_patches[patch_size] = telling is not None and holds_for(telling, found, patch_size)
+        return self._other_patches[patch_size]
 
     @cached_property
-    def _small_patches(self) -> dict[int, bool]:
+    def _other_patches(self) -> dict[int, bool]:
         return {}
 
     def own(self) -> Split:

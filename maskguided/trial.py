@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ SMALLEST_TRIED = 8
 """LR pixels: patches from here on do as those that are tried."""
 LARGEST_STEP = 8
 """LR pixels: what is tried on small images is left out for networks that work on larger multiples."""
+_STEP_IS_PATCH = 32
+"""LR pixels: networks that work on such multiples, or larger ones, get patches of one where the user says nothing."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Trial:
     least: int = 1
     """The smallest patch, in LR pixels, for which that is known: smaller windows might be taken for vectors, or for
     windows that blocks cut their map into themselves."""
+    overlapped: bool = True
+    """Whether windows overlapped: else that is known for patches of one unit alone, of which none ever do."""
     closely: bool = False
     """Whether what holds holds to rounding: else something small may have been left out."""
     runs: bool = True
@@ -90,26 +94,42 @@ class Parts(Protocol):
 
 def find_trial(parts: Parts) -> Trial:
     """How windows of a network do, on small images and on a large one."""
-    step, least = parts.multiple_of, parts.probe.least
     try:
         with untouched(parts.model):
-            found = _tried_with(parts, _grid(parts, -(-least // 2) + step))
-            if not (found.image and found.closely):  # pools of a map's part take no smaller windows than images
-                around = _tried_with(parts, _grid(parts, least), detours=True)
-                found = max(found, around, key=lambda trial: (trial.body, trial.image, trial.closely))
-            if found.body and step <= LARGEST_STEP:
-                found = _on_a_large_map(parts, found)
-            small = step > 1 and found.body and not _holds_on(parts, found, _grid_of(parts.model, step, 0))
-        return replace(found, unit=step, least=2 * step if small else step)
+            found = _on_single_steps(parts) or _on_usual_windows(parts)
+        return replace(found, unit=parts.multiple_of)
     except Exception:  # whatever a foreign network raises: it does not work so
         _log.debug("windows of %s do not run", type(parts.model).__name__, exc_info=True)
         return Trial()
 
 
+def _on_single_steps(parts: Parts) -> Trial | None:
+    """How patches of one multiple do, where larger ones take long to try and are seldom asked for; None where more
+    has to be tried."""
+    step = parts.multiple_of
+    if step < _STEP_IS_PATCH:
+        return None
+    found = _tried_with(parts, _grid_of(parts.model, step, 0))
+    return replace(found, least=step, overlapped=False) if found.image and found.closely else None
+
+
+def _on_usual_windows(parts: Parts) -> Trial:
+    step, least = parts.multiple_of, parts.probe.least
+    found = _tried_with(parts, _grid(parts, -(-least // 2) + step))
+    if not (found.image and found.closely):  # pools of a map's part take no smaller windows than images
+        around = _tried_with(parts, _grid(parts, least), detours=True)
+        found = max(found, around, key=lambda trial: (trial.body, trial.image, trial.closely))
+    if found.body and step <= LARGEST_STEP:
+        found = _on_a_large_map(parts, found)
+    small = step > 1 and found.body and not _holds_on(parts, found, _grid_of(parts.model, step, 0))
+    return replace(found, least=2 * step if small else step)
+
+
 def holds_for(parts: Parts, found: Trial, patch: int) -> bool:
-    """Whether what was found holds for patches of so few LR pixels, too."""
+    """Whether what was found holds for patches of so many LR pixels, too, a multiple of those that it works on."""
+    half = patch // (2 * parts.multiple_of) * parts.multiple_of
     with untouched(parts.model):
-        return _holds_on(parts, found, _grid_of(parts.model, patch, patch // 2, _MAP))
+        return _holds_on(parts, found, _grid_of(parts.model, patch, half, _MAP))
 
 
 def _holds_on(parts: Parts, found: Trial, grid: Grid) -> bool:
@@ -155,12 +175,6 @@ def _tried_with(parts: Parts, grid: Grid, detours: bool = False) -> Trial:
     return found
 
 
-def _tried_on(parts: Parts, image: Tensor, grid: Grid, readings: Sequence[Reading], detours: bool) -> list[Trial]:
-    state = parts.window((grid.height, grid.width), image)
-    given = parts.body, parts.tail, state, parts.kinds, parts.writes
-    return try_windows(*given, grid, readings, unit=parts.multiple_of, detours=detours)
-
-
 def _picture(parts: Parts, height: int, width: int) -> Tensor:
     """Nearer to a photograph than `example`, for noise drives some trained networks (PAN) out of all range; dark at
     its left and bright at its right, so that what is counted twice shows."""
@@ -193,61 +207,27 @@ def _grid_of(model: nn.Module, patch: int, less: int, side: int = 1) -> Grid:
     return Grid(rows * patch - less, cols * patch - less, patch)
 
 
-def try_windows(
-    body: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    tail: Callable[[dict[str, Tensor]], Tensor],
-    state: dict[str, Tensor],
-    kinds: Mapping[str, str],
-    writes: Iterable[str],
-    grid: Grid,
-    readings: Sequence[Reading],
-    *,
-    unit: int,
-    detours: bool,
-) -> list[Trial]:
-    """Run all windows of an image's `state`, whose maps are cut and whose vectors repeated, beside the whole.
+def _tried_on(parts: Parts, image: Tensor, grid: Grid, readings: Sequence[Reading], detours: bool) -> list[Trial]:
+    """Run all windows of an image beside the whole, under each of the readings.
 
     What a network means by a sum is what makes them agree: what is returned are the readings under which they do, or
-    else one that says that they do not. `unit`: what windows are multiples of. `detours`: whether branches take any.
+    else one that says that they do not. `detours`: whether branches take any.
     """
-    maps = [name for name, kind in kinds.items() if kind == "map"]
-    batch, device = len(state[maps[0]]), state[maps[0]].device
-    every = torch.arange(grid.count, device=device).expand(batch, -1)
-    vectors = {name: state[name].repeat_interleave(grid.count, 0) for name, kind in kinds.items() if kind == "vector"}
-    windows = {**state, **vectors, **{name: gather(state[name], every, grid) for name in maps}}
+    state = parts.window((grid.height, grid.width), image)
     with Seen() as seen:
-        whole = body(dict(state))
-        image = tail(whole)
+        whole = parts.body(dict(state))
+        made = parts.tail(whole)
     if seen.picks:  # then windows of one image are not all of what a block sees at once
         return [Trial(reading=Reading(flat=seen.flat, transposed=seen.transposed))]
-    when = When(unit, seen.parts) if detours else None
-    written = [name for name in writes if whole[name].dim() == 4]
-    counts = functools.partial(owned, every, grid) if grid.overlaps else None
-    noted: set[Shape] = set()
+    beside = _Beside(parts, grid, state, whole, made, When(parts.multiple_of, seen.parts) if detours else None)
     tried: list[Trial] = []
     doubts: frozenset[str] = frozenset()
     for number, reading in enumerate(readings):
-        if any(
-            all(getattr(reading, field) == getattr(other, field) for field in doubts) for other in readings[:number]
-        ):
+        if any(all(getattr(reading, it) == getattr(other, it) for it in doubts) for other in readings[:number]):
             continue  # the same as one before
-        statistics = PerImage(grid.count, every.numel(), counts, grid.window, unit=unit, reading=reading, noted=noted)
-        cut = [(windows[name], state[name]) for name in maps]
-        neighbours = Exchange(grid, every, cut, noted=noted, detours=when, unit=unit)
-        try:
-            with statistics, neighbours:
-                parts = body(dict(windows))
-                patches = tail(parts)
-            pairs = [*((whole[name], parts[name]) for name in written), (image, patches)]
-            apart = [_difference(a, scatter(b, every, grid, torch.zeros_like(a))) for a, b in pairs]
-            in_body, in_image = max(apart[:-1], default=0.0), apart[-1]
-            closely = (max(in_body, in_image) if in_image <= _SAME else in_body) <= _ROUNDED
-            same = in_body <= _SAME, in_image <= _SAME
-            tried.append(Trial(*same, reading, frozenset(noted), unit, when, closely=closely))
-        except Exception:  # whatever a foreign network raises: it does not work so
-            _log.debug("windows that are read as %s do not run", reading, exc_info=True)
-            tried.append(Trial(strangers=frozenset(noted), runs=False))
-        doubts |= statistics.doubts
+        trial, doubtful = beside.read_as(reading)
+        tried.append(trial)
+        doubts |= doubtful
     holding = [trial for trial in tried if trial.body]
     if not holding:
         rows: Literal["unknown", "groups"] = "unknown" if "rows" in doubts else "groups"
@@ -255,7 +235,50 @@ def try_windows(
     return [trial for trial in holding if trial.image] or holding
 
 
-def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest one, of the range of `a`; infinite where one is no number."""
-    found = float((a - b).abs().max() / a.abs().max().clamp_min(1e-30))
-    return found if found == found else float("inf")
+@dataclass
+class _Beside:
+    """All windows of an image beside the whole of it: the maps of its `state` are cut, and its vectors repeated."""
+
+    parts: Parts
+    grid: Grid
+    state: dict[str, Tensor]
+    whole: dict[str, Tensor]
+    """What the body makes of it."""
+    image: Tensor
+    """What the tail makes of that."""
+    detours: When | None
+    noted: set[Shape] = field(default_factory=set)
+    """Shapes of what is no map of windows, of all readings so far."""
+
+    def read_as(self, reading: Reading) -> tuple[Trial, frozenset[str]]:
+        """How windows do under a reading, and what of the reading mattered."""
+        parts, grid, state, unit = self.parts, self.grid, self.state, self.parts.multiple_of
+        maps = [name for name, kind in parts.kinds.items() if kind == "map"]
+        vectors = [name for name, kind in parts.kinds.items() if kind == "vector"]
+        every = torch.arange(grid.count, device=state[maps[0]].device).expand(len(state[maps[0]]), -1)
+        windows = {**state, **{name: gather(state[name], every, grid) for name in maps}}
+        windows.update({name: state[name].repeat_interleave(grid.count, 0) for name in vectors})
+        known: dict[str, Any] = {"noted": self.noted, "unit": unit}
+        counts = functools.partial(owned, every, grid) if grid.overlaps else None
+        statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, **known)
+        cut = [(windows[name], state[name]) for name in maps]
+        try:
+            with statistics, Exchange(grid, every, cut, detours=self.detours, **known):
+                refined = parts.body(dict(windows))
+                patches = parts.tail(refined)
+            written = [name for name in parts.writes if self.whole[name].dim() == 4]
+            in_body = max((self._difference(self.whole[name], refined[name], every) for name in written), default=0.0)
+            in_image = self._difference(self.image, patches, every)
+        except Exception:  # whatever a foreign network raises: it does not work so
+            _log.debug("windows that are read as %s do not run", reading, exc_info=True)
+            return Trial(strangers=frozenset(self.noted), runs=False), statistics.doubts
+        closely = (max(in_body, in_image) if in_image <= _SAME else in_body) <= _ROUNDED
+        same = in_body <= _SAME, in_image <= _SAME
+        found = Trial(*same, reading, frozenset(self.noted), unit, self.detours, closely=closely)
+        return found, statistics.doubts
+
+    def _difference(self, whole: Tensor, windows: Tensor, index: Tensor) -> float:
+        """The largest one, of the range of `whole`; infinite where one is no number."""
+        apart = whole - scatter(windows, index, self.grid, torch.zeros_like(whole))
+        found = float(apart.abs().max() / whole.abs().max().clamp_min(1e-30))
+        return found if found == found else math.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -296,3 +298,41 @@ def test_patches_of_which_blocks_look_at_less_than_of_the_map_are_noticed():
             fast.patch_size = patch
     fast.patch_size = 4
     assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+class Cells(nn.Module):
+    """A mean over cells of 32x32 of its own, weighed by one over the whole map."""
+
+    def __init__(self):
+        super().__init__()
+        self.near, self.far = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        cells = x.view(b, c, h // 32, 32, w // 32, 32)
+        cells = cells.mean((3, 5), keepdim=True).expand(cells.shape).reshape(x.shape)
+        return x + F.relu(self.near(x)) + cells * torch.sigmoid(self.far(x).mean((2, 3), keepdim=True))
+
+
+@pytest.fixture(scope="module")
+def of_cells():
+    return scaled(nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), *(Cells() for _ in range(4)), nn.Conv2d(8, 3, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("patch", [32, 64, 96])
+def test_patches_of_several_large_steps_are_tried_when_they_are_asked_for(of_cells, patch):
+    """Windows of 64 and 96 overlap on this image, those of 32, which alone are tried at once, never do."""
+    fast, x = maskguided.wrap(of_cells, 2, patch_size=patch), image(2, 3, 160, 96)
+    assert (fast.split.multiple_of, fast.exchange, fast.split.trial.overlapped) == (32, True, False)
+    assert difference(by_windows(fast, x), of_cells(x)) < 1e-5
+
+
+def test_patches_of_several_large_steps_that_cannot_exchange_are_refused(of_cells, monkeypatch):
+    monkeypatch.setattr(sys.modules["maskguided.split"], "holds_for", lambda parts, found, patch: patch != 64)
+    fast = maskguided.wrap(of_cells, 2)
+    with pytest.raises(ArgumentError, match=r"patch_size=64: windows that may overlap .* use 32, or exchange=False"):
+        fast.patch_size = 64
+    assert fast.patch_size == 32
+    assert not maskguided.wrap(of_cells, 2, patch_size=64).exchange
+    fast.patch_size = 96
+    assert fast.exchange
