@@ -56,12 +56,14 @@ def seeded(model: nn.Module, seed: int = 0, gain: float = 0.8) -> nn.Module:
     return model.eval()
 
 
-def _make_basicsr(file: str, kind: str, arguments: dict[str, Any]) -> nn.Module:
+def make_basicsr(file: str, kind: str, arguments: dict[str, Any]) -> nn.Module:
+    """A network of basicsr.archs, as ("edsr_arch", "EDSR", ...)."""
     model: nn.Module = getattr(import_basicsr(f"basicsr.archs.{file}"), kind)(**arguments)
     return model
 
 
-def _make_spandrel(where: str, arguments: dict[str, Any]) -> nn.Module:
+def make_spandrel(where: str, arguments: dict[str, Any]) -> nn.Module:
+    """A network of spandrel.architectures by its folder, file and class, as "HAT.HAT.HAT"."""
     folder, file, kind = where.split(".")
     module = importlib.import_module(f"spandrel.architectures.{folder}.__arch.{file}")
     model: nn.Module = getattr(module, kind)(**arguments)
@@ -72,13 +74,13 @@ def _make_spandrel(where: str, arguments: dict[str, Any]) -> nn.Module:
 def _basicsr(
     name: str, file: str, kind: str, scale: int, /, note: str = "", gain: float = 0.8, **arguments: Any
 ) -> Architecture:
-    return Architecture(f"basicsr/{name}", partial(_make_basicsr, file, kind, arguments), scale, note, gain)
+    return Architecture(f"basicsr/{name}", partial(make_basicsr, file, kind, arguments), scale, note, gain)
 
 
 def _spandrel(
     name: str, where: str, scale: int, /, note: str = "", gain: float = 0.8, **arguments: Any
 ) -> Architecture:
-    return Architecture(f"spandrel/{name}", partial(_make_spandrel, where, arguments), scale, note, gain)
+    return Architecture(f"spandrel/{name}", partial(make_spandrel, where, arguments), scale, note, gain)
 
 
 _RGB: dict[str, Any] = {"num_in_ch": 3, "num_out_ch": 3}

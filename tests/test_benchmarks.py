@@ -19,7 +19,7 @@ from maskguided.images import write_image
 from maskguided.networks import load_network
 
 sys.path.append(str(Path(__file__).parents[1]))
-from benchmarks import engine, global_ops, memory, onnx, overhead, peers, quality, small_networks
+from benchmarks import engine, global_ops, memory, onnx, overhead, peers, quality, small_networks, wrap_time
 from benchmarks.challenge import Entry
 
 SIZE = (24, 32)
@@ -112,6 +112,12 @@ def test_overhead_is_beside_the_same_image_made_by_hand(monkeypatch):
     x = image(1, 3, 32, 32)
     assert difference(overhead.by_hand(fast)(x), fast(x)) < 1e-5
     assert difference(fast(x), model(x)) > 1e-2
+
+
+def test_wrapping_is_beside_a_forward():
+    (row,) = wrap_time.measure("small", scaled(PAN(features=8, up_features=8, blocks=4)), side=32)
+    assert row["wrap/dense"] == row["wrap, s"] / row["dense, s"]
+    assert row["wrap, s"] > row["dense, s"]
 
 
 def test_quality_compares_what_ranks_the_patches(monkeypatch, capsys, weights, pairs, tmp_path):
