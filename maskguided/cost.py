@@ -75,11 +75,22 @@ def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tens
     >>> macs(conv, (1, 3, 10, 10), torch.zeros(1), conv) == 10 * 10 * 3 * 8 * 9
     True
     """
+    counted = macs_without_data(forward, shape, like, model)
+    if counted is not None:
+        return counted
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
+    with untouched(model), counting() as counter:
+        forward(noise)
+    return int(counter.get_total_flops()) // 2
+
+
+def macs_without_data(
+    forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor, model: nn.Module
+) -> int | None:
+    """The same of a forward for which tensors without data are enough; None for another."""
     try:
         with untouched(model), FakeTensorMode(allow_non_fake_inputs=True), counting() as counter:
             forward(torch.empty(shape, dtype=like.dtype, device=like.device))
     except (DataDependentOutputException, DynamicOutputShapeException, RuntimeError):
-        noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
-        with untouched(model), counting() as counter:
-            forward(noise)
+        return None
     return int(counter.get_total_flops()) // 2

@@ -33,8 +33,7 @@ from .settings import (
     check_score,
     check_size,
     check_windows,
-    default_sizes,
-    patch_that_runs,
+    windows_of,
 )
 from .split import Kind, Merge, RefineTail, Split, State
 from .values import as_whole
@@ -53,9 +52,9 @@ class MaskGuided(Knobs):
         split: the network in three parts.
         keep: share of the patches to refine, 0..1; k follows from it and the image's size alone.
         patch_size: side of a patch, in LR pixels. Default: 8 where windows exchange borders, else 16; more for a
-            network that works on multiples of 3 or more.
+            network that works on multiples of 3 or more, or whose blocks pad such windows to far larger ones.
         halo: context around a patch that is computed and thrown away, in LR pixels. Default: 0 where windows
-            exchange borders or the network works on multiples of more than 8; else an eighth of the patch.
+            exchange borders or the network works on multiples of more than 8; else 2, or its multiple.
         merge: where refined patches go back. "features": into the map at the end of the body, and the
             network's own tail runs once on the whole. "image": into the coarse HR image (the paper), the
             coarse tail having weights of its own and the network's tail running on the patches. Default: "features"
@@ -120,12 +119,7 @@ class MaskGuided(Knobs):
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
         small = exchanges and isinstance(patch_size, int) and not split.exchanges_at(patch_size)
         self.exchange = exchanges and not small if exchange is None else exchange
-        default = default_sizes(split.multiple_of, self.exchange, split.trial.least)
-        halo = default[1] if halo is None else halo
-        if patch_size is None:
-            patch_size = patch_that_runs(split, merge, default[0], halo, self.exchange)
-        else:
-            check_windows(split, merge, patch_size, halo, self.exchange)
+        patch_size, halo = windows_of(split, merge, patch_size, halo, self.exchange)
         self.model, self.split = split.model, split
         self.patch_size, self.halo = patch_size, halo
         self.merge, self.keep, self.scorer, self.coarse_on, self.global_ops = merge, keep, scorer, coarse_on, global_ops

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .coarse import CoarseTail
+from .cost import macs_without_data
 from .errors import ArgumentError, first_line, is_out_of_memory, warn
 from .patches import Grid, round_up
-from .probing import untouched
+from .probing import first_weight, untouched
 from .split import Merge, RefineTail, Split
 from .thin import thinly
 from .values import as_number, as_whole
@@ -36,6 +39,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 _LARGEST_EXCHANGING = 32  # the same where windows exchange borders: larger ones are no faster there
+_ALONE = (32, 48, 64, 96, 128)
+"""LR pixels: windows alone that are tried where the usual ones cost too much."""
+_DEAR = 1.6
+"""Times what the pixels of a patch cost in a large image: the usual windows alone have 1.56 times as many pixels."""
+_SMALL, _LARGE = 64, 192
+"""LR pixels: sides of an image on which a first look is short, and of one in which hardly anything is padded."""
 
 
 def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
@@ -93,6 +102,49 @@ def default_sizes(multiple: int, exchange: bool, least: int = 1) -> tuple[int, i
     return 8 * halo, halo
 
 
+def windows_of(split: Split, merge: Merge, patch_size: int | None, halo: int | None, exchange: bool) -> tuple[int, int]:
+    """Patch size and halo: what is given, if windows of that kind run; where nothing is, the default, or a larger patch
+    on whose windows the blocks run, or which costs less."""
+    default = default_sizes(split.multiple_of, exchange, split.trial.least)
+    free = patch_size is None and halo is None and not exchange
+    halo = default[1] if halo is None else halo
+    if patch_size is None:
+        usual = _thrifty_patch(split, *default) if free else default[0]
+        return _patch_that_runs(split, merge, usual, halo, exchange), halo
+    check_windows(split, merge, patch_size, halo, exchange)
+    return patch_size, halo
+
+
+def _thrifty_patch(split: Split, patch_size: int, halo: int) -> int:
+    """`patch_size`, or a larger one, where blocks make so much more of windows alone than of their pixels in an image:
+    those that pad them to a multiple of their own, which may be many times as large (HiT-SR's, to 64)."""
+    count = functools.cache(functools.partial(_macs_of_body, split))
+
+    def dearness(size: int, image: int) -> float | None:
+        image = round_up(image, split.multiple_of)
+        window, whole = count(size + 2 * halo), count(image)
+        return None if window is None or not whole else (window / size**2) / (whole / image**2)
+
+    if patch_size + 2 * halo < split.probe.least or (dearness(patch_size, _SMALL) or 0) <= _DEAR:
+        return patch_size
+    found = dict[int, float]()
+    sizes = (side - 2 * halo for side in _ALONE if side % split.multiple_of == 0)
+    for size in (patch_size, *(size for size in sizes if size > patch_size)):
+        found[size] = dearness(size, _LARGE) or math.inf
+        if found[size] <= _DEAR:
+            return size
+    return min(found, key=found.__getitem__)
+
+
+def _macs_of_body(split: Split, side: int) -> int | None:
+    """MACs of blocks n+1..N on an image of `side` x `side` LR pixels; None where they cannot be counted without
+    computing."""
+    like, shape = first_weight(split.model), (1, split.probe.in_channels, side, side)
+    before = macs_without_data(split.prefix, shape, like, split.model)
+    after = macs_without_data(lambda x: split.body(split.window((side, side), x)), shape, like, split.model)
+    return None if before is None or after is None else after - before
+
+
 def check_exchanging(split: Split, patch_size: int, exchange: bool) -> None:
     """Refuse patches of which it is known that their windows cannot exchange borders, though others can."""
     if not exchange or split.exchanges_at(patch_size):
@@ -119,7 +171,7 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
         raise _cannot_run(split, patch_size, halo, error, _larger(split, merge, patch_size, halo, exchange)) from error
 
 
-def patch_that_runs(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int:
+def _patch_that_runs(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int:
     """`patch_size`, or the next larger one on whose windows blocks n+1..N run; refused where there is none."""
     check_aligned("halo", halo, 0, split.multiple_of)
     error = _failure_of(split, merge, patch_size, halo, exchange)

@@ -268,3 +268,31 @@ def test_what_has_no_values_is_counted_and_not_wrapped():
 def test_windows_beyond_the_memory_are_told_to_be_smaller():
     with pytest.raises(ArgumentError, match=r"patch_size=10000000, .* use smaller ones"):
         pan(patch_size=10_000_000)
+
+
+class Padding(nn.Module):
+    """A convolution, and in cells of 48 or 64 pixels, to which any map is padded, what a matrix makes of their mean."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side, self.conv, self.mix = side, nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        rows, cols = (-(-length // self.side) for length in (height, width))
+        wide = F.pad(x, (0, cols * self.side - width, 0, rows * self.side - height))
+        cells = self.conv(wide).view(len(x), 8, rows, self.side, cols, self.side)
+        means = self.mix(cells.mean((3, 5))).view(len(x), 8, rows, 1, cols, 1)
+        return x + F.relu(cells + means).reshape(wide.shape)[:, :, :height, :width]
+
+
+def test_windows_alone_are_larger_where_blocks_pad_small_ones_to_large_ones():
+    blocks = (Padding(side) for side in (48, 64, 48, 64))
+    network = scaled(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *blocks, nn.Conv2d(8, 3, 3, padding=1)))
+    fast = maskguided.wrap(network, keep=0.25)
+    assert (fast.split.multiple_of, fast.exchange, fast.patch_size, fast.halo) == (1, False, 92, 2)
+    assert fast.cost(240, 240).ratio < 0.8
+    assert maskguided.wrap(network, patch_size=16, keep=0.25).cost(240, 240).ratio > 1.5
+    assert maskguided.wrap(network, halo=3).patch_size == 16  # chosen by hand, they stay as they are said to be
+    usual = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4)), exchange=False)
+    assert (usual.patch_size, usual.halo) == (16, 2)
