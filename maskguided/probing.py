@@ -21,8 +21,9 @@ from .thin import thinly
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_LEAST = (17, 48)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
-MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 7, 14, 28)
+LARGE_LEAST = 48
+_LEAST = (17, LARGE_LEAST)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36, 11, 22, 15, 30)
 """What networks ask the size of their input to be a multiple of, or round it up to, in the order of trying."""
 _SILENT = 1e-3
 """Weights that are no larger do nothing yet."""
@@ -64,7 +65,7 @@ class Probe:
     def telling_sizes(self) -> list[tuple[int, int]]:
         """Sizes that show whether something holds for all: odd ones, small and not, and round ones."""
         step = self.multiple_of
-        larger = (round_up(max(self.least, least), step) for least in (47, 61))
+        larger = (round_up(side, step) for side in ((47, 61) if self.least < LARGE_LEAST else (LARGE_LEAST, 71)))
         return [self.sizes[0], self.round_size, (*larger,)]  # type: ignore[list-item]
 
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
+import numpy as np
 import pytest
 import torch
 from support import by_windows, difference, image, scaled
@@ -13,7 +15,10 @@ from toys import Base, Block, Chain, ConstantsAndDefaults, ResidualOutside, conv
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided
+from maskguided.automatic.trace import _sizes
 from maskguided.global_ops import PerImage
+from maskguided.patches import round_up
+from maskguided.probing import LARGE_LEAST, MULTIPLES, Probe
 
 
 class Windowed(nn.Module):
@@ -131,9 +136,30 @@ class TwoClasses(Chain):
 class Reflected(Chain):
     """Rounds its input up to 64 by reflection, as SCUNet: 17 is too small for that, and so is 32, the half of it."""
 
+    unit = 64
+
     def forward(self, x):
         height, width = x.shape[2:]
-        return super().forward(F.pad(x, (0, -width % 64, 0, -height % 64), "reflect"))[:, :, : 2 * height, : 2 * width]
+        wide = F.pad(x, (0, -width % self.unit, 0, -height % self.unit), "reflect")
+        return super().forward(wide)[:, :, : 2 * height, : 2 * width]
+
+
+class InLargeCells(Reflected):
+    """The same to a number of its own, and its blocks look at cells of so many pixels, as SRFormerV2's attention."""
+
+    class Block(nn.Module):
+        def __init__(self, side: int) -> None:
+            super().__init__()
+            self.side, self.conv = side, conv(8, 8)
+
+        def forward(self, x):
+            (b, c, h, w), side = x.shape, self.side
+            cells = self.conv(x).view(b, c, h // side, side, w // side, side)
+            return x + (cells * torch.sigmoid(cells.mean((3, 5), keepdim=True))).view(x.shape)
+
+    def __init__(self, unit: int) -> None:
+        super().__init__()
+        self.unit, self.blocks = unit, nn.ModuleList(self.Block(unit) for _ in range(4))
 
 
 def test_a_network_that_pads_by_reflection_takes_any_size_that_is_large_enough():
@@ -142,6 +168,26 @@ def test_a_network_that_pads_by_reflection_takes_any_size_that_is_large_enough()
     assert (fast.split.probe.multiple_of, fast.split.probe.least) == (1, 48)
     x = image(1, 3, 49, 70)
     assert difference(fast(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("unit", [22, 36, 40, 48])
+def test_a_network_that_rounds_its_input_up_to_large_cells_is_split(unit):
+    model, x = scaled(InLargeCells(unit)), image(1, 3, 2 * unit - 5, unit + 3)
+    fast = maskguided.wrap(model, keep=1)
+    assert (fast.split.multiple_of, fast.patch_size % unit) == (unit, 0)
+    assert difference(by_windows(fast, x), model(x)) < 1e-5
+
+
+def test_sizes_tell_apart_all_that_a_network_may_round_its_input_up_to():
+    """Where small ones are not taken: no multiple becomes another by a factor and something added."""
+    probe = Probe(3, 3, 2, 1, LARGE_LEAST, torch.device("cpu"), torch.float32)
+    recorded = {side for _, *size in _sizes(probe) for side in size}
+    seen = sorted(recorded.union(*probe.telling_sizes))
+    for unit, other in itertools.permutations(MULTIPLES, 2):
+        rounded, wanted = ([round_up(side, to) for side in seen] for to in (unit, other))
+        line = np.polynomial.Polynomial.fit(rounded, wanted, 1)
+        assert abs(line(np.array(rounded)) - wanted).max() > 0.1, f"{other} may be taken for {unit}"
+        assert len({round_up(side, other) for side in recorded}) > 1
 
 
 def test_windows_keep_to_the_grid_of_attention_that_pads_within_its_blocks():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, first_line
-from ..probing import Probe, copied, forget_results
+from ..probing import LARGE_LEAST, Probe, copied, forget_results
 from ..split import Kind
 from ..thin import thinly
 from .body import on_one_size
@@ -105,7 +105,8 @@ def _sizes(probe: Probe) -> list[tuple[int, int, int]]:
     """Batch, height and width. In each pair of sides one is an odd multiple, of no large factors: it is rounded up."""
     step = probe.multiple_of
     a = -(-probe.least // step) | 1
-    c, e = (max(a + 2, -(-least // step) | 1) for least in (37, 67))
+    # Where small ones are not taken, the others are farther apart: all would be rounded up to the same multiple of 48.
+    c, e = (max(a + 2, -(-least // step) | 1) for least in ((37, 67) if probe.least < LARGE_LEAST else (57, 109)))
     b, d = a + 1, c + 1
     pairs = [(a, b), (b, a), (a + 2, d), (c, b), (a, e), (e, a + 2)]
     if step >= 8:  # such large multiples are few
