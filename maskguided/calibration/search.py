@@ -160,11 +160,11 @@ def _windows(fast: MaskGuided, place: _Place, timed: bool) -> list[_Windows]:
     time than a halo.
     """
     parts = place.parts
-    ways = [(16, 2, False), (16, 1, False), (32, 1, False)]
-    if not parts.exchanges(place.merge):
-        ways.insert(0, (fast.patch_size, fast.halo, False))  # which are larger where small ones cost too much
-    elif fast.exchange:
+    if fast.exchange and parts.exchanges(place.merge):
         ways = [(8, 0, True), (16, 1, True), (16, 2, False)] + [(16, 1, False)] * timed
+    else:
+        own = [] if fast.exchange else [(fast.patch_size, fast.halo, False)]  # larger where small ones cost too much
+        ways = [*own, (16, 2, False), (16, 1, False), (32, 1, False)]
     step, least = parts.multiple_of, {True: parts.trial.least, False: 1}
     fitting = ((max(round_up(patch, step), least[how]), round_up(halo, step), how) for patch, halo, how in ways)
     return list(dict.fromkeys(fitting))
