@@ -369,9 +369,10 @@ class MaskGuided(Knobs):
         return self._given[0]
 
     def become(self, other: MaskGuided) -> None:
-        """Take over the split, parts and settings of another wrap of the same network."""
-        self.__dict__.clear()  # a part that the other has not must not stay behind
-        self.__dict__.update(other.__dict__)
+        """Take over the split, parts and settings of another wrap of the same network; a user's hooks stay."""
+        theirs = other.__dict__.keys() | other._modules.keys()
+        users = {name: value for name, value in self.__dict__.items() if name not in theirs or "_hook" in name}
+        self.__dict__ = {**other.__dict__, **users}  # a part that the other has not must not stay behind
 
     def own_network(self) -> None:
         """From now on hold a copy of the network, to train it; the one that was given stays what it is."""

@@ -80,8 +80,12 @@ def test_for_a_drop_it_finds_the_cheapest_of_what_it_tries_without_measuring_all
 def test_a_network_that_becomes_another_is_that_one(first, then):
     fast, other, x = wrapped(merge=first), wrapped(merge=then, keep=0.3, scorer="linear"), image(1, 3, 30, 30)
     expected, names = other(x), set(other.state_dict())
+    seen: list[float] = []
+    fast.register_forward_hook(lambda module, inputs, output: seen.append(module.keep))
+    fast.name = "mine"
     fast.become(other)
     assert torch.equal(fast(x), expected)
+    assert (seen, fast.name) == ([0.3], "mine")
     assert set(fast.state_dict()) == names
 
 
