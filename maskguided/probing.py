@@ -178,7 +178,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
     A forward may assign to its module (basicsr's EDSR: `self.mean = self.mean.type_as(x)`), and a traced
     forward would leave tracing objects there. Within it no weight requires gradients, for views of one that does have
-    none to give (torch.utils.flop_counter stumbles over them); and attention is computed in steps that can be seen.
+    none to give (torch.utils.flop_counter stumbles over them); attention is computed in steps that can be seen, and
+    float32 to all its digits.
     """
     saved = [(module, dict(vars(module))) for module in model.modules()]
     caches = [(value, value.copy()) for m in model.modules() for value in vars(m).values() if _is_cache(value)]
@@ -187,7 +188,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.eval().requires_grad_(False)
-        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _in_steps():
+        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _in_steps(), _precisely():
             yield
     finally:
         for module, attributes in saved:
@@ -223,6 +224,38 @@ def _in_steps() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _precisely() -> Iterator[None]:
+    """Within it float32 is no TF32 or bfloat16, whatever is allowed: three digits are too few to compare results by.
+
+    cuDNN's convolutions are TF32 unless that is forbidden.
+    """
+    backends: Any = torch.backends
+    places: list[Any] = []
+    try:
+        matmul, conv = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:  # from torch 2.9 on, where the user has set one of these
+        matmul, conv = "highest", False
+        places = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]
+        places += [backends.mkldnn.conv, backends.mkldnn.matmul]
+    before = [place.fp32_precision for place in places]
+    try:
+        if matmul != "highest":
+            torch.set_float32_matmul_precision("highest")
+        if conv:
+            backends.cudnn.allow_tf32 = False
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        if matmul != "highest":
+            torch.set_float32_matmul_precision(matmul)
+        if conv:
+            backends.cudnn.allow_tf32 = conv
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from support import difference, image, scaled
@@ -85,3 +88,56 @@ def test_multihead_attention_counts_among_the_macs():
     block = pixels * 16 * (3 * 16 + 16) + 2 * pixels * pixels * 16
     assert cost.dense == 2 * pixels * 16 * 3 * 9 + 4 * block
     assert cost.dense - cost.coarse == 2 * block
+
+
+_PRECISION = """
+import torch
+from torch import nn
+import maskguided
+from maskguided.adapters.pan_net import PAN
+
+backends = torch.backends
+new = hasattr(backends, "fp32_precision")
+
+def now():
+    found = [backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision] if new else []
+    for old in (torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32):
+        try:
+            found.append(old())
+        except RuntimeError:  # of torch, where new names and old ones were used
+            found.append(None)
+    return found
+
+class Watched(PAN):
+    seen = set()
+
+    def forward(self, x):
+        self.seen.add(tuple(now()))
+        return super().forward(x)
+
+exec({statement!r})
+before = now()
+maskguided.wrap(Watched(features=8, up_features=8, blocks=4))
+assert now() == before, (before, now())
+coarse = {{"tf32", "bf16", "high", "medium", True}}
+assert coarse & set(before), before
+assert Watched.seen and not any(coarse & set(seen) for seen in Watched.seen), Watched.seen
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "",  # cuDNN's default
+        "torch.set_float32_matmul_precision('medium')",
+        "backends.cudnn.allow_tf32 = False; torch.set_float32_matmul_precision('high')",
+        "backends.fp32_precision = 'tf32'",
+        "backends.cuda.matmul.fp32_precision = 'tf32'",
+    ],
+)
+def test_parts_are_compared_in_full_precision_whatever_is_allowed(statement):
+    if "fp32_precision" in statement and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("before torch 2.9")
+    code = _PRECISION.format(statement=statement)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
