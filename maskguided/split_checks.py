@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
@@ -23,14 +24,14 @@ def _apart(state: State) -> State:
     return {name: value.clone() for name, value in state.items()}
 
 
-def check_whole(split: Split) -> None:
-    """Law 1 on small inputs: the parts together are the network.
+def check_whole(split: Split, more: Sequence[int] = ()) -> None:
+    """Law 1 on small inputs, and on squares of `more` LR pixels a side: the parts together are the network.
 
     Raises:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
     name = f"{type(split.model).__name__}, split after block {split.split_at}"
-    for number, size in enumerate(split.probe.telling_sizes):
+    for number, size in enumerate([*split.probe.telling_sizes, *((side, side) for side in more)]):
         x = split.example(*size)
         if number and _holds_thinly(split, x):
             continue

@@ -136,11 +136,11 @@ class TwoClasses(Chain):
 class Reflected(Chain):
     """Rounds its input up to 64 by reflection, as SCUNet: 17 is too small for that, and so is 32, the half of it."""
 
-    unit = 64
+    unit, padding = 64, "reflect"
 
     def forward(self, x):
         height, width = x.shape[2:]
-        wide = F.pad(x, (0, -width % self.unit, 0, -height % self.unit), "reflect")
+        wide = F.pad(x, (0, -width % self.unit, 0, -height % self.unit), self.padding)
         return super().forward(wide)[:, :, : 2 * height, : 2 * width]
 
 
@@ -176,6 +176,17 @@ def test_a_network_that_rounds_its_input_up_to_large_cells_is_split(unit):
     fast = maskguided.wrap(model, keep=1)
     assert (fast.split.multiple_of, fast.patch_size % unit) == (unit, 0)
     assert difference(by_windows(fast, x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("unit", [14, 15, 20, 24, 28, 30])
+@pytest.mark.parametrize("padding", ["constant", "replicate"])
+def test_numbers_that_small_images_are_rounded_up_to_alike_are_told_apart(unit, padding):
+    model = scaled(InLargeCells(unit))
+    model.padding = padding
+    fast = maskguided.wrap(model, keep=1)
+    assert fast.split.multiple_of == unit
+    for x in (image(1, 3, 29, 112), image(1, 3, 75, 57)):
+        assert difference(fast(x), model(x)) < 1e-5
 
 
 def test_sizes_tell_apart_all_that_a_network_may_round_its_input_up_to():

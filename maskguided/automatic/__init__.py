@@ -27,7 +27,7 @@ from ..split_checks import check_places, check_whole
 from .alignment import alignment
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
-from .sizes import Rounding
+from .sizes import Rounding, telling_sides
 from .trace import ADAPTER, recordings, trace
 
 _LITTLE = 0.2
@@ -95,7 +95,9 @@ def _can_be_split(model: nn.Module, run: Candidate, probe: Probe, check: bool) -
 def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], probe: Probe, check: bool) -> Split:
     """Split after blocks `cuts` of `names`; the first rounding wins under which all sizes agree."""
     runs, failures = recordings(model, names, probe), list[tuple[int, CannotSplit]]()
-    for rounding in _roundings(probe):
+    roundings = _roundings(probe)
+    known = sorted({side for run in runs for side in run.size[1:]}.union(*probe.telling_sizes))
+    for rounding in roundings:
         done = 0
         try:
             traced = trace(model, names, runs, rounding)
@@ -103,7 +105,7 @@ def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], 
             split = AutomaticSplit(traced, cuts, names, probe)
             done = 2
             if check:
-                check_whole(split)
+                check_whole(split, telling_sides(rounding, roundings, known, probe.multiple_of))
         except CannotSplit as error:
             failures.append((done, error))
         except ArgumentError:

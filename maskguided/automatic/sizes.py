@@ -23,6 +23,9 @@ _BASES = (
 )
 _TERMS = "1HWAPQR"
 _LARGEST_DIVISOR = 1 << 14
+_TELLING = (64, 130)
+"""From here on a side has room for padding by reflection, to whatever it may be rounded up to."""
+_SAME = 0.1
 
 
 class At(NamedTuple):
@@ -57,6 +60,29 @@ class Rounding:
     def full(self, side: int) -> int:
         """What `side` becomes."""
         return side // self.unit * self.unit + self.unit if self.beyond else round_up(side, self.unit)
+
+
+def telling_sides(rounding: Rounding, others: Sequence[Rounding], known: Sequence[int], step: int) -> list[int]:
+    """Sides, multiples of `step`, at which each of `others` shows that goes with `rounding` at the `known` ones.
+
+    It goes with it where it is the same but for a factor and something added, which a Size has of its own.
+
+    >>> telling_sides(Rounding(24), [Rounding(28), Rounding(8)], [17, 19, 37, 47, 61], 1)
+    [73]
+    """
+    missed = dict[tuple[int, int], list[int]]()
+    tried = [side for side in range(_TELLING[0], _TELLING[1]) if side % step == 0]
+    ours = np.array([[rounding.full(side), 1] for side in known])
+    for other in others:
+        theirs = np.array([other.full(side) for side in known])
+        fitted = np.linalg.lstsq(ours, theirs, rcond=None)[0]
+        if np.abs(ours @ fitted - theirs).max() < _SAME:
+            expected = {side: fitted @ (rounding.full(side), 1) for side in tried}
+            missed[other.unit, other.beyond] = [s for s in tried if abs(expected[s] - other.full(s)) >= _SAME]
+    sides = list[int]()
+    while left := [shows for shows in missed.values() if shows and not set(shows) & set(sides)]:
+        sides.append(max(tried, key=lambda side: sum(side in shows for shows in left)))
+    return sides
 
 
 @dataclass(frozen=True)
