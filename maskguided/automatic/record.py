@@ -8,7 +8,7 @@ comparing recordings (trace.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -82,11 +82,12 @@ class CannotFollow(Exception):
     """The forward decides by pixel values."""
 
 
-def record(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
+def record(model: nn.Module, leaves: set[str], x: Tensor, mode: AbstractContextManager[Any] | None = None) -> Recording:
     """Run `model` on `x` in eval mode and record it.
 
     Args:
         leaves: names of the modules whose inside is of no interest: each call of one is a step.
+        mode: what it runs within.
 
     Raises:
         CannotFollow: it reads pixel values to decide what to do.
@@ -95,7 +96,7 @@ def record(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
     forget_results(model)
     with untouched(model):
         recorder = _Recorder(model, x)
-        with _hooks(model, leaves, recorder), recorder:
+        with _hooks(model, leaves, recorder), recorder, mode or nullcontext():
             result = model(x)
         image = image_of(result)
         if id(image) not in recorder.known:

@@ -33,6 +33,8 @@ from .record import (
 )
 from .sizes import BATCH, At, Rounding, Size, fit, size
 
+_LARGE, _SMALL = (1103, 907), (41, 53)
+"""LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
 MODEL, CONSTANTS, AT = "model", "constants", "at"
 """Names within the graph: of the network, of tensors that came from elsewhere, and of the sizes."""
 
@@ -77,6 +79,7 @@ def recordings(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> list[
         for batch, height, width in _sizes(probe):
             made.append(_recorded(model, leaves, probe.input(height, width, batch)))
             _same_steps(made[0], made[-1])
+        made += _at_a_large_size(model, leaves, probe, made[0])
     except (CannotFollow, _Differs) as error:
         raise CannotSplit(f"recording {type(model).__name__}: {error}. {ADAPTER}") from error
     return _with_fixed_dtypes(model, leaves, made, probe)
@@ -124,6 +127,47 @@ def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
         raise
     except Exception as error:  # whatever a foreign forward raises
         raise _Differs(f"an input of {tuple(x.shape)} raises {type(error).__name__}: {first_line(error)}") from error
+
+
+def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, first: Recording) -> list[Recording]:
+    """`model` at a size that photographs have: it may cut those into tiles, or hold a table that is too small.
+
+    It runs on shapes alone, which costs the same at any size; where that cannot be, there is no such recording.
+
+    Raises:
+        _Differs: it takes other steps than those of `first`, at a small size.
+    """
+    try:
+        found = _shapes_of(model, leaves, probe, _LARGE)
+    except Exception:  # whatever a foreign network raises: most often it asks for a pixel's value
+        return []
+    try:
+        _same_steps(first, found)
+    except _Differs:
+        if _are_those_of_pixels(model, leaves, probe, first):
+            raise
+        return []
+    return [found]
+
+
+def _are_those_of_pixels(model: nn.Module, leaves: set[str], probe: Probe, first: Recording) -> bool:
+    """Whether the steps that `model` takes on shapes alone are those of `first`, at a small size."""
+    try:
+        _same_steps(first, _shapes_of(model, leaves, probe, _SMALL))
+    except Exception:  # whatever a foreign network raises
+        return False
+    return True
+
+
+def _shapes_of(model: nn.Module, leaves: set[str], probe: Probe, size: tuple[int, int]) -> Recording:
+    """A recording, without constants, at an odd multiple of about that size."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    step, mode = probe.multiple_of, FakeTensorMode(allow_non_fake_inputs=True)
+    height, width = ((side // step | 1) * step for side in size)
+    with mode:
+        x = torch.empty(1, probe.in_channels, height, width, device=probe.device, dtype=probe.dtype)
+    return replace(record(model, leaves, x, mode), constants=[])
 
 
 def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording], probe: Probe) -> list[Recording]:
@@ -270,7 +314,7 @@ class _Generaliser:
             return self.graph.create_node("get_attr", f"{MODEL}.{source.name}")
         name = f"tensor{source.number}"
         if not hasattr(self.constants, name):
-            tensors = [recording.constants[source.number] for recording in self.recordings]
+            tensors = [run.constants[source.number] for run in self.recordings if run.constants]
             if any(t.shape != tensors[0].shape or not torch.equal(t, tensors[0]) for t in tensors):
                 raise _Differs(
                     f"a tensor of shape {tuple(tensors[0].shape)} made outside torch's functions, by numpy or by a "
