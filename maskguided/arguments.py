@@ -11,6 +11,7 @@ Sides = tuple[int, int, int, int]
 
 ORDER: dict[str, tuple[str, ...]] = {
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     "pad": ("input", "pad", "mode", "value"),
     "interpolate": ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias"),
     "im2col": ("input", "kernel_size", "dilation", "padding", "stride"),
@@ -49,6 +50,26 @@ def sides_of(given: dict[str, Any]) -> Sides:
         return (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
     rows, cols = pair(padding)
     return (cols, cols, rows, rows)
+
+
+def reach_of(given: dict[str, Any]) -> tuple[int, int] | None:
+    """How many rows and columns a conv_transpose2d looks beyond its own; None where it enlarges otherwise than by its
+    stride.
+
+    >>> reach_of({"weight": Tensor(8, 8, 4, 4), "stride": 2, "padding": 1})
+    (1, 1)
+    """
+    settings = (pair(given.get(name, usual)) for name, usual in _TRANSPOSED.items())
+    reach = []
+    for side, step, padding, more, dilation in zip(given["weight"].shape[2:], *settings, strict=True):
+        last = dilation * (side - 1)  # of the pixels that one becomes
+        if last + 1 + more != step + 2 * padding:
+            return None
+        reach.append(max((last - padding) // step, (step - 1 + padding) // step))
+    return reach[0], reach[1]
+
+
+_TRANSPOSED = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
 
 
 def factor_of(x: Tensor, given: dict[str, Any]) -> int | None:

@@ -3,8 +3,8 @@
 A convolution on windows that were cut apart finds nothing beyond their borders. A halo helps, but is computed by both
 neighbours, block after block, and thrown away. Here every convolution on windows first copies the pixels that it is
 about to look at from the windows that own them, so nothing is computed twice: refining all patches is then the whole
-network exactly, at halo 0. Beyond the border of the image, and where the neighbour is not refined, it sees what it
-would see alone: zeros, mostly.
+network exactly, at halo 0. Beyond the border of the image it sees what it would see alone: zeros, mostly; and so it does where
+the neighbour is not refined, or a guess of what would stand there (context.py).
 
     with Exchange(grid, index, gathered):
         windows = split.body(windows)
@@ -26,17 +26,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .arguments import ORDER, Sides, factor_of, named, pair, sides_of
+from .arguments import ORDER, Sides, factor_of, named, pair, reach_of, sides_of
 from .detours import Detours, When
 from .patches import Grid
+from .rings import around, framed, inside
 from .shifts import Shifts
 
 _ENDS = ("interpolate", "conv2d", "pad")
 """What may bring a detour back to the size that it left at."""
 _ADDS = ("add", "add_", "__add__", "__iadd__")
+"""What may add a mask to shifted windows."""
 Guess = Callable[[int, Tensor], Tensor]
 _REACH = {"bilinear": 1, "bicubic": 2}
-"""How many LR pixels an interpolation looks beyond the one that it is in."""
+"""How many pixels of its input an interpolation looks beyond the one that it is in."""
 
 
 _SMALL = 0.5
@@ -59,7 +61,7 @@ class _Ring(NamedTuple):
 
 
 class Exchange(TorchFunctionMode):
-    """Within it, conv2d, pad, interpolate, unfold and roll on the windows of `index` see the neighbouring windows.
+    """Within it, convolutions, pad, interpolate, unfold and roll on the windows of `index` see the windows around.
 
     Args:
         grid: the patches.
@@ -164,7 +166,7 @@ class Exchange(TorchFunctionMode):
         found = pixels.index_select(0, ring.source)
         if ring.exists is not None:
             found = torch.where(ring.exists, found, beyond)
-        return _framed(pixels.view(count, height, width, channels), found, sides).permute(0, 3, 1, 2)
+        return framed(pixels.view(count, height, width, channels), found, sides).permute(0, 3, 1, 2)
 
     def is_numbered(self, x: Tensor, mode: str) -> bool:
         """Whether padding `x` counts among the convolutions that a guess is told apart by: those that pad zeros to what
@@ -201,17 +203,17 @@ class Exchange(TorchFunctionMode):
         return length * x_height // self.grid.window[0]
 
     def _find(self, height: int, width: int, sides: Sides, mode: str) -> _Ring:
-        row, col = _around(height, width, sides, self.top.device)
+        row, col = around(height, width, sides, self.top.device)
         tops, lefts = self._at(height, self.top)[..., None], self._at(height, self.left)[..., None]
         map_height, map_width = self._at(height, self.grid.height), self._at(height, self.grid.width)
-        rows, cols = _inside(tops + row, map_height, mode), _inside(lefts + col, map_width, mode)
+        rows, cols = inside(tops + row, map_height, mode), inside(lefts + col, map_width, mode)
         patch = self._at(height, self.grid.patch_size)
         cell = rows // patch * self.grid.cols + cols // patch
         owner = self.owner.gather(1, cell.flatten(1)).view_as(cell)
         itself = torch.arange(self.count, device=cell.device).view_as(self.top)[..., None]
         there = owner >= 0
         # What nobody refines is seen as by a window alone: its own pixel that the padding would repeat, or zero.
-        alone = (_inside(row, height, mode) * width + _inside(col, width, mode)) + itself * (height * width)
+        alone = (inside(row, height, mode) * width + inside(col, width, mode)) + itself * (height * width)
         owner = owner.clamp_min(0)
         found = (owner * height + rows - tops.flatten()[owner]) * width + cols - lefts.flatten()[owner]
         source = torch.where(there, found, alone).flatten()
@@ -229,7 +231,7 @@ class Exchange(TorchFunctionMode):
     def _every(self, ring: Tensor, height: int, width: int, sides: Sides) -> Tensor:
         """The places of a ring's pixels, with those of the windows' own in the middle of it."""
         own = torch.arange(self.count * height * width, device=ring.device)
-        return _framed(own.view(self.count, height, width, 1), ring[:, None], sides).flatten()
+        return framed(own.view(self.count, height, width, 1), ring[:, None], sides).flatten()
 
     def _seen(self, rows: Tensor, cols: Tensor, size: tuple[int, int]) -> Tensor:
         """(pixels, F+1): the features, and a 1, at rows and columns (B, k, pixels) of maps of that size."""
@@ -252,58 +254,22 @@ class Exchange(TorchFunctionMode):
         return pixels.index_select(0, pixel.flatten()).view(-1, high, wide, whole.shape[1]).permute(0, 3, 1, 2)
 
 
-def _framed(pixels: Tensor, ring: Tensor, sides: Sides) -> Tensor:
-    """Windows (n, h, w, C) in a frame of the pixels of their rings, (n * pixels, C) in the order of `_around`."""
-    left, right, top, bottom = sides
-    count, height, width, channels = pixels.shape
-    shapes = ((top, left + width + right), (bottom, left + width + right), (height, left), (height, right))
-    lengths = [high * wide for high, wide in shapes]
-    pieces = torch.split(ring.view(count, -1, channels), lengths, dim=1)
-    above, below, before, behind = (p.reshape(count, *s, channels) for p, s in zip(pieces, shapes, strict=True))
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # writing to slices is slow in a graph
-        return torch.cat([above, torch.cat([before, pixels, behind], dim=2), below], dim=1)
-    wide = pixels.new_empty(count, top + height + bottom, left + width + right, channels)
-    inner = wide[:, top : top + height]
-    for place, what in (
-        (inner[:, :, left : left + width], pixels),
-        (wide[:, :top], above),
-        (wide[:, top + height :], below),
-        (inner[:, :, :left], before),
-        (inner[:, :, left + width :], behind),
-    ):
-        place.copy_(what)
-    return wide
-
-
-def _around(height: int, width: int, sides: Sides, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column of each pixel added to a window, seen from its corner: above, below, left, right."""
-    left, right, top, bottom = sides
-    rows = torch.arange(-top, height + bottom, device=device)[:, None].expand(-1, width + left + right)
-    cols = torch.arange(-left, width + right, device=device).expand_as(rows)
-    inner = slice(top, top + height)
-
-    def in_order(number: Tensor) -> Tensor:
-        within = number[inner]
-        parts = (number[:top], number[top + height :], within[:, :left], within[:, left + width :])
-        return torch.cat([part.flatten() for part in parts])
-
-    return in_order(rows), in_order(cols)
-
-
-def _inside(position: Tensor, length: int, mode: str) -> Tensor:
-    """The row (or column) that padding puts at `position`, which may lie beyond the map's `length`; the nearest, for
-    zeros."""
-    if mode == "reflect":
-        position = (length - 1) - ((length - 1) - position.abs()).abs()
-    return position.clamp(0, length - 1)
-
-
 def _conv2d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     sides = sides_of(given)
     if not any(sides):
         return _pointwise(func, given)
     result: Tensor = func(**{**given, "input": exchange.padded(given["input"], sides), "padding": 0})
     return result
+
+
+def _conv_transpose2d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
+    reach = reach_of(given)
+    if reach is None or not any(reach):
+        return func(**given)  # type: ignore[no-any-return]
+    (rows, cols), stride, padding = reach, pair(given.get("stride", 1)), pair(given.get("padding", 0))
+    wide = exchange.padded(given["input"], (cols, cols, rows, rows))
+    cropped = (padding[0] + rows * stride[0], padding[1] + cols * stride[1])
+    return func(**{**given, "input": wide, "padding": cropped})  # type: ignore[no-any-return]
 
 
 def _pointwise(func: Any, given: dict[str, Any]) -> Tensor:
@@ -381,6 +347,7 @@ def _channels_first(x: Tensor, given: dict[str, Any]) -> Tensor:
 
 _SEEN: dict[str, Callable[[Exchange, Any, dict[str, Any]], Tensor]] = {
     "conv2d": _conv2d,
+    "conv_transpose2d": _conv_transpose2d,
     "pad": _pad,
     "interpolate": _interpolate,
     "im2col": _unfold,

@@ -27,6 +27,10 @@ OPERATIONS = {
     "depthwise, dilated": lambda x: F.conv2d(x, image(4, 1, 3, 3) - 0.5, padding=2, dilation=2, groups=4),
     "wider than a patch": lambda x: F.conv2d(x, image(4, 1, 13, 13) - 0.5, padding=6, groups=4),
     "stride 2": lambda x: F.conv2d(x, image(5, 4, 3, 3) - 0.5, stride=2, padding=1),
+    "transposed": lambda x: F.conv_transpose2d(x, image(4, 5, 4, 4) - 0.5, None, 2, 1),
+    "transposed 9x3": lambda x: F.conv_transpose2d(x, image(4, 5, 9, 3) - 0.5, image(5), 3, (4, 0), (2, 0)),
+    "transposed, dilated": lambda x: F.conv_transpose2d(x, image(4, 1, 3, 3) - 0.5, None, 1, 2, 0, 4, 2),
+    "transposed, nothing around": lambda x: F.conv_transpose2d(x, image(4, 5, 2, 2) - 0.5, stride=2),
     "reflect": lambda x: F.conv2d(F.pad(x, (2, 1, 1, 2), mode="reflect"), image(5, 4, 4, 4) - 0.5),
     "replicate": lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), image(5, 4, 3, 3) - 0.5),
     "zeros by hand": lambda x: F.conv2d(F.pad(x, (1, 1)), image(5, 4, 1, 3) - 0.5),
@@ -118,6 +122,34 @@ class Blurring(nn.Module):
 
     def forward(self, x):
         return self.last(self.blocks(self.first(x)))
+
+
+class Shrinking(nn.Module):
+    """Blocks that work on half the size, and enlarge by a transposed convolution, as the tail does."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(8, 8, 3, 2, 1), nn.ConvTranspose2d(8, 8, 4, 2, 1)
+
+        def forward(self, x):
+            return x + self.up(F.relu(self.down(x)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.ConvTranspose2d(8, 3, 9, 3, 4, output_padding=2)
+        self.blocks = nn.Sequential(*(self.Block() for _ in range(4)))
+
+    def forward(self, x):
+        return self.last(self.blocks(self.first(x)))
+
+
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_transposed_convolutions_see_neighbours_too(merge):
+    model, x = scaled(Shrinking()), image(2, 3, 26, 42)
+    fast = maskguided.wrap(model, keep=1, merge=merge)
+    assert (fast.exchange, fast.halo) == (True, 0)
+    assert difference(by_windows(fast, x), model(x)) < 1e-5
 
 
 def test_a_network_that_cannot_exchange_gets_a_halo():

@@ -13,7 +13,20 @@ PACKAGE = Path(maskguided.__file__).parent
 COMMANDS = ("upscale", "inspect", "bench", "calibrate", "finetune", "explain", "export")
 LAYERS = [
     {"errors", "values", "arguments", "readings", "reductions", "thin", "transposed"},
-    {"patches", "probing", "weights", "receptive", "cost", "metrics", "global_ops", "optional", "tiff", "png", "files"},
+    {
+        "patches",
+        "probing",
+        "weights",
+        "receptive",
+        "cost",
+        "metrics",
+        "global_ops",
+        "optional",
+        "tiff",
+        "png",
+        "files",
+        "rings",
+    },
     {"detours", "exchange", "shifts", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"trial"},
     {"split", "images", "head"},
