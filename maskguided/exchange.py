@@ -3,8 +3,8 @@
 A convolution on windows that were cut apart finds nothing beyond their borders. A halo helps, but is computed by both
 neighbours, block after block, and thrown away. Here every convolution on windows first copies the pixels that it is
 about to look at from the windows that own them, so nothing is computed twice: refining all patches is then the whole
-network exactly, at halo 0. Beyond the border of the image it sees what it would see alone: zeros, mostly; and so it does where
-the neighbour is not refined, or a guess of what would stand there (context.py).
+network exactly, at halo 0. Beyond the border of the image it sees what it would see alone: zeros, mostly. So it does
+where the neighbour is not refined, or it sees a guess of what would stand there (context.py).
 
     with Exchange(grid, index, gathered):
         windows = split.body(windows)

@@ -243,7 +243,8 @@ class _Run:
 
     def prepare(self, low: Tensor, high: Tensor) -> Given:
         """Run what the stage keeps frozen."""
-        lr, hr = (x.to(self.accelerator.device, memory_format=torch.channels_last) for x in (low, high))
+        layout = self.fast.split.memory_format
+        lr, hr = (x.to(self.accelerator.device, memory_format=layout) for x in (low, high))
         with self.accelerator.autocast():
             return prepare(self.fast, self.stage, lr, hr, self.recipe.options)
 

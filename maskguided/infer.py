@@ -285,7 +285,7 @@ def _restored(
     like = next(model.parameters())
     rows, cols = (_with_context(start, side, pad, whole, model) for start, whole in zip((row, col), size, strict=True))
     window = read(rows, cols).to(like.device, like.dtype)
-    window = window.contiguous(memory_format=torch.channels_last)
+    window = window.contiguous(memory_format=model.split.memory_format)
     if above is None:
         refined, index = model.restore(window)
     else:

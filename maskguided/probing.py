@@ -115,7 +115,7 @@ def probe(model: nn.Module) -> Probe:
                         result = model(found.input(height, width))
                     except Exception as error:  # whatever a foreign network raises, another input may do
                         if channels == _first_channels(model):  # the others fail for their channels
-                            failure = first_line(error)
+                            failure = f"{type(error).__name__}: {first_line(error)}"
                         continue
                     out = image_of(result)
                     if channels == 3 and not _is_of_colours(model, found, out):
@@ -187,7 +187,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     weights = [(parameter, parameter.data) for parameter in model.parameters()]
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval().requires_grad_(False)
+        model.eval()  # alone: a train() of the network's own need not return it
+        model.requires_grad_(False)
         with torch.inference_mode(False), torch.no_grad(), _eagerly(), _in_steps(), _precisely():
             yield
     finally:

@@ -228,6 +228,24 @@ class Split(ABC):
         return self.probe.input(height, width).to(like.device, like.dtype)
 
     @property
+    def memory_format(self) -> torch.memory_format:
+        """The faster one for images and weights, channels last; the usual one where the network does not run so.
+
+        A `view` of its own that goes by the order in memory (HAN's layer attention) does not.
+        """
+        return torch.channels_last if self._runs_channels_last else torch.contiguous_format
+
+    @cached_property
+    def _runs_channels_last(self) -> bool:
+        x = self.example(*self.probe.sizes[0]).contiguous(memory_format=torch.channels_last)
+        try:
+            with untouched(self.model):
+                self.model(x)
+        except RuntimeError:
+            return False
+        return True
+
+    @property
     def global_ops(self) -> tuple[str, ...]:
         """The global operations known to global_ops.py that blocks n+1..N call; there may be others (attention)."""
         return self.global_ops_on_windows("features")

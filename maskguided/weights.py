@@ -109,7 +109,8 @@ def load_into(model: Module, weights: Mapping[str, Tensor], owner: str | None = 
             f"these weights are not of this {owner or type(model).__name__}: {'; '.join(sorted(wrong)[:4])}{more}"
         )
     model.load_state_dict(dict(weights))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from support import image, scaled
@@ -9,9 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import maskguided
-from maskguided import ArgumentError
+from maskguided import ArgumentError, finetune
 from maskguided.adapters.pan_net import PAN
 from maskguided.error_map import dense_image
+from maskguided.finetune import Recipe
+from maskguided.infer import upscale
 from maskguided.training import stages
 
 
@@ -22,6 +25,25 @@ class Block(nn.Module):
 
     def forward(self, x):
         return x + self.norm(F.relu(self.conv(x)))
+
+
+class ByLayers(nn.Module):
+    """HAN's layer attention, with its `view`: of the order in memory it asks that it is that of the shape."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.blocks = nn.Conv2d(3, 8, 3, padding=1), nn.ModuleList(Block() for _ in range(4))
+        self.last = nn.Sequential(nn.Conv2d(32, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        x, seen = self.first(x), []
+        for block in self.blocks:
+            x = block(x)
+            seen.append(x)
+        layers = torch.stack(seen, 1)
+        rows = layers.view(len(x), 4, -1)
+        weights = torch.softmax(rows @ rows.transpose(1, 2) / rows.shape[2], -1)
+        return self.last((weights @ rows).view(len(x), -1, *x.shape[2:]))
 
 
 @pytest.fixture
@@ -152,3 +174,18 @@ def test_a_network_whose_gradients_the_parts_do_not_have_is_not_trained(net, own
             stages.train_only(fast, stage)
     assert [p.requires_grad for p in held[0].parameters()] == [False, False]
     stages.train_only(maskguided.wrap(net, 2, merge="image"), "all")
+
+
+def test_a_network_that_does_not_run_channels_last_is_calibrated_used_and_trained_as_it_is(photos):
+    net, x = scaled(ByLayers()), image(1, 3, 33, 40)
+    with pytest.raises(RuntimeError, match="view"):
+        net(x.contiguous(memory_format=torch.channels_last))
+    fast = maskguided.wrap(net, keep=0.5, merge="image", coarse_tail="light").eval()
+    assert fast.split.memory_format == torch.contiguous_format
+    maskguided.calibrate(fast, [image(3, 32, 40)], max_cost=0.9)
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 40, 3), np.uint8)
+    assert upscale(fast, pixels).image.shape == (96, 80, 3)
+    for pool in (0, 4):
+        losses = finetune.fit(fast, photos, "head", Recipe(steps=3, batch=2, crop=16, warmup=1, pool=pool))
+        assert len(losses) == 3
+    assert maskguided.wrap(PAN(features=8, up_features=8, blocks=4)).split.memory_format == torch.channels_last

@@ -9,8 +9,10 @@ import pytest
 import torch
 from support import difference, image, scaled
 from torch import nn
+from torch.nn import functional as F
 
 import maskguided
+from maskguided import CannotSplit
 from maskguided.adapters.pan_net import PAN
 
 
@@ -92,7 +94,6 @@ def test_multihead_attention_counts_among_the_macs():
 
 _PRECISION = """
 import torch
-from torch import nn
 import maskguided
 from maskguided.adapters.pan_net import PAN
 
@@ -141,3 +142,43 @@ def test_parts_are_compared_in_full_precision_whatever_is_allowed(statement):
     code = _PRECISION.format(statement=statement)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class Frozen(PAN):
+    """Its train() returns nothing, as where people freeze the statistics of BatchNorm."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_train_that_returns_nothing_is_none_of_our_business():
+    net, x = Frozen(features=8, up_features=8, blocks=4), image(1, 3, 20, 24)
+    net.eval()
+    assert difference(maskguided.wrap(net, keep=1)(x), net(x)) < 1e-5
+    assert "4 x" in str(maskguided.inspect(net))
+
+
+def test_the_last_answer_of_a_network_that_does_not_run_has_its_kind():
+    class Missing(nn.Sequential):
+        def forward(self, x):
+            raise KeyError("mine")
+
+    with pytest.raises(CannotSplit, match="last answer: KeyError: 'mine'"):
+        maskguided.wrap(Missing(nn.Conv2d(3, 3, 3)))
+
+
+def test_a_live_value_of_no_known_size_is_called_so():
+    class Halved(nn.Sequential):
+        """With half the size, rounded down, of the first map as a second one."""
+
+        def forward(self, x):
+            first, *blocks, last = self
+            x = first(x)
+            half = F.avg_pool2d(x, 2)
+            for block in blocks:
+                x = block(x)
+            return last(x + F.interpolate(half, size=x.shape[2:]))
+
+    net = Halved(*(nn.Conv2d(8 if i else 3, 8 if i < 5 else 3, 3, padding=1) for i in range(6)))
+    with pytest.raises(CannotSplit, match=r"avg_pool2d whose shape follows from the image's by no formula"):
+        maskguided.wrap(scaled(net))

@@ -320,10 +320,11 @@ def _refuse_what_is_no_map(nodes: list[fx.Node], traced: Traced) -> None:
     for node in nodes:
         if traced.values[node].kind is None:
             raise CannotSplit(
-                f"cutting: the live value {node.name} of shape {_words(traced.values[node].shape)} lies on no map "
+                f"cutting: the live value {node.name} {_words(traced.values[node].shape)} lies on no map "
                 f"and is no vector (B, C). {ADAPTER}"
             )
 
 
 def _words(shape: tuple[int | Size, ...]) -> str:
-    return f"({', '.join(map(str, shape))})"
+    known = f"of shape ({', '.join(map(str, shape))})"
+    return known if shape else "whose shape follows from the image's by no formula (as half of it, rounded down)"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
@@ -60,4 +59,4 @@ def checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Te
         low, high = float(x.min()), float(x.max())
         if low < _LEAST or high > _MOST:
             raise ArgumentError(f"calibrate: an image of {low:g} to {high:g}; images are floats in 0..1")
-    return lr.contiguous(memory_format=torch.channels_last), hr
+    return lr.contiguous(memory_format=fast.split.memory_format), hr

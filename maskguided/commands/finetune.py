@@ -75,7 +75,7 @@ def finetune_command(
     fast = wrapped(network, head, split_at, **settings)
     for name in stages:  # all are asked for before any is trained
         check_stage(fast, name)
-    fast = fast.to(pick_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast = fast.to(pick_device(device), memory_format=fast.split.memory_format)  # type: ignore[call-overload]
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):
         with _telling_what_is_kept(saved, every), progress_bar("step") as bar:

@@ -9,7 +9,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.progress import Progress
 
@@ -125,7 +124,7 @@ def upscale_command(
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {plain(_against_tiles(loaded))}")
     where = pick_device(device)
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
-    fast = fast.to(memory_format=torch.channels_last)
+    fast = fast.to(memory_format=fast.split.memory_format)
     if weights is not None and head is None and fast.keep < 1:
         _warn_of_coarse(fast, jobs, weights)
     failed = _upscale_all(fast, jobs, way)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
+from ..patches import is_channels_last
 from .samples import Batches, Crops, Unseen
 from .stages import Given
 
@@ -40,4 +41,5 @@ def _collate(pairs: list[Pair]) -> Pair | None:
 
 def _stacked(values: list[Tensor]) -> Tensor:
     stacked = torch.stack(values)
-    return stacked.contiguous(memory_format=torch.channels_last) if stacked.dim() == 4 else stacked
+    last = stacked.dim() == 4 and is_channels_last(values[0][None])
+    return stacked.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
