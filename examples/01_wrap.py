@@ -23,10 +23,11 @@ fast = maskguided.wrap(model).eval()  # cut after half of its blocks
 
 with torch.inference_mode():
     dense = model(lr)
-    for fast.keep in (0.0, 0.25, 0.5, 1.0):
+    for keep in (0.0, 0.25, 0.5, 1.0):
+        fast.keep = keep
         error = (fast(lr).clamp(0, 1) - dense.clamp(0, 1)).square().mean()
         cost = fast.cost(*lr.shape[2:])
-        print(f"keep={fast.keep:<4}  {cost.ratio:6.1%} of the MACs  {-10 * error.log10():.1f} dB from the dense image")
+        print(f"keep={keep:<4}  {cost.ratio:6.1%} of the MACs  {-10 * error.log10():.1f} dB from the dense image")
 
     fast.keep = 0.25
     chosen = fast.explain(lr).mask[0]

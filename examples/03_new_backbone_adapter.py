@@ -85,8 +85,8 @@ with torch.inference_mode():
     x = torch.rand(2, 3, 96, 120)  # ExitingSR itself takes even sizes alone
     parts = fast.split
     law_1 = float((parts.tail(parts.body(parts.prefix(x))) - model(x)).abs().max())
-    every = fast.run_base(x)
-    refined = float((fast.refine(every, every.every) - model(x)).abs().max())
+    base = fast.run_base(x)
+    refined = float((fast.refine(base, base.every) - model(x)).abs().max())
 print(f"the parts together: largest difference to the network {law_1:.1e}")
 print(f"all patches refined: largest difference to the dense image {refined:.1e}")
 assert law_1 == 0

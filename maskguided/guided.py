@@ -175,16 +175,20 @@ class MaskGuided(Knobs):
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
         if score is not None:
             check_score(score, (base.x.shape[0], base.grid.rows, base.grid.cols))
-        count, least = base.grid.count, self.min_gain_db
-        k = base.grid.k(self.keep) if least is None else count
-        if k == 0 or (k == count and least is None and self._all_go_on):
+        if self.min_gain_db is not None:
+            return self._worth_more(base, score, self.min_gain_db)
+        k = base.grid.k(self.keep)
+        if k == 0 or (k == base.grid.count and self._all_go_on):
             return base.every[:, :k]
-        index = select(self.score(base) if score is None else score, k)
-        if least is None:
-            return index
+        return select(self.score(base) if score is None else score, k)
+
+    def _worth_more(self, base: Base, score: Tensor | None, least: float) -> Tensor:
+        """Index (B, k), best first: those that bring more than `least` dB, as many as the neediest image has."""
         assert self.estimate is not None  # see min_gain_db
+        index = select(self.score(base) if score is None else score, base.grid.count)
         k = int((self.worth(base, index) > least).sum(1).max())
-        return index if self._all_go_on and k > self.estimate.whole * count else index[:, :k]
+        whole_costs_less = self._all_go_on and k > self.estimate.whole * base.grid.count
+        return index if whole_costs_less else index[:, :k]
 
     def worth(self, base: Base, index: Tensor) -> Tensor:
         """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.worth`."""
@@ -214,7 +218,7 @@ class MaskGuided(Knobs):
         if index.shape[1] == 0:
             return self._cropped(self._coarse(base, last), base)
         patches = self._refined(self.split.rest, base, base.state, self.split.kinds, index)
-        return self._cropped(scatter(patches, index, base.grid, onto=self._around(base, index, patches, last)), base)
+        return self._cropped(scatter(patches, index, base.grid, onto=self._canvas(base, index, patches, last)), base)
 
     def coarse_image(self, base: Base) -> Tensor:
         """The image (B, C', s*H, s*W) with no patch refined."""
@@ -279,7 +283,7 @@ class MaskGuided(Knobs):
             base.coarse = self.coarse_tail(skipped, base.x)
         return base.coarse
 
-    def _around(self, base: Base, index: Tensor, patches: Tensor, last: bool) -> Tensor:
+    def _canvas(self, base: Base, index: Tensor, patches: Tensor, last: bool) -> Tensor:
         """The image (B, C', s*H', s*W') that refined patches are put into."""
         covered, everywhere = index.shape[1] == base.grid.count, self.coarse_on == "all"
         if not covered and (everywhere or self.scorer == "coarse"):

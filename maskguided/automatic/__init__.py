@@ -7,7 +7,8 @@ layout.py  where height and width stand in a live value: maps, tokens
 trace.py   the recordings as one graph for all sizes; what each value is
 cut.py     the graph in three, with the live values between the parts
 alignment.py  where windows must start and end, for blocks that keep a grid of their own
-places.py  whether each value of the cut stays over the pixels that it is of
+places.py  which nodes run before and after, and which values pass between
+growth.py  where the last upsampling step begins
 """
 
 from __future__ import annotations
