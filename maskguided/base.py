@@ -24,7 +24,7 @@ class Explanation:
     mask: Tensor
     """(B, rows, cols), bool: the patches that were refined."""
     index: Tensor
-    """(B, k), long: the same, best first; in order of position, where all are refined and none leaves early."""
+    """(B, k), long: the same, best first; in order of position, where `keep` says all and none leaves early."""
 
 
 @dataclass
