@@ -356,7 +356,8 @@ def test_attention_over_the_whole_map_is_told_on_small_maps():
     class Attention(Block):
         def forward(self, x):
             flat = x.flatten(2)
-            seen.append(flat.shape[2])
+            if type(x) is torch.Tensor:  # elsewhere nothing is computed
+                seen.append(flat.shape[2])
             return super().forward(x) + (flat @ (flat.mT @ flat).softmax(1)).view_as(x)
 
     class Attending(Chain):
