@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from maskguided.adapter import Adapter, lacks, register
 from maskguided.errors import ArgumentError
 from maskguided.integrations.basicsr_plugin import import_basicsr
-from maskguided.probing import untouched
+from maskguided.probing.untouched import untouched
 from maskguided.split import State
 from maskguided.weights import count_blocks, load_into
 

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 import maskguided
 from maskguided.bench import mean_psnr, quality
-from maskguided.global_ops import GlobalOps
 from maskguided.guided import MaskGuided
 from maskguided.pairs import Pair, read_pairs
 from maskguided.split import State
+from maskguided.windows.global_ops import GlobalOps
 
 from .small_networks import SCALE, network
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import maskguided
 from maskguided import MaskGuided, MaskGuidedError, Split
 from maskguided.patches import round_up
-from maskguided.probing import image_of
+from maskguided.probing.probe import image_of
 
 from .architectures import ARCHITECTURES, NOT_TRIED, Architecture, seeded
 

@@ -27,7 +27,7 @@ from .cost import macs
 from .guided import MaskGuided
 from .images import as_pixels
 from .pairs import Pair, check_sizes
-from .probing import image_of
+from .probing.probe import image_of
 from .split import Merge, Split
 from .timing import alternate, at, ratio
 

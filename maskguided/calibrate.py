@@ -37,8 +37,8 @@ from .error_map import dense_image
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .patches import select
-from .probing import in_eval_mode, undone_by_failure
-from .settings import check_one_of
+from .probing.untouched import in_eval_mode, undone_by_failure
+from .values import check_one_of
 from .wrapping import check_wrapped
 
 

@@ -19,7 +19,8 @@ from .gain import GainEstimate
 from .guided import MaskGuided
 from .head import BLURS
 from .networks import load_network
-from .probing import in_eval_mode, refuse_wrapped
+from .probing.modules import refuse_wrapped
+from .probing.untouched import in_eval_mode
 from .values import as_path
 from .weights import HEAD_FORMAT, load_into, read, safetensors_file
 from .wrapping import check_wrapped, wrap

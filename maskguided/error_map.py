@@ -11,7 +11,9 @@ from .guided import MaskGuided
 from .head import pool
 from .metrics import BT601
 from .patches import continued
-from .probing import first_weight, image_of, in_eval_mode
+from .probing.modules import first_weight
+from .probing.probe import image_of
+from .probing.untouched import in_eval_mode
 
 
 def luma(image: Tensor) -> Tensor:

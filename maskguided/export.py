@@ -20,7 +20,7 @@ from .errors import ArgumentError, ExportError, MissingDependency, first_line
 from .files import write_whole
 from .guided import MaskGuided
 from .optional import optional, torch_since
-from .probing import in_eval_mode
+from .probing.untouched import in_eval_mode
 from .values import as_path
 from .wrapping import check_wrapped
 

@@ -26,7 +26,7 @@ from .errors import ArgumentError, CheckpointError, first_line, warn
 from .files import torch_save_whole
 from .guided import MaskGuided
 from .optional import optional
-from .probing import undone_by_failure
+from .probing.untouched import undone_by_failure
 from .training.pool import batches
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE, Given, Options, loss, prepare, too_small, train_only

@@ -9,22 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from .base import Base, Explanation
-from .coarse import CoarseTail, make_coarse_tail
-from .context import make_context
 from .cost import Cost, macs
 from .errors import ArgumentError, MaskGuidedError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .knobs import Knobs
-from .light_tail import LightTailed, with_light_tail
 from .patches import Grid, continued, is_channels_last, others, round_up, scatter, select
-from .probing import first_weight
+from .probing.modules import first_weight
 from .settings import (
     CoarseOn,
     Context,
     GlobalOps,
     Scorer,
-    check_arguments,
     check_choices,
     check_cuts,
     check_input,
@@ -32,12 +28,14 @@ from .settings import (
     check_refine_tail,
     check_score,
     check_size,
-    check_windows,
-    windows_of,
 )
 from .split import Kind, Merge, RefineTail, Split, State
-from .values import as_whole
-from .windows import on_windows
+from .tails.coarse import CoarseTail, make_coarse_tail
+from .tails.refine import LightTailed, with_light_tail
+from .values import as_whole, check_arguments
+from .windows.context import make_context
+from .windows.run import on_windows
+from .windows.sizes import check_windows, windows_of
 
 Made = TypeVar("Made")
 _LR = "input of the coarse tail"  # among the live values that it reads
@@ -73,11 +71,11 @@ class MaskGuided(Knobs):
             convolutions see zeros. Scorer "coarse" needs it everywhere.
         refine_tail: for merge="image": how refined patches become an image. "own": by the network's tail; "light":
             its last upsampling step is left out, for one convolution and PixelShuffle, which is bilinear until it is
-            fitted or trained (light_tail.py).
+            fitted or trained (tails/refine.py).
         global_ops: what a mean over the whole map (channel attention and the like) sees in the refined blocks.
             "image": all the windows that are refined in an image together; "window": each window alone, as in
             the paper; "refuse": raise an ArgumentError for a network that has one.
-        exchange: whether convolutions on a window see the refined windows around it (exchange.py), so that
+        exchange: whether convolutions on a window see the refined windows around it (windows/exchange.py), so that
             refining all patches is the network itself at any halo. False: each window sees itself alone, as in the
             paper. Default: where the network allows it.
         context: what windows that exchange borders see where nothing is refined: "zeros", or "linear", a linear guess

@@ -16,7 +16,7 @@ from .cost import macs
 from .errors import CannotSplit, MaskGuidedError, first_line
 from .guided import MaskGuided
 from .patches import round_up
-from .probing import untouched
+from .probing.untouched import untouched
 from .split import Cuts, Facts, Split, probe_network
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count

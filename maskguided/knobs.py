@@ -9,21 +9,20 @@ from torch import nn
 
 from .errors import ArgumentError
 from .gain import GainEstimate
-from .probing import Wrapped
+from .probing.modules import Wrapped
 from .settings import (
     CoarseOn,
     GlobalOps,
     Scorer,
     as_share,
-    check_aligned,
     check_choices,
     check_coarse_on,
-    check_exchanging,
     check_global_ops,
     check_min_gain,
     check_onward,
 )
 from .split import Merge, Split
+from .windows.sizes import check_aligned, check_exchanging
 
 
 class Knobs(Wrapped):

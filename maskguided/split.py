@@ -25,14 +25,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import receptive
 from .errors import ArgumentError, CannotSplit
-from .global_ops import Seen
 from .patches import round_up
-from .probing import Probe, copied, first_weight, probe, refuse_wrapped, silent_weights, untouched
-from .thin import thinly
-from .trial import SMALLEST_TRIED, Trial, find_trial, holds_for
+from .probing import receptive
+from .probing.modules import copied, first_weight, refuse_wrapped, silent_weights
+from .probing.probe import Probe, probe
+from .probing.thin import thinly
+from .probing.untouched import untouched
 from .values import as_whole
+from .windows.global_ops import Seen
+from .windows.trial import SMALLEST_TRIED, Trial, find_trial, holds_for
 
 _log = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ class Split(ABC):
     def halfway(self, state: State) -> Tensor:
         """Live values after block N -> what the last upsampling step starts from, (B, C, r*H, r*W) with r < scale.
 
-        For a lighter tail from there on (light_tail.py). An adapter need not have it.
+        For a lighter tail from there on (tails/refine.py). An adapter need not have it.
         """
         why = f"adapter {self.adapter!r} has no `halfway`" if self.adapter else "no step of its tail enlarges a map"
         raise ArgumentError(
@@ -247,7 +249,7 @@ class Split(ABC):
 
     @property
     def global_ops(self) -> tuple[str, ...]:
-        """The global operations known to global_ops.py that blocks n+1..N call; there may be others (attention)."""
+        """Those that blocks n+1..N call and windows/global_ops.py knows; there may be others (attention)."""
         return self.global_ops_on_windows("features")
 
     def global_ops_on_windows(self, merge: Merge) -> tuple[str, ...]:
@@ -268,7 +270,7 @@ class Split(ABC):
             return thinly(look)
 
     def exchanges(self, merge: Merge) -> bool:
-        """Whether windows that exchange borders (exchange.py) give what the whole map gives: in the body, for
+        """Whether windows that exchange borders (windows/exchange.py) give what the whole map gives: in the body, for
         merge="features", or in body and tail."""
         return self.trial.body and (merge == "features" or self.trial.image)
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError, CannotSplit
 from .patches import round_up
-from .probing import image_of, no_leftovers, untouched
+from .probing.probe import image_of
+from .probing.thin import Thin, thinly
+from .probing.untouched import no_leftovers, untouched
 from .split import Split, State
-from .thin import Thin, thinly
-from .trial import LARGEST_STEP
+from .windows.trial import LARGEST_STEP
 
 _LENGTH = 64  # LR pixels, of the strips on which places are looked at
 _ROUNDING = 1e-4  # of an image's range, or more

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import operator
 import os
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from .errors import ArgumentError
+
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def as_whole(value: object) -> int | None:
@@ -37,3 +42,34 @@ def as_number(value: Any) -> float:
         return float("nan") if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         return float("nan")
+
+
+def check_keys(where: str, given: Iterable[Any], known: Collection[str]) -> None:
+    """An ArgumentError for the first of `given` that is not known; it gives the nearest name.
+
+    >>> check_keys("network_g", ["split_at", "kep"], ["split_at", "keep", "halo"])
+    Traceback (most recent call last):
+    maskguided.errors.ArgumentError: network_g: 'kep' is not known; did you mean 'keep'? Known: split_at, keep, halo
+    """
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            raise ArgumentError(f"{where}: {name!r} is not known; {hint}Known: {', '.join(known)}")
+
+
+def arguments_of(call: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that `call` takes, without those behind * and **."""
+    return [name for name, argument in inspect.signature(call).parameters.items() if argument.kind not in _REST]
+
+
+def check_arguments(where: str, given: Iterable[str], call: Callable[..., Any], skip: int = 0) -> None:
+    """`check_keys` with the arguments of `call` but the first `skip`; one with ** checks them itself."""
+    if inspect.Parameter.VAR_KEYWORD not in {p.kind for p in inspect.signature(call).parameters.values()}:
+        check_keys(where, given, arguments_of(call)[skip:])
+
+
+def check_one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not among those allowed."""
+    if value not in allowed:
+        raise ArgumentError(f"{name}={value!r}; use one of {', '.join(map(repr, allowed))}")

@@ -11,9 +11,9 @@ from torch import nn
 from .adapter import split
 from .errors import ArgumentError
 from .guided import MaskGuided
-from .probing import refuse_wrapped
-from .settings import check_arguments
+from .probing.modules import refuse_wrapped
 from .split import Cuts
+from .values import check_arguments
 
 
 @torch.inference_mode(False)  # what is added must stay trainable wherever it is made

@@ -16,9 +16,9 @@ from toys import Base, Block, Chain, ConstantsAndDefaults, ResidualOutside, conv
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided
 from maskguided.automatic.trace import _sizes
-from maskguided.global_ops import PerImage
 from maskguided.patches import round_up
-from maskguided.probing import LARGE_LEAST, MULTIPLES, Probe
+from maskguided.probing.probe import LARGE_LEAST, MULTIPLES, Probe
+from maskguided.windows.global_ops import PerImage
 
 
 class Windowed(nn.Module):

@@ -14,10 +14,10 @@ from maskguided import ArgumentError, pictures
 from maskguided.adapters.pan_net import PAN
 from maskguided.calibration import prices
 from maskguided.calibration.closed_form import Known, common_directions, fit_tail
-from maskguided.coarse import LightTail
 from maskguided.error_map import patch_error
 from maskguided.networks import load_network
 from maskguided.patches import select
+from maskguided.tails.light import LightTail
 from maskguided.training import stages
 
 

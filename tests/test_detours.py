@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from toys import Base, Block, ResidualOutside, conv
 
 import maskguided
-from maskguided.context import make_context, watch
-from maskguided.detours import When
-from maskguided.exchange import Exchange
 from maskguided.patches import Grid, gather, scatter
-from maskguided.windows import on_windows
+from maskguided.windows.context import make_context, watch
+from maskguided.windows.detours import When
+from maskguided.windows.exchange import Exchange
+from maskguided.windows.run import on_windows
 
 WHEN = When(unit=1, parts=True)
 

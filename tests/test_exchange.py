@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from toys import blurred
 
 import maskguided
-from maskguided import ArgumentError, trial
-from maskguided.exchange import Exchange
+from maskguided import ArgumentError
 from maskguided.patches import Grid, gather, scatter
+from maskguided.windows import trial
+from maskguided.windows.exchange import Exchange
 
 OPERATIONS = {
     "conv3": lambda x: F.conv2d(x, image(5, 4, 3, 3) - 0.5, image(5), padding=1),

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ResidualOutside, conv
 
 import maskguided
-from maskguided.global_ops import PerImage
 from maskguided.patches import Grid, gather, owned
-from maskguided.readings import Reading
+from maskguided.windows.global_ops import PerImage
+from maskguided.windows.readings import Reading
 
 SETTINGS = [
     {"merge": "features"},

@@ -13,7 +13,7 @@ from toys import Base, Block, ResidualOutside
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuidedError
-from maskguided.probing import no_leftovers
+from maskguided.probing.untouched import no_leftovers
 
 
 class Pooled(Base):

@@ -13,7 +13,7 @@ from maskguided.adapters.edsr_net import EDSR
 from maskguided.adapters.pan_net import PAN
 from maskguided.automatic import find_bodies
 from maskguided.inspection import describe
-from maskguided.probing import probe
+from maskguided.probing.probe import probe
 
 
 def test_inspect_tells_what_it_sees():

@@ -7,7 +7,7 @@ import torch
 from support import image
 from torch.nn import functional as F
 
-from maskguided.receptive import radius
+from maskguided.probing.receptive import radius
 
 
 @pytest.mark.parametrize(("dilation", "kernel"), [(2, 3), (24, 3), (33, 3), (40, 3), (65, 3), (30, 7)])

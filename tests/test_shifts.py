@@ -11,10 +11,10 @@ from support import by_windows, chosen, difference, image, need_basicsr, scaled
 from torch.nn import functional as F
 
 import maskguided
-from maskguided import shifts
-from maskguided.exchange import Exchange
 from maskguided.patches import Grid, gather, scatter
-from maskguided.windows import on_windows
+from maskguided.windows import shifts
+from maskguided.windows.exchange import Exchange
+from maskguided.windows.run import on_windows
 
 
 def rolled(x, index, grid, steps):

@@ -25,7 +25,7 @@ from toys import (
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided, MaskGuidedError
 from maskguided.automatic import find_bodies
-from maskguided.probing import image_of, probe
+from maskguided.probing.probe import image_of, probe
 
 
 @pytest.mark.parametrize("toy", TOYS)

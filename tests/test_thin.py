@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import maskguided
 from maskguided import CannotSplit
-from maskguided import thin as module
-from maskguided.thin import Thin
+from maskguided.probing import thin as module
+from maskguided.probing.thin import Thin
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from typing import Literal
 from torch import nn
 
 from ..errors import ArgumentError, CannotSplit
-from ..probing import MULTIPLES, Probe
+from ..probing.probe import MULTIPLES, Probe
 from ..split import Split, first_cut
 from ..split_checks import check_places, check_whole
 from .alignment import alignment

@@ -12,12 +12,13 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-from ..global_ops import LocalOnly
 from ..patches import round_up
-from ..probing import MULTIPLES, untouched
-from ..receptive import hits, poisoned, spreading_nan
+from ..probing.probe import MULTIPLES
+from ..probing.receptive import hits, poisoned, spreading_nan
+from ..probing.thin import thinly
+from ..probing.untouched import untouched
 from ..split import Split, State
-from ..thin import thinly
+from ..windows.global_ops import LocalOnly
 
 _STEPS = 64  # on which a period is looked for
 _LARGEST = 4  # LR pixels: a network that rounds its input up to more does so for the sake of its windows

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..cost import counting
 from ..errors import ArgumentError, CannotSplit
-from ..probing import Probe, untouched
+from ..probing.probe import Probe
+from ..probing.untouched import untouched
 
 _LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
 _UNLIKE = 3  # times the MACs of another: no block beside it in one run

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, MaskGuidedError
-from ..probing import Probe, copied, first_weight, untouched
+from ..probing.modules import copied, first_weight
+from ..probing.probe import Probe
+from ..probing.thin import thinly
+from ..probing.untouched import untouched
 from ..split import Kind, Split, State, Stretch, taken
-from ..thin import thinly
 from .growth import before_last_growth, leading_to
 from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between

@@ -1,4 +1,4 @@
-"""Where the last upsampling step of a traced tail begins: what a light tail (light_tail.py) looks at."""
+"""Where the last upsampling step of a traced tail begins: what a light tail (tails/refine.py) looks at."""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..probing import forget_results, image_of, untouched
+from ..probing.modules import forget_results
+from ..probing.probe import image_of
+from ..probing.untouched import untouched
 
 Path = tuple[int | str, ...]
 """Where a tensor stands within a nested result: () for the result itself."""

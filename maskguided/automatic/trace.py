@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, first_line
-from ..probing import LARGE_LEAST, Probe, copied, forget_results
+from ..probing.modules import copied, forget_results
+from ..probing.probe import LARGE_LEAST, Probe
+from ..probing.thin import thinly
 from ..split import Kind
-from ..thin import thinly
 from .body import on_one_size
 from .layout import Layout, find_layout
 from .record import (

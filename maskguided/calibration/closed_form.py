@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..base import Base
-from ..coarse import LightTail
-from ..context import make_context, watch
 from ..error_map import patch_error
 from ..gain import LEAST, GainEstimate, around, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT, energies
-from ..light_tail import LightTailed
 from ..patches import continued, select
+from ..tails.light import LightTail
+from ..tails.refine import LightTailed
+from ..windows.context import make_context, watch
 
 _RIDGE = 1e-4  # of the mean energy of a feature
 _LOG_RIDGE = 1e-2  # of the variance of an input

@@ -10,12 +10,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..coarse import LightTail
-from ..context import make_context
 from ..error_map import luma
 from ..errors import ArgumentError
 from ..guided import MaskGuided
-from ..light_tail import LightTailed
+from ..tails.light import LightTail
+from ..tails.refine import LightTailed
+from ..windows.context import make_context
 from .closed_form import Known, fit_context, fit_refine_tail, fit_score, fit_tail
 from .curve import Budget, Point
 from .prices import Clock, Macs, Prices, Spread

@@ -19,7 +19,7 @@ from ..guided import MaskGuided
 from ..images import Image, check_format, goes_in_parts, open_large, read_image, read_profile, resize, write_image
 from ..infer import SMALLEST_TILE, as_input, overlay, pick_device, pick_dtype, upscale, upscale_onto, upscaled_shape
 from ..networks import Loaded
-from ..probing import first_weight
+from ..probing.modules import first_weight
 from . import results
 from .console import err, out, plain, progress_bar, sentence
 from .options import (

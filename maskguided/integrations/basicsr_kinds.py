@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import ArgumentError
-from ..settings import check_keys
+from ..values import check_keys
 from .basicsr_plugin import import_basicsr
 
 _ENTRIES = (

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..adapter import split
-from ..coarse import make_coarse_tail
 from ..errors import ArgumentError, CheckpointError
 from ..guided import MaskGuided
 from ..head import MaskHead
 from ..networks import load_network
-from ..settings import arguments_of, check_arguments, check_keys
+from ..tails.coarse import make_coarse_tail
 from ..training import stages
+from ..values import arguments_of, check_arguments, check_keys
 from ..weights import HEAD_FORMAT, load_into, read
 from .basicsr_kinds import check_registered
 from .basicsr_options import stage_options

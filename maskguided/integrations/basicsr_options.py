@@ -15,9 +15,9 @@ import torch
 
 from ..errors import ArgumentError
 from ..images import list_images
-from ..settings import check_arguments
 from ..training.stages import STAGES
 from ..training.stages import Options as StageOptions
+from ..values import check_arguments
 from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs, check_registered, compares
 from .basicsr_plugin import import_basicsr
 

@@ -26,7 +26,7 @@ from ..error_map import dense_image, luma, patch_error
 from ..errors import ArgumentError
 from ..guided import MaskGuided
 from ..patches import Grid, continued, others, scatter, select
-from ..probing import untouched
+from ..probing.untouched import untouched
 from ..split import State
 from ..split_checks import check_gradients
 

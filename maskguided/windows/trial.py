@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..patches import Grid, gather, owned, round_up, scatter
+from ..probing.probe import Probe
+from ..probing.thin import Thin
+from ..probing.untouched import untouched
 from .detours import When
 from .exchange import Exchange
 from .global_ops import PerImage, Seen
-from .patches import Grid, gather, owned, round_up, scatter
-from .probing import Probe, untouched
 from .readings import READ_PLAINLY, READINGS, Reading
-from .thin import Thin
 
 _log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..patches import Grid
+from ..probing.untouched import untouched
+from ..split import Merge, Split, State
 from .arguments import Sides
 from .exchange import Exchange
-from .patches import Grid
-from .probing import untouched
-from .split import Merge, Split, State
 from .trial import Trial
 
 _RANK = 8

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..patches import Grid, gather, scatter
 from .arguments import pair, steps_of
-from .patches import Grid, gather, scatter
 from .reductions import ADAPTIVE_POOLS, FIXED_POOLS
 
 _STEPS = (2, 4, 8, 16, 32, 64)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .errors import ArgumentError
+from ..errors import ArgumentError
+from ..optional import torch_since
+from ..patches import Grid, gather, owned
+from ..split import Kind, State
 from .exchange import Exchange, Guess
 from .global_ops import PerImage
-from .optional import torch_since
-from .patches import Grid, gather, owned
-from .split import Kind, State
 from .trial import Trial
 
 Made = TypeVar("Made")

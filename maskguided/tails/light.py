@@ -1,4 +1,4 @@
-"""Coarse tails: from the features at the cut to the image where nothing is refined."""
+"""The bilinear input, and what a convolution makes of features beside it: the tail that is fitted in closed form."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import ArgumentError
-from .patches import continued, is_channels_last
-from .probing import untouched
-from .split import Split, State
+from ..patches import continued, is_channels_last
+from ..split import State
 
-CoarseTail = Literal["copy", "light", "deep", "residual"]
 _HIDDEN = 32  # channels within a deep tail
 _NARROW, _PAIRS = 16, 8  # channels within a residual tail, and its pairs of convolutions
 
@@ -81,19 +78,6 @@ def _bilinear(scale: int) -> Tensor:
     return torch.einsum("ay,bx->abyx", along, along).reshape(scale**2, 1, 3, 3)
 
 
-class CopiedTail(nn.Module):
-    """A coarse tail that begins as the network's own, with weights of its own. It empties the state it gets."""
-
-    def __init__(self, split: Split) -> None:
-        super().__init__()
-        self.tail = split.copy_tail()
-        self.reads = tuple(dict.fromkeys((*split.kinds, *split.writes)))
-
-    def forward(self, state: State, x: Tensor) -> Tensor:
-        image: Tensor = self.tail(state)
-        return image
-
-
 class _ResidualPair(nn.Module):
     """x + two convolutions of it, then LeakyReLU."""
 
@@ -123,26 +107,3 @@ def _residual(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 _BRANCHES = {"deep": _deep, "residual": _residual}
-
-
-def make_coarse_tail(split: Split, kind: CoarseTail) -> LightTail | CopiedTail:
-    """A coarse tail of this kind for the network that `split` is of."""
-    found = split.probe
-    if kind == "copy":
-        return CopiedTail(split)
-    if found.in_channels != found.out_channels:
-        raise ArgumentError(
-            f"coarse_tail={kind!r} adds the bilinear input, but this network maps {found.in_channels} to "
-            f"{found.out_channels} channels; use 'copy'"
-        )
-    height, width = found.sizes_of(split.multiple_of)[0]
-    with untouched(split.model):
-        features = split.window((height, width))[split.features]
-    factor, rest = divmod(found.scale * height, features.shape[2])
-    if rest:
-        raise ArgumentError(f"coarse_tail={kind!r}: the features are finer than the HR image; use 'copy'")
-    branch = None if kind == "light" else kind
-    tail = LightTail(
-        split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor, branch=branch
-    )
-    return tail.to(features)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .patches import Grid
+from ..patches import Grid
 
 Pair = tuple[int, int]
 _FAR = 1 << 20

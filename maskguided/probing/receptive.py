@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .patches import round_up
+from ..patches import round_up
 from .thin import Thin
 
 _log = logging.getLogger(__name__)

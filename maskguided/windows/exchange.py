@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..patches import Grid
 from .arguments import ORDER, Sides, factor_of, named, pair, reach_of, sides_of
 from .detours import Detours, When
-from .patches import Grid
 from .rings import around, framed, inside
 from .shifts import Shifts
 

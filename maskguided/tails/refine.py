@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .coarse import LightTail
-from .errors import ArgumentError
-from .patches import continued
-from .probing import untouched
-from .split import Kind, Split, State, Stretch
+from ..errors import ArgumentError
+from ..patches import continued
+from ..probing.untouched import untouched
+from ..split import Kind, Split, State, Stretch
+from .light import LightTail
 
 _HALFWAY, _LR = "halfway", "input of the refine tail"
 _TAKEN = (

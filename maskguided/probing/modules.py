@@ -1,0 +1,69 @@
+"""What is asked of any network, without running it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+
+Module = TypeVar("Module", bound=nn.Module)
+_SILENT = 1e-3
+"""Weights that are no larger do nothing yet."""
+
+
+class Wrapped(nn.Module):
+    """The base class of MaskGuided: here, so that `refuse_wrapped` need not import that."""
+
+
+def refuse_wrapped(model: object) -> None:
+    """Refuse what is no network, one that is wrapped already, and one that holds such."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    if isinstance(model, Wrapped):
+        raise ArgumentError("this network is wrapped already: set its keep, or give fast.unwrap() for another wrap")
+    within = [name for name, part in model.named_modules() if isinstance(part, Wrapped)]
+    if within:
+        raise ArgumentError(f"{within[0]} of this {type(model).__name__} is wrapped already: it is fast as it is")
+
+
+def first_weight(model: nn.Module) -> nn.Parameter:
+    """The first floating-point parameter: where the network is, and in its dtype."""
+    return next(p for p in model.parameters() if p.is_floating_point())
+
+
+def forget_results(model: nn.Module) -> None:
+    """Empty the functools caches beside the classes of `model`: what a forward looks up there it makes anew."""
+    for kind in {base for module in model.modules() for base in type(module).__mro__[:-1]}:
+        beside = vars(sys.modules.get(kind.__module__, object)) if not kind.__module__.startswith("torch.") else {}
+        for value in (*vars(kind).values(), *beside.values()):
+            function = getattr(value, "__func__", value)  # of a static method
+            if isinstance(function, functools._lru_cache_wrapper):
+                function.cache_clear()
+
+
+def silent_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Those of branches that start as nothing (a LayerScale, a last layer of zeros) and that training will wake."""
+    return [
+        weight
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.is_floating_point() and not name.endswith("bias")
+        and weight.numel() and float(weight.detach().abs().max()) < _SILENT
+    ]  # fmt: skip
+
+
+def copied(module: Module, memo: dict[int, Any] | None = None) -> Module:
+    """A deep copy; tensors that a forward has left among the attributes are copied without their history.
+
+    (copy.deepcopy refuses those that take part in a gradient: spandrel's SPAN keeps some.)
+    """
+    memo = {} if memo is None else memo
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)

@@ -1,0 +1,183 @@
+"""What a network takes and gives, found by running it on small inputs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CannotSplit, first_line
+from ..patches import round_up
+from .thin import thinly
+from .untouched import untouched
+
+LARGE_LEAST = 48
+_LEAST = (17, LARGE_LEAST)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36, 11, 22, 15, 30)
+"""What networks ask the size of their input to be a multiple of, or round it up to, in the order of trying."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a network takes and gives: found by calling it."""
+
+    in_channels: int
+    out_channels: int
+    scale: int
+    multiple_of: int
+    """Height and width of the input must be multiples of this (1: any size)."""
+    least: int
+    """The smallest height and width that were tried with success, before rounding up to a multiple."""
+    device: torch.device
+    dtype: torch.dtype
+    is_finite: bool = True
+    """Whether its image of noise is."""
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Two small input sizes that the network takes, different in both directions."""
+        return self.sizes_of(self.multiple_of)
+
+    def sizes_of(self, multiple: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Two small input sizes, the sides being odd multiples of `multiple`."""
+        height, width = _size(multiple, self.least)
+        return (height, width), (width, height)
+
+    @property
+    def round_size(self) -> tuple[int, int]:
+        """A size of many factors of 2: a network that rounds its input up may take another path on it."""
+        height, width = (side * -(-self.least // 32) for side in (32, 48))
+        return height + -height % self.multiple_of, width + -width % self.multiple_of
+
+    @property
+    def telling_sizes(self) -> list[tuple[int, int]]:
+        """Sizes that show whether something holds for all: odd ones, small and not, and round ones."""
+        step = self.multiple_of
+        larger = (round_up(side, step) for side in ((47, 61) if self.least < LARGE_LEAST else (LARGE_LEAST, 71)))
+        return [self.sizes[0], self.round_size, (*larger,)]  # type: ignore[list-item]
+
+    def input(self, height: int, width: int, batch: int = 1) -> Tensor:
+        """A fixed random image, (batch, in_channels, height, width) in 0..1."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(batch, self.in_channels, height, width, generator=generator)
+        return x.to(self.device, self.dtype)
+
+
+def probe(model: nn.Module) -> Probe:
+    """Find channels, scale and size rule of `model`, in that order of trying: every size, then multiples.
+
+    Raises:
+        CannotSplit: no input that was tried gave an image; the text has the last error of the network.
+    """
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
+    failure: Exception | str = "it was never called"
+    with untouched(model):
+        for multiple in MULTIPLES:
+            for least in _LEAST:
+                for channels in _channel_guesses(model):
+                    found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
+                    height, width = found.sizes[0]
+                    try:
+                        result = model(found.input(height, width))
+                    except Exception as error:  # whatever a foreign network raises, another input may do
+                        if channels == _first_channels(model):  # the others fail for their channels
+                            failure = f"{type(error).__name__}: {first_line(error)}"
+                        continue
+                    out = image_of(result)
+                    if channels == 3 and not _is_of_colours(model, found, out):
+                        continue
+                    scale = out.shape[2] // height
+                    if scale and out.shape[2:] == (scale * height, scale * width):
+                        finite = bool(out.isfinite().all())
+                        found = replace(found, out_channels=out.shape[1], scale=scale, is_finite=finite)
+                        return _with_room(model, found)
+                    failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
+    guesses = ", ".join(map(str, _channel_guesses(model)))
+    raise CannotSplit(
+        f"{type(model).__name__} could not be run on a random image (channels {guesses}; sizes from "
+        f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(MULTIPLES)}); last answer: {failure}"
+    )
+
+
+def _with_room(model: nn.Module, found: Probe) -> Probe:
+    """`found`, or a larger `least` of the same rule: where sides are padded by reflection, not all above it will do."""
+    for least in (found.least, *(side for side in _LEAST if side > found.least)):
+        larger = replace(found, least=least)
+        try:
+            thinly(functools.partial(model, larger.input(*larger.round_size)))
+        except Exception:  # whatever a foreign network raises
+            continue
+        return larger
+    return found
+
+
+_TELLING = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")
+
+
+def image_of(result: Any) -> Tensor:
+    """The image that a network's result holds: the largest; of equal ones the last of a list, else the first.
+
+    A list is what a network collects (each one better than the one before); in a tuple or dict the image comes
+    first and what else it tells after it, unless a dict calls one of them its output.
+
+    Raises:
+        CannotSplit: there is no (B, C, H, W) in it.
+    """
+    if isinstance(result, Tensor) and result.dim() == 4:
+        return result
+    parts = result
+    if isinstance(result, dict):
+        parts = [result[key] for key in sorted(result, key=lambda key: key not in _TELLING)]
+    images = [p for p in parts if isinstance(p, Tensor) and p.dim() == 4] if isinstance(parts, (tuple, list)) else []
+    if not images:
+        kind = f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        raise CannotSplit(
+            f"the network returns {kind} and no image (B, C, H, W) in it. "
+            "Wrap it in a module whose forward returns that image alone"
+        )
+    return max(reversed(images) if isinstance(result, list) else images, key=lambda p: p.shape[2] * p.shape[3])
+
+
+def _size(multiple: int, least: int) -> tuple[int, int]:
+    """The two smallest odd multiples from `least` on: a size that no larger multiple rule would accept."""
+    odd = -(-least // multiple) | 1
+    return odd * multiple, (odd + 2) * multiple
+
+
+def _channel_guesses(model: nn.Module) -> list[int]:
+    """What its first convolution takes comes first; colours before grey, of which a network may work one by one."""
+    first = _first_channels(model)
+    guesses = [3, 1, 4] if first == 1 else [first, 3, 1, 4]
+    return [c for i, c in enumerate(guesses) if c not in guesses[:i]]
+
+
+def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
+    """Whether a network that runs on three channels is made for them.
+
+    One whose first convolution takes a single channel may make colours of their mean; or run each by itself, or look at
+    one, and then it is a network for grey images.
+    """
+    first = _first_conv(model)
+    if first is None or first.in_channels != 1:
+        return True
+    batches: list[int] = []
+    handle = first.register_forward_pre_hook(lambda module, given: batches.append(len(given[0])))
+    try:
+        model(found.input(*found.sizes[0]))
+    finally:
+        handle.remove()
+    return image.shape[1] == 3 and batches[:1] == [1]
+
+
+def _first_channels(model: nn.Module) -> int:
+    first = _first_conv(model)
+    return 3 if first is None else first.in_channels
+
+
+def _first_conv(model: nn.Module) -> nn.Conv2d | None:
+    return next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)

@@ -1,0 +1,50 @@
+"""Coarse tails: from the features at the cut to the image where nothing is refined."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..probing.untouched import untouched
+from ..split import Split, State
+from .light import LightTail
+
+CoarseTail = Literal["copy", "light", "deep", "residual"]
+
+
+class CopiedTail(nn.Module):
+    """A coarse tail that begins as the network's own, with weights of its own. It empties the state it gets."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self.tail = split.copy_tail()
+        self.reads = tuple(dict.fromkeys((*split.kinds, *split.writes)))
+
+    def forward(self, state: State, x: Tensor) -> Tensor:
+        image: Tensor = self.tail(state)
+        return image
+
+
+def make_coarse_tail(split: Split, kind: CoarseTail) -> LightTail | CopiedTail:
+    """A coarse tail of this kind for the network that `split` is of."""
+    found = split.probe
+    if kind == "copy":
+        return CopiedTail(split)
+    if found.in_channels != found.out_channels:
+        raise ArgumentError(
+            f"coarse_tail={kind!r} adds the bilinear input, but this network maps {found.in_channels} to "
+            f"{found.out_channels} channels; use 'copy'"
+        )
+    height, width = found.sizes_of(split.multiple_of)[0]
+    with untouched(split.model):
+        features = split.window((height, width))[split.features]
+    factor, rest = divmod(found.scale * height, features.shape[2])
+    if rest:
+        raise ArgumentError(f"coarse_tail={kind!r}: the features are finer than the HR image; use 'copy'")
+    branch = None if kind == "light" else kind
+    tail = LightTail(
+        split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor, branch=branch
+    )
+    return tail.to(features)

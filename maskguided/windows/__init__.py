@@ -1,0 +1,16 @@
+"""How blocks run on the windows of chosen patches, and what a window sees beyond its edges.
+
+run.py         gather, then the blocks, among all that is below
+sizes.py       how large windows are
+trial.py       whether windows do as the whole map does: tried on small images
+exchange.py    each window takes the pixels around it from the window that owns them
+rings.py         those pixels, laid around a window
+shifts.py        attention in shifted windows: a run of patches rolls as one
+detours.py       side branches that run on the whole map
+arguments.py     what the functions that look around are called with
+context.py     what stands where nobody refines: zeros, or a linear guess
+global_ops.py  means, norms and attention over the whole map: shared by all windows of an image
+reductions.py    which functions are such
+transposed.py    channels that attend to channels
+readings.py      what could mean two things
+"""
