@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskguided.errors import ArgumentError
+
 
 class ResBlock(nn.Module):
     """conv - ReLU - conv, times `res_scale`, plus the input."""
@@ -88,6 +90,6 @@ def _conv(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 def _upsampler(features: int, scale: int) -> nn.Sequential:
     if scale not in (1, 2, 3, 4, 8):
-        raise ValueError(f"EDSR: scale={scale}; use 1, 2, 3, 4 or 8")
+        raise ArgumentError(f"EDSR: scale={scale}; use 1, 2, 3, 4 or 8")
     factors = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
     return nn.Sequential(*(part for f in factors for part in (_conv(features, features * f**2), nn.PixelShuffle(f))))

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskguided.errors import ArgumentError
+
 _SLOPE = 0.2
 
 
@@ -76,7 +78,7 @@ class PAN(nn.Module):
     ) -> None:
         super().__init__()
         if scale not in (2, 3, 4):
-            raise ValueError(f"PAN: scale={scale}; use 2, 3 or 4")
+            raise ArgumentError(f"PAN: scale={scale}; use 2, 3 or 4")
         self.scale = scale
         self.conv_first = nn.Conv2d(channels, features, 3, padding=1)
         self.SCPA_trunk = nn.Sequential(*(SCPA(features) for _ in range(blocks)))

@@ -34,6 +34,7 @@ from maskguided.finetune import Recipe
 from maskguided.head import MaskHead, high_frequency
 from maskguided.networks import load_network
 from maskguided.pairs import Pair, read_pairs
+from maskguided.patches import per_pixel
 from maskguided.training.stages import HeadLoss, Options, Stage, train_only
 
 OUTPUT = (720, 1280)  # height and width of the HR image for which MACs are counted
@@ -207,7 +208,7 @@ def merged(fast: MaskGuided, one: Restored, keep: float, score: Tensor) -> Tenso
     """What `fast.restore(lr, score)` returns at this keep."""
     fast.keep = keep
     side, (height, width) = fast.patch_size * fast.scale, one.coarse.shape[2:]
-    mask = one.base.grid.mask(fast.choose(one.base, score)).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    mask = per_pixel(one.base.grid.mask(fast.choose(one.base, score)), side)
     return torch.where(mask[:, None, :height, :width], one.refined, one.coarse)
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import maskguided
 from maskguided import bench
-from maskguided.pairs import Pair, to_tensor
+from maskguided.images import to_tensor
+from maskguided.pairs import Pair
 
 from .challenge import Entry, entries
 from .quality import losses, read, times

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from .automatic import automatic_split
 from .errors import ArgumentError, CannotSplit, MaskGuidedError, warn
 from .probing.modules import copied
-from .probing.probe import Probe
+from .probing.probe import Probe, probe_network
 from .probing.untouched import untouched
-from .split import Cuts, Split, State, Stretch, first_and_later, first_cut, probe_network, taken
+from .split import Cuts, Split, State, Stretch, first_and_later, first_cut, taken
 from .split_checks import check_whole
 
 _OURS = ("pan", "edsr", "rcan")

@@ -20,6 +20,7 @@ from .errors import ArgumentError, ExportError, MissingDependency, first_line
 from .files import write_whole
 from .guided import MaskGuided
 from .optional import optional, torch_since
+from .probing.modules import first_weight
 from .probing.untouched import in_eval_mode
 from .values import as_path
 from .wrapping import check_wrapped
@@ -67,7 +68,7 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
         raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")
     if not isinstance(example, Tensor):
         raise ArgumentError(f"export: example of type {type(example).__name__}; give an image, a tensor (B, C, H, W)")
-    if example.device.type != "cpu" or next(fast.parameters()).device.type != "cpu":
+    if example.device.type != "cpu" or first_weight(fast).device.type != "cpu":
         raise ArgumentError("export: move the network and the example to the CPU first")
     if fast.min_gain_db is not None:
         raise ArgumentError(

@@ -26,6 +26,7 @@ from .errors import ArgumentError, CheckpointError, first_line, warn
 from .files import torch_save_whole
 from .guided import MaskGuided
 from .optional import optional
+from .probing.modules import first_weight
 from .probing.untouched import undone_by_failure
 from .training.pool import batches
 from .training.samples import Batches, Crops
@@ -180,7 +181,7 @@ def _check(fast: MaskGuided, recipe: Recipe, every: int, workers: int) -> None:
     check_wrapped(fast)
     if not isinstance(recipe, Recipe):
         raise ArgumentError(f"recipe={recipe!r}; use a Recipe, as Recipe(steps=2000)")
-    if (dtype := next(fast.parameters()).dtype) != torch.float32:
+    if (dtype := first_weight(fast).dtype) != torch.float32:
         raise ArgumentError(
             f"fit trains in float32, and this network is {dtype}: call fast.float() before; for mixed precision give "
             "Recipe(precision='bf16')"
@@ -227,7 +228,7 @@ class _Run:
         _seed(recipe.seed)
         self.fast, self.stage, self.recipe, self.images, self.checkpoint = fast, stage, recipe, images, checkpoint
         self.accelerator = _accelerator(
-            next(fast.parameters()).device, recipe.precision, stage in ("end", "joint") or fast.refine_tail is not None
+            first_weight(fast).device, recipe.precision, stage in ("end", "joint") or fast.refine_tail is not None
         )
         fast.to(self.accelerator.device)
         parameters = train_only(fast, stage)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
@@ -251,3 +252,9 @@ def _cv2() -> Any:
     except ImportError:
         raise MissingDependency("images need OpenCV: pip install opencv-python-headless") from None
     return cv2
+
+
+def to_tensor(image: Image) -> Tensor:
+    """(H, W[, C]) of uint8 or uint16 -> (C, H, W) float32 in 0..1."""
+    pixels = (image[..., None] if image.ndim == 2 else image).transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32) / np.iinfo(image.dtype).max)

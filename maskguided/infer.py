@@ -13,8 +13,9 @@ from torch import Tensor
 from .errors import ArgumentError, ImageError, first_line, is_out_of_memory
 from .guided import MaskGuided
 from .head import high_frequency
-from .images import Image, as_pixels, resize
-from .patches import Grid, round_up, select
+from .images import Image, as_pixels, resize, to_tensor
+from .patches import Grid, per_pixel, round_up, select
+from .probing.modules import first_weight
 from .values import as_whole
 from .wrapping import check_wrapped
 
@@ -159,8 +160,7 @@ def _upscale_alpha(model: MaskGuided, alpha: Image, tile: int | None, tile_pad: 
 def as_input(image: Image, model: MaskGuided) -> Tensor:
     """(H, W[, 3]) -> (B, C, H, W) in 0..1 for this network: grey is repeated, channels go one by one if need be."""
     channels = model.split.probe.in_channels
-    x = torch.from_numpy(image.astype(np.float32) / np.iinfo(image.dtype).max)
-    x = x[None, None] if x.dim() == 2 else x.permute(2, 0, 1)[None]
+    x = to_tensor(image)[None]
     if x.shape[1] == channels:
         return x
     if x.shape[1] == 1 and channels == 3:
@@ -282,7 +282,7 @@ def _restored(
     `above`: the score above which patches are refined; None: as many as `keep` says.
     """
     row, col, side = place
-    like = next(model.parameters())
+    like = first_weight(model)
     rows, cols = (_with_context(start, side, pad, whole, model) for start, whole in zip((row, col), size, strict=True))
     window = read(rows, cols).to(like.device, like.dtype)
     window = window.contiguous(memory_format=model.split.memory_format)
@@ -293,8 +293,7 @@ def _restored(
         score = model.score(base)
         index = select(score, int((score > above).sum()) // len(score))
         refined = model.finish(base, index)
-    mask = model.grid(*window.shape[2:]).mask(index).any(0).cpu()
-    mask = mask.repeat_interleave(model.patch_size, 0).repeat_interleave(model.patch_size, 1)
+    mask = per_pixel(model.grid(*window.shape[2:]).mask(index).any(0).cpu(), model.patch_size)
     rows, cols = (
         slice(start - around.start, min(start + side, whole) - around.start)
         for start, around, whole in zip((row, col), (rows, cols), size, strict=True)

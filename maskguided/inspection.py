@@ -16,8 +16,10 @@ from .cost import macs
 from .errors import CannotSplit, MaskGuidedError, first_line
 from .guided import MaskGuided
 from .patches import round_up
+from .probing.modules import first_weight
+from .probing.probe import probe_network
 from .probing.untouched import untouched
-from .split import Cuts, Facts, Split, probe_network
+from .split import Cuts, Facts, Split
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count
 _KEPT = (0.0, 0.25, 0.5, 0.75)
@@ -195,7 +197,7 @@ def _live(parts: Split) -> dict[str, str]:
 def _shares(parts: Split, dense_at: Callable[[int], int]) -> dict[str, float]:
     side = round_up(_SIDE, parts.multiple_of)
     shape = (1, parts.probe.in_channels, side, side)
-    like, whole = next(parts.model.parameters()), dense_at(side)
+    like, whole = first_weight(parts.model), dense_at(side)
     prefix = macs(parts.prefix, shape, like, parts.model)
     to_body = macs(lambda x: parts.body(parts.prefix(x)), shape, like, parts.model)
     return {"prefix": prefix / whole, "body": (to_body - prefix) / whole, "tail": (whole - to_body) / whole}
@@ -204,4 +206,4 @@ def _shares(parts: Split, dense_at: Callable[[int], int]) -> dict[str, float]:
 def _dense(parts: Split, side: int) -> int:
     """MACs of the network on side x side LR pixels, which it takes."""
     shape = (1, parts.probe.in_channels, side, side)
-    return macs(parts.model, shape, next(parts.model.parameters()), parts.model)
+    return macs(parts.model, shape, first_weight(parts.model), parts.model)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import ArgumentError, ImageError, warn
-from .images import Image, list_images, read_image
+from .images import Image, list_images, read_image, to_tensor
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,6 @@ def read_channels(path: Path, grey: bool = False) -> Image:
         one: Image = image.mean(2, keepdims=True).round().astype(image.dtype)
         return one
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-
-
-def to_tensor(image: Image) -> Tensor:
-    """(H, W[, C]) of uint8 or uint16 -> (C, H, W) float32 in 0..1."""
-    pixels = (image[..., None] if image.ndim == 2 else image).transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32) / np.iinfo(image.dtype).max)
 
 
 def _eight_bits(path: Path, grey: bool) -> NDArray[np.uint8]:

@@ -130,6 +130,18 @@ def select(score: Tensor, k: int) -> Tensor:
     return torch.sort(flat, dim=1, descending=True, stable=True).indices[:, :k]
 
 
+def per_pixel(values: Tensor, side: int) -> Tensor:
+    """A value for each patch, (..., rows, cols) -> one for each of its side x side pixels, (..., side*rows, side*cols).
+
+    The last row and column of patches are whole here: cut the result to the size of the image.
+
+    >>> per_pixel(torch.tensor([[True, False]]), 2).int()
+    tensor([[1, 1, 0, 0],
+            [1, 1, 0, 0]], dtype=torch.int32)
+    """
+    return values.repeat_interleave(side, -2).repeat_interleave(side, -1)
+
+
 def others(index: Tensor, grid: Grid) -> Tensor:
     """(B, count - k): the patches that are not in `index` (B, k), in order of position.
 

@@ -18,6 +18,7 @@ from .guided import MaskGuided
 from .images import Image, as_pixels
 from .infer import overlay
 from .optional import optional
+from .patches import per_pixel
 
 _TALLEST = 12.0
 """Inches of a panel: a picture of a tall, narrow image would be more than memory holds."""
@@ -93,7 +94,7 @@ def _shown(x: Tensor) -> Image:
 
 
 def _by_pixel(mask: Tensor, patch: int, x: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    whole = mask.repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+    whole = per_pixel(mask, patch)
     pixels: np.ndarray[Any, np.dtype[np.bool_]] = whole[: x.shape[2], : x.shape[3]].cpu().numpy()
     return pixels
 

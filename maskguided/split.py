@@ -25,11 +25,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError, CannotSplit
+from .errors import ArgumentError
 from .patches import round_up
 from .probing import receptive
-from .probing.modules import copied, first_weight, refuse_wrapped, silent_weights
-from .probing.probe import Probe, probe
+from .probing.modules import copied, first_weight, silent_weights
+from .probing.probe import Probe
 from .probing.thin import thinly
 from .probing.untouched import untouched
 from .values import as_whole
@@ -102,6 +102,14 @@ class Split(ABC):
     the pieces of the body between the cuts.
     """
 
+    model: nn.Module
+    blocks: tuple[str, ...]
+    """Names of the body's blocks in call order."""
+    split_at: int
+    """Blocks before the first cut."""
+    cuts: tuple[int, ...]
+    """`split_at`, and where the body is cut again."""
+    probe: Probe
     features: str
     """Name of the live value that the next block would take: what the mask head looks at."""
     reads: tuple[str, ...]
@@ -138,7 +146,7 @@ class Split(ABC):
         self.model = model
         self.blocks = blocks
         self.split_at = split_at
-        self.cuts: tuple[int, ...] = (split_at,)
+        self.cuts = (split_at,)
         self.probe = probe
         self.multiple_of = probe.multiple_of
 
@@ -373,21 +381,3 @@ def first_and_later(split_at: Cuts) -> tuple[int | Literal["auto"], tuple[int, .
 def first_cut(split_at: int | Literal["auto"], blocks: int) -> int:
     """`split_at` itself, or half of the depth for "auto". (A Split checks the range.)"""
     return max(1, blocks // 2) if split_at == "auto" else split_at
-
-
-def probe_network(model: nn.Module) -> Probe:
-    """`probe`, refusing what is not a network."""
-    refuse_wrapped(model)
-    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
-        raise ArgumentError(f"{type(model).__name__} has lazy layers without weights yet: call it once first")
-    if any(p.is_meta for p in model.parameters()):
-        raise ArgumentError(f"{type(model).__name__} is on the meta device, without values: load its weights first")
-    for name, part in model.named_modules():
-        scripted, exported = isinstance(part, torch.jit.ScriptModule), "eval" in vars(part)  # which refuses eval()
-        if scripted or exported:
-            what = "TorchScript" if scripted else "what torch.export made"
-            raise CannotSplit(
-                f"{type(model).__name__} holds {what} ({name or 'itself'}), into which nobody can look: wrap the "
-                f"network as it was before {'torch.jit' if scripted else 'that'}, and script or export what comes of it"
-            )
-    return probe(model)

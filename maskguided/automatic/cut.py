@@ -184,10 +184,6 @@ class AutomaticSplit(Split):
     def copy_tail(self) -> nn.Module:
         return _CopiedTail(self)
 
-    def code(self, part: str) -> str:
-        """The Python code of "prefix", "body" or "tail", for reading."""
-        return self._run[part].code
-
     def __deepcopy__(self, memo: dict[int, Any]) -> AutomaticSplit:
         clone = object.__new__(type(self))
         vars(clone).update(vars(self))

@@ -14,7 +14,7 @@ from ..error_map import patch_error
 from ..gain import LEAST, GainEstimate, around, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT, energies
-from ..patches import continued, select
+from ..patches import continued, per_pixel, select
 from ..tails.light import LightTail
 from ..tails.refine import LightTailed
 from ..windows.context import make_context, watch
@@ -104,7 +104,7 @@ def _refined_pixels(fast: MaskGuided, base: Base, dense: Tensor, features: Tenso
     """Of the pixels of `features`, those in the patches where the coarse image is farthest from the dense one."""
     index = select(patch_error(fast, base, fast.coarse_image(base), dense), base.grid.k(fast.keep))
     side = fast.patch_size * features.shape[3] // base.grid.width
-    mask = base.grid.mask(index)[0].repeat_interleave(side, 0).repeat_interleave(side, 1)
+    mask = per_pixel(base.grid.mask(index)[0], side)
     return mask[: features.shape[2], : features.shape[3]].flatten()
 
 
@@ -194,7 +194,7 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
             size = list(x.shape[2:])
             # Nearest, with the size of a patch as the only ratio: a narrow border cell is cut, not shrunk.
             side = fast.patch_size * size[0] // base.grid.height
-            there = beside.repeat_interleave(side, 0).repeat_interleave(side, 1)[: size[0], : size[1]].flatten()
+            there = per_pixel(beside, side)[: size[0], : size[1]].flatten()
             seen = F.interpolate(base.state[fast.split.features].float(), size=size, mode="nearest")[0].flatten(1)
             seen = F.pad(seen[:, there].cpu().double(), (0, 0, 0, 1), value=1.0)
             grams[number] += seen @ seen.T

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..guided import MaskGuided
+from ..probing.modules import first_weight
 
 _LEAST, _MOST = -0.5, 1.5
 """Values beyond which an image is in no way one in 0..1."""
@@ -37,7 +38,7 @@ def checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Te
                 f"calibrate: an image of type {kind}; it takes LR tensors (C, H, W), floats in 0..1, or "
                 "pairs (LR, HR), in a list; `maskguided calibrate` reads files"
             )
-    like = next(fast.parameters())
+    like = first_weight(fast)
     lr, *rest = ((x[None] if x.dim() == 3 else x).to(like.device, like.dtype) for x in given)
     hr = rest[0] if rest else None
     channels = fast.split.probe.in_channels

@@ -17,7 +17,8 @@ from ..files import write_whole
 from ..infer import pick_device, pick_dtype
 from ..networks import load_network
 from ..pairs import read_pairs
-from ..split import probe_network
+from ..probing.modules import first_weight
+from ..probing.probe import probe_network
 from .console import out, progress_bar
 from .options import (
     Body,
@@ -84,7 +85,7 @@ def bench_command(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     loaded = load_network(weights, model, scale)
     net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
-    like = next(net.parameters())
+    like = first_weight(net)
     pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probe_network(net).in_channels == 1)
     keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [

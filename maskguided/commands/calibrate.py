@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.progress import Progress
 from torch import Tensor
 
 from .. import checkpoint, pictures
 from ..calibrate import calibrate
-from ..images import list_images
+from ..images import list_images, to_tensor
 from ..networks import load_network
 from ..pairs import Pair, check_sizes, read_pairs
+from ..probing.modules import first_weight
 from .console import err, log
 from .options import (
     PICTURES,
@@ -69,7 +69,7 @@ def calibrate_command(
     use_threads(threads)
     network = load_network(weights, model, scale).model
     fast = wrapped(network, head, split_at, **settings)
-    like = next(network.parameters())
+    like = first_weight(network)
     pairs = read_pairs(images, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)
     check_sizes(pairs, fast.scale)
     fixed = [f"--{name.replace('_', '-')}" for name in _SEARCHED if settings[name] is not None]
@@ -116,6 +116,6 @@ def _cut(pair: Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:
     lr = pair.lr[:, :, top : top + side, left : left + side]
     if pair.hr is None:
         return lr
-    hr = torch.from_numpy(pair.hr.copy()).permute(2, 0, 1)[None].to(lr.dtype) / 255
+    hr = to_tensor(pair.hr)[None].to(lr.dtype)
     rows, cols = (slice(a * scale, (a + n) * scale) for a, n in ((top, lr.shape[2]), (left, lr.shape[3])))
     return lr, hr[:, :, rows, cols]

@@ -9,6 +9,7 @@ import typer
 
 from .. import pictures
 from ..pairs import read_pairs
+from ..probing.modules import first_weight
 from .options import (
     PICTURES,
     HeadFile,
@@ -46,7 +47,7 @@ def explain_command(
     new_file(output, overwrite, *PICTURES, inputs=[image])
     one_image(image)
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()
-    like = next(fast.parameters())
+    like = first_weight(fast)
     pair = read_pairs(image, None, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)[0]
     found = pictures.explain_picture(fast, pair.lr, output)
     typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")

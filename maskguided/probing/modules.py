@@ -7,9 +7,10 @@ import functools
 import sys
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CannotSplit
 
 Module = TypeVar("Module", bound=nn.Module)
 _SILENT = 1e-3
@@ -29,6 +30,23 @@ def refuse_wrapped(model: object) -> None:
     within = [name for name, part in model.named_modules() if isinstance(part, Wrapped)]
     if within:
         raise ArgumentError(f"{within[0]} of this {type(model).__name__} is wrapped already: it is fast as it is")
+
+
+def refuse_opaque(model: nn.Module) -> None:
+    """Refuse a network without values, and one that holds what cannot be looked into."""
+    name = type(model).__name__
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise ArgumentError(f"{name} has lazy layers without weights yet: call it once first")
+    if any(p.is_meta for p in model.parameters()):
+        raise ArgumentError(f"{name} is on the meta device, without values: load its weights first")
+    for where, part in model.named_modules():
+        scripted, exported = isinstance(part, torch.jit.ScriptModule), "eval" in vars(part)  # which refuses eval()
+        if scripted or exported:
+            what = "TorchScript" if scripted else "what torch.export made"
+            raise CannotSplit(
+                f"{name} holds {what} ({where or 'itself'}), into which nobody can look: wrap the network as it was "
+                f"before {'torch.jit' if scripted else 'that'}, and script or export what comes of it"
+            )
 
 
 def first_weight(model: nn.Module) -> nn.Parameter:

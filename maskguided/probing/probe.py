@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import CannotSplit, first_line
 from ..patches import round_up
+from .modules import refuse_opaque, refuse_wrapped
 from .thin import thinly
 from .untouched import untouched
 
@@ -64,6 +65,13 @@ class Probe:
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(batch, self.in_channels, height, width, generator=generator)
         return x.to(self.device, self.dtype)
+
+
+def probe_network(model: nn.Module) -> Probe:
+    """`probe`, refusing what is no network that can be looked into."""
+    refuse_wrapped(model)
+    refuse_opaque(model)
+    return probe(model)
 
 
 def probe(model: nn.Module) -> Probe:

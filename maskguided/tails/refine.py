@@ -7,23 +7,16 @@ fits that convolution to the dense network, stage refine trains it together with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..patches import continued
 from ..probing.untouched import untouched
-from ..split import Kind, Split, State, Stretch
+from ..split import Split, State, Stretch
 from .light import LightTail
 
 _HALFWAY, _LR = "halfway", "input of the refine tail"
-_TAKEN = (
-    "model", "blocks", "split_at", "cuts", "probe", "multiple_of", "features", "reads", "writes", "feature_channels",
-    "constants", "supports_half", "tiling", "can_skip", "can_join", "missed", "adapter",
-)  # fmt: skip
-"""What a split with a light tail has of the one that it is made of."""
 
 
 class LightTailed(Split):
@@ -34,13 +27,11 @@ class LightTailed(Split):
         light: from what its `halfway` makes to the HR image.
     """
 
-    kinds: Mapping[str, Kind]
-    refine_tail = "light"
-
     def __init__(self, parts: Split, light: LightTail) -> None:
-        self.parts, self.light = parts, light
-        for name in _TAKEN:
+        for name in Split.__annotations__:
             setattr(self, name, getattr(parts, name))
+        self.parts, self.light = parts, light
+        self.refine_tail = "light"
         self.kinds = {**parts.kinds, _LR: "map"}
 
     def prefix(self, x: Tensor) -> State:

@@ -25,7 +25,7 @@ from ..base import Base
 from ..error_map import dense_image, luma, patch_error
 from ..errors import ArgumentError
 from ..guided import MaskGuided
-from ..patches import Grid, continued, others, scatter, select
+from ..patches import Grid, continued, others, per_pixel, scatter, select
 from ..probing.untouched import untouched
 from ..split import State
 from ..split_checks import check_gradients
@@ -279,7 +279,7 @@ def _joint_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
 def _pixels(fast: MaskGuided, grid: Grid, index: Tensor) -> Tensor:
     """(B, 1, s*H, s*W), bool, whole patches: the HR pixels of the patches of `index`."""
     side = grid.patch_size * fast.scale
-    return grid.mask(index).repeat_interleave(side, 1).repeat_interleave(side, 2)[:, None]
+    return per_pixel(grid.mask(index), side)[:, None]
 
 
 def _score_loss(score: Tensor, error: Tensor, options: Options) -> Tensor:
@@ -292,7 +292,7 @@ def _score_loss(score: Tensor, error: Tensor, options: Options) -> Tensor:
 def _masked(fast: MaskGuided, score: Tensor, coarse: Tensor, refined: Tensor, hr: Tensor) -> Tensor:
     """L1 of the image in which each patch is as much refined as its score says."""
     side = fast.patch_size * fast.scale
-    mask = score.clamp(0, 1).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    mask = per_pixel(score.clamp(0, 1), side)
     return F.l1_loss(coarse + mask[:, None, : hr.shape[2], : hr.shape[3]] * (refined - coarse), hr)
 
 
