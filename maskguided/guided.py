@@ -226,13 +226,17 @@ class MaskGuided(Knobs):
         """The scorer's score, (B, rows, cols), float32."""
         if self.scorer == "head":
             return self.head_score(base.state[self.split.features], base.grid)
-        if self.scorer == "linear":
-            score: Tensor = self.linear(energies(base.x_on_grid, self.patch_size))
-            return score
-        if self.scorer == "input":
-            return high_frequency(base.x_on_grid, self.patch_size)
-        image = self._on_grid(self.coarse_image(base), base)
-        return high_frequency(image, self.patch_size * self.scale)
+        if self.scorer == "coarse":
+            image = self._on_grid(self.coarse_image(base), base)
+            return high_frequency(image, self.patch_size * self.scale)
+        return self.input_score(base.x_on_grid)
+
+    def input_score(self, x: Tensor) -> Tensor:
+        """The score of scorer "input" or "linear", which look at the LR image alone, (B, rows, cols), float32."""
+        if self.scorer != "linear":
+            return high_frequency(x, self.patch_size)
+        score: Tensor = self.linear(energies(x, self.patch_size))
+        return score
 
     def head_score(self, features: Tensor, grid: Grid) -> Tensor:
         """The mask head's score of features at the cut, (B, rows, cols), float32."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .errors import ArgumentError, ImageError, first_line, is_out_of_memory
 from .guided import MaskGuided
-from .head import high_frequency
 from .images import Image, as_pixels, resize, to_tensor
 from .patches import Grid, per_pixel, round_up, select
 from .probing.modules import first_weight
@@ -78,8 +77,8 @@ def upscale(
         model: a wrapped network for images in 0..1.
         image: (H, W), (H, W, 3) or (H, W, 4) of uint8 or uint16; the result has its kind.
         tile: side of the tiles in LR pixels, to bound memory; 0: the whole image at once. `keep` holds over the
-            image, or, where the scorer is not "input", within each tile; `min_gain_db` takes each for one. Default:
-            384 for images of more than 512x512, if the network allows tiles.
+            image where the scorer is "input" or "linear", else within each tile; `min_gain_db` takes each for one.
+            Default: 384 for images of more than 512x512, if the network allows tiles.
         tile_pad: context around a tile, in LR pixels; no seams if it is at least the receptive-field radius.
         alpha: how the alpha channel grows.
         on_tile: called with (done, total) after each tile.
@@ -254,16 +253,18 @@ def tiles(
 def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: Grid) -> float | None:
     """The score above which a patch is refined, so that `keep` holds over all tiles; None: within each.
 
-    Other scores need the base, which would run twice, and costs more than it brings (docs/benchmarks.md).
+    A score that looks at features needs the base, which would run twice, and costs more than it brings
+    (docs/benchmarks.md).
     """
-    if model.scorer != "input" or not 0 < model.keep < 1 or model.min_gain_db is not None:
+    if model.scorer not in ("input", "linear") or not 0 < model.keep < 1 or model.min_gain_db is not None:
         return None
-    side = grid.patch_size
-    parts = [
-        high_frequency(read(slice(row, row + side), slice(col, col + side)), model.patch_size).flatten()
+    side, device = grid.patch_size, first_weight(model).device
+    tiles = (
+        read(slice(row, row + side), slice(col, col + side))
         for row in range(0, grid.height, side)
         for col in range(0, grid.width, side)
-    ]
+    )
+    parts = [model.input_score(tile.to(device)).flatten() for tile in tiles]
     score = torch.cat(parts).sort(descending=True).values
     return float(score[min(int(model.keep * len(score) + 0.5), len(score) - 1)])
 

@@ -93,12 +93,13 @@ def test_tiles_leave_no_seam_when_the_pad_covers_the_receptive_field(tile):
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.5, 0.75])
-def test_keep_holds_over_all_tiles_where_the_input_alone_ranks_the_patches(fast, keep):
+@pytest.mark.parametrize("scorer", ["input", "linear"])
+def test_keep_holds_over_all_tiles_where_the_input_alone_ranks_the_patches(fast, scorer, keep):
     """What is worth refining lies on the left; within each tile, as a head chooses, as much of the right is taken."""
     rng = np.random.default_rng(0)
     photo = np.dstack([rng.integers(0, 256, (64, 128)), *[np.full((64, 128), 90)] * 2]).astype(np.uint8)
     photo[:, 64:] = 128 + (photo[:, 64:] > 128)  # noise of one grey level
-    fast.keep = keep
+    fast.keep, fast.scorer = keep, scorer
     whole = upscale(fast, photo, tile=0).mask
     by_tiles = upscale(fast, photo, tile=32, tile_pad=0).mask
     assert by_tiles[:, :64].mean() == min(1, 2 * keep)
