@@ -9,7 +9,7 @@ torch.Size([1, 3, 132, 188])
 """
 
 from . import finetune
-from .adapter import Adapter, register, split
+from .adapter import Adapter, register
 from .base import Explanation
 from .calibrate import calibrate
 from .calibration.curve import Calibration
@@ -29,6 +29,7 @@ from .guided import MaskGuided
 from .inspection import inspect
 from .networks import from_file
 from .split import Facts, Split
+from .splitting import split
 from .wrapping import wrap
 
 __version__ = "0.1.0"

@@ -12,22 +12,18 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from .automatic import automatic_split
-from .errors import ArgumentError, CannotSplit, MaskGuidedError, warn
+from .errors import ArgumentError, CannotSplit, warn
 from .probing.modules import copied
-from .probing.probe import Probe, probe_network
+from .probing.probe import Probe
 from .probing.untouched import untouched
-from .split import Cuts, Split, State, Stretch, first_and_later, first_cut, taken
-from .split_checks import check_whole
+from .split import Split, State, Stretch, first_cut, moved_out
 
 _OURS = ("pan", "edsr", "rcan")
 _GROUP = "maskguided.adapters"
-_ANOTHER = "its forward makes another image of the parts that it knows"
 AUTOMATIC = "automatic"
 """Stands for no adapter."""
 
@@ -176,7 +172,7 @@ class _CopiedTail(nn.Module):
         self._split.model = self.model
 
     def forward(self, state: State) -> Tensor:
-        return self._split.tail(taken(state))
+        return self._split.tail(moved_out(state))
 
 
 AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
@@ -234,6 +230,19 @@ def recognise(model: nn.Module) -> tuple[type[Adapter] | None, dict[str, str]]:
     return None, missed
 
 
+def choose_adapter(model: nn.Module, name: str | None) -> tuple[type[Adapter] | None, dict[str, str]]:
+    """The adapter of this name, or the first that knows `model`; and why those that were asked before do not fit."""
+    if name is None:
+        return recognise(model)
+    if name == AUTOMATIC:
+        return None, {}
+    adapter = named(name)
+    missing = _missing(adapter, model)
+    if missing is not None:
+        raise ArgumentError(f"adapter {name!r} does not know this {type(model).__name__}: {missing}")
+    return adapter, {}
+
+
 def _missing(adapter: type[Adapter], model: nn.Module) -> str | None:
     """What `adapter` misses in `model`; where it gives no such answer, that."""
     try:
@@ -245,142 +254,10 @@ def _missing(adapter: type[Adapter], model: nn.Module) -> str | None:
     return f"its missing returns {missing!r}; it takes None for a network that it knows, else what that lacks, in words"
 
 
-@torch.inference_mode(False)  # in which tensors do not tell that they were changed
-def check_parts(split: Adapter) -> None:
-    """That `reads` and `writes` name what the body does, as only that is cut and put back; and the tail makes an image.
-
-    Nor may a part change what it is given: the base is looked at again after windows were cut out of it.
-
-    Raises:
-        CannotSplit: one of them does not, or one does.
-    """
-
-    def refuse(why: str) -> NoReturn:
-        raise CannotSplit(f"adapter {split.name!r}: {why} (docs/new_backbone.md, Skip)")
-
-    def made_by(part: str, state: State) -> Any:
-        copies = {name: value.clone() for name, value in state.items()}
-        versions = {name: value._version for name, value in copies.items()}
-        with untouched(split.model):
-            made = getattr(split, part)(dict(copies))
-        for name in (name for name, value in copies.items() if value._version != versions[name]):
-            refuse(f"its {part} changes {name!r} in place; let it take a copy, state[{name!r}].clone()")
-        return made
-
-    with untouched(split.model):
-        whole = split.prefix(split.example(*split.probe.sizes[0]))
-    for name in (name for name in split.reads if name not in whole):
-        refuse(f"its `reads` names {name!r}, which its prefix does not make")
-    before = {name: whole[name] for name in split.reads}
-    try:
-        after = made_by("body", before)
-    except KeyError as error:
-        refuse(f"its body takes {error}, which its `reads` does not name")
-    left_out = made_by("skip", whole) if split.can_skip else after
-    changed = [name for name, value in after.items() if name not in before or not torch.equal(value, before[name])]
-    for name in (name for name in split.writes if name not in after):
-        refuse(f"its `writes` names {name!r}, which its body does not make")
-    for name in (name for name in split.writes if name not in left_out):
-        refuse(f"its `writes` names {name!r}, for which its skip has no stand-in")
-    for name in (name for name in changed if name not in split.writes):
-        refuse(f"its body makes {name!r}, which its `writes` does not name")
-    made = made_by("tail", {**whole, **after})
-    if not isinstance(made, Tensor) or made.dim() != 4:
-        what = f"a tensor {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-        raise CannotSplit(f"adapter {split.name!r}: its tail makes {what}; it takes one image (B, C, H, W)")
-
-
 def lacks(model: nn.Module, *parts: str) -> str | None:
     """For `missing`: which of these (dotted) attributes `model` does not have, in words; None if it has all."""
     absent = [part for part in parts if not _has(model, part)]
     return f"it has no {', '.join(absent)}" if absent else None
-
-
-def split(
-    model: nn.Module,
-    split_at: Cuts = "auto",
-    *,
-    adapter: str | None = None,
-    body: str | Sequence[str] | None = None,
-    cut: str | None = None,
-    check: bool = True,
-) -> Split:
-    """Split a super-resolution network after block `split_at` of its body. The network is not changed.
-
-    Args:
-        model: takes (B, C, H, W), returns one image (B, C', s*H, s*W).
-        split_at: 1..N-1, or "auto" for half of the depth; or several numbers that rise, as (4, 8, 12).
-        adapter: name of the one to use; "automatic" for none. Default: the first that knows the network.
-        body: the blocks, for a network that no adapter shall split: their module names, or a pattern for them in
-            which * stands for one part of a name, as in "layers.*.blocks.*".
-        cut: name of the last block that runs on the whole image, instead of `split_at`; not with an adapter.
-        check: compare the parts with the network on small images.
-
-    Raises:
-        CannotSplit: what failed, at which module, and what to do.
-        ArgumentError: `split_at` is out of range, or the adapter does not know this network.
-
-    >>> import torch
-    >>> from maskguided.adapters.pan_net import PAN
-    >>> parts = split(PAN(features=8, up_features=8, blocks=4), split_at=3)
-    >>> x = torch.rand(1, 3, 9, 12)
-    >>> bool((parts.tail(parts.body(parts.prefix(x))) == parts.model(x)).all())
-    True
-    """
-    found = probe_network(model)
-    if check and not found.is_finite:
-        height, width = found.sizes[0]
-        raise CannotSplit(
-            f"{type(model).__name__} gives NaN or infinity on a random image of {height}x{width}: are its weights "
-            "whole, and its values in this dtype's range?"
-        )
-    first, later = first_and_later(split_at)
-    if body is not None or cut is not None:
-        if adapter not in (None, AUTOMATIC):
-            raise ArgumentError(f"adapter={adapter!r} knows the blocks: body= and cut= are for networks without one")
-        adapter = AUTOMATIC
-    chosen, missed = _choose_adapter(model, adapter)
-    if chosen is not None:
-        is_consistent = False
-        try:
-            parts = chosen(model, first, found)
-            parts.cut_again(later)
-            if check:
-                check_parts(parts)
-                is_consistent = True
-                check_whole(parts)
-            parts.missed = missed
-            return parts
-        except CannotSplit as error:
-            if adapter is not None:
-                raise
-            missed[chosen.name] = _ANOTHER if is_consistent else str(error)
-        except MaskGuidedError:
-            raise
-        except Exception as error:  # whatever a foreign adapter raises
-            said = f"{type(error).__name__}: {error}"
-            if adapter is not None:
-                raise CannotSplit(f"adapter {chosen.name!r} fails on this {type(model).__name__}: {said}") from error
-            missed[chosen.name] = said
-    try:
-        found_parts = automatic_split(model, first, found, later=later, body=body, cut=cut, check=check)
-    except CannotSplit as error:
-        tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
-        raise CannotSplit(f"{error}. Adapters tried: {tried}" if tried else str(error)) from error
-    found_parts.missed = missed
-    return found_parts
-
-
-def _choose_adapter(model: nn.Module, name: str | None) -> tuple[type[Adapter] | None, dict[str, str]]:
-    if name is None:
-        return recognise(model)
-    if name == AUTOMATIC:
-        return None, {}
-    adapter = named(name)
-    missing = _missing(adapter, model)
-    if missing is not None:
-        raise ArgumentError(f"adapter {name!r} does not know this {type(model).__name__}: {missing}")
-    return adapter, {}
 
 
 def _has(model: nn.Module, part: str) -> bool:

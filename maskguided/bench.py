@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import checkpoint, metrics
-from .adapter import split
 from .cost import macs
 from .guided import MaskGuided
 from .images import as_pixels
 from .pairs import Pair, check_sizes
 from .probing.probe import image_of
 from .split import Merge, Split
+from .splitting import split
 from .timing import alternate, at, ratio
 
 Network = Callable[[Tensor], Tensor]

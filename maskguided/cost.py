@@ -87,7 +87,7 @@ def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tens
 def macs_without_data(
     forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor, model: nn.Module
 ) -> int | None:
-    """The same of a forward for which tensors without data are enough; None for another."""
+    """As `macs`; None where `forward` needs the values of pixels, or fails."""
     try:
         with untouched(model), FakeTensorMode(allow_non_fake_inputs=True), counting() as counter:
             forward(torch.empty(shape, dtype=like.dtype, device=like.device))

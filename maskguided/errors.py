@@ -16,7 +16,7 @@ def warn(text: str, stacklevel: int = 2) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """The allocators of the CPU and of Apple's GPUs have no error class of their own."""
+    """Whether memory ran out; by the text, too: allocators of the CPU and of Apple's GPUs have no error class."""
     known = ("can't allocate memory", "out of memory")
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in known)
 

@@ -23,11 +23,11 @@ _ROUNDING = 1 / 12 / 255**2
 
 
 class GainEstimate(nn.Module):
-    """What refining a patch would take from its squared error, and what error would remain, in closed form.
+    """For each patch, the squared error that refining takes away, and the one that remains, in closed form.
 
-    The logarithms of both are linear in the logarithms of the patch's energies and in the means of these over the patch
-    and those around it. Energies are what blurs take from the LR image, and each channel of the features at the cut.
-    `calibrate` fits the weights. Energies beyond what it has seen count as the nearest that it has.
+    The logarithm of each is linear in the logarithms of the patch's energies (detail of the LR image, each channel of
+    the features at the cut) and in their means over 3x3 patches. `calibrate` fits the weights; energies are clamped to
+    the range that it has seen.
 
     Args:
         channels: of the features at the cut.
@@ -67,7 +67,7 @@ def log_energies(base: Base, features: str, patch: int) -> Tensor:
 
 
 def around(x: Tensor) -> Tensor:
-    """Mean over each patch and those around it, as many as there are: (B, terms, rows, cols) -> the same."""
+    """Mean over each patch and its neighbours within the image, (B, terms, rows, cols), of the same shape."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 

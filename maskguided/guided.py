@@ -194,11 +194,11 @@ class MaskGuided(Knobs):
         return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
     def finish(self, base: Base, index: Tensor) -> Tensor:
-        """The final image: `refine`, or the network as it is, where all patches are refined and that is better.
+        """The final image (B, C', s*H, s*W): `refine`, or the network as it is, where all patches are refined and
+        that is more exact or cheaper.
 
-        Windows cost more where they overlap by halos, or where an image that is free to choose (min_gain_db) chooses
-        all. They are not exact where they cannot exchange borders, nor quite, cut from a map that had to be continued.
-        `base` is of no more use after this: what it holds may be freed on the way (`refine` leaves it).
+        More exact: windows cannot exchange borders, or were cut from a map that had to be continued. Cheaper: under
+        `min_gain_db`, all patches were chosen. `base` must not be used afterwards: it is freed on the way.
         """
         exact = self.exchange and self.split.exchanges(self.merge) and not base.is_continued
         better = not exact or self.min_gain_db is not None

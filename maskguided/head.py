@@ -92,7 +92,7 @@ class LinearScore(nn.Module):
 
 
 def energies(x: Tensor, patch: int) -> Tensor:
-    """What the linear score looks at, mean squares over each patch of what blurs of 3x3, 5x5 and 9x9 take from it.
+    """What LinearScore looks at: mean squares over each patch of the detail that blurs of 3x3, 5x5 and 9x9 remove.
 
     Args:
         x: (B, C, H, W), the LR image, any range.
@@ -111,7 +111,7 @@ def pool(x: Tensor, patch: int) -> Tensor:
 
 
 def high_frequency(image: Tensor, patch: int) -> Tensor:
-    """A score without training: what a 3x3 blur takes from the image, mean square over each patch.
+    """A score without training: mean square over each patch of the detail that a 3x3 blur removes.
 
     Args:
         image: (B, C, H, W), LR or HR, any range.

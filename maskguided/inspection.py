@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .adapter import AUTOMATIC, recognise, split
+from .adapter import AUTOMATIC, recognise
 from .automatic import find_bodies
 from .cost import macs
 from .errors import CannotSplit, MaskGuidedError, first_line
@@ -20,6 +20,7 @@ from .probing.modules import first_weight
 from .probing.probe import probe_network
 from .probing.untouched import untouched
 from .split import Cuts, Facts, Split
+from .splitting import split
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count
 _KEPT = (0.0, 0.25, 0.5, 0.75)

@@ -174,6 +174,6 @@ class Knobs(Wrapped):
         super().__setattr__(name, value)
 
     def forget_estimate(self) -> None:
-        """What patches bring is estimated for windows of one kind."""
+        """Drop the estimate of what patches bring, and `min_gain_db`: they were fitted for windows as they were."""
         self.estimate = None
         self._min_gain_db = None

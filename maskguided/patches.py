@@ -276,7 +276,7 @@ def _at_ratio_of(position: Tensor, x: Tensor, grid: Grid) -> Tensor:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether that is its memory format; where its shape leaves that open, it is not."""
+    """Whether `x` is stored channels last; False where its shape leaves both open."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 

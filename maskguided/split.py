@@ -8,6 +8,9 @@
 `tail(body(prefix(x))) == model(x)`: no approximation enters by the split itself. The parts run on whole
 maps and on windows alike, and none of them changes the state it is given.
 
+A *live value* is a tensor that is made before a cut and used after it: the features, a global skip, the LR image that
+is enlarged beside the network. A *state* holds them by name. r is a map's ratio to the LR image.
+
 A Split is made by an adapter (adapter.py) or automatically (automatic/); both obey the same laws.
 """
 
@@ -39,7 +42,7 @@ from .windows.trial import SMALLEST_TRIED, Trial, find_trial, holds_for
 _log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
-"""Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) or constants."""
+"""Live values by name: maps (B, C, r*H, r*W), vectors (B, C, ...) that stand for a whole image, or constants."""
 
 Kind = Literal["map", "vector", "constant"]
 
@@ -50,8 +53,8 @@ RefineTail = Literal["own", "light"]
 """What makes an image of them: the network's own tail, or a light one."""
 
 
-def taken(state: State) -> State:
-    """What is in `state`, which is emptied: what the new owner is done with is freed, whoever holds on to `state`."""
+def moved_out(state: State) -> State:
+    """The values of `state`, which is left empty: each is freed once its new owner drops it, whoever keeps `state`."""
     own = dict(state)
     state.clear()
     return own
@@ -67,11 +70,11 @@ class Facts:
     blocks: tuple[str, ...]
     """Names of the body's blocks in call order."""
     body_radius: int | None
-    """Receptive-field radius of blocks n+1..N in LR pixels: with such a halo windows alone give what the whole map
+    """Receptive-field radius of blocks n+1..N in LR pixels: windows alone with such a halo give what the whole map
     gives there. None: an output depends on the whole map or its size, or farther than is measured; windows that
-    exchange borders, or share the statistics of global operations, may be equal all the same."""
+    exchange borders, or share the statistics of global operations, may be exact all the same."""
     radius: int | None
-    """The same for blocks n+1..N and the tail together."""
+    """Receptive-field radius of blocks n+1..N and the tail together, in LR pixels, or None."""
     multiple_of: int
     """Patches, halos and windows are multiples of this many LR pixels; 1: any size. Images may have any size; at
     one that is no multiple, networks that pad within their blocks are not met exactly at the lower and right border."""
@@ -88,7 +91,7 @@ class Stretch:
     run: Callable[[State], State]
     """Live values at its start -> at its end; what it does not use is passed on."""
     skip: Callable[[State], State]
-    """The same with its blocks left out."""
+    """Live values at its start -> at its end, with its blocks left out."""
     reads: Mapping[str, Kind]
     """Live values that it uses, and how each relates to the image."""
     writes: tuple[str, ...]
@@ -221,8 +224,8 @@ class Split(ABC):
         return self.probe.scale
 
     def window(self, size: tuple[int, int], image: Tensor | None = None) -> State:
-        """The live values of a window of this height and width, multiples of `multiple_of`, of a fixed random image,
-        or of this one."""
+        """The live values after block n of `image`, or of a fixed random one of `size`: (height, width), multiples of
+        `multiple_of`. Maps that the network has made larger are cropped to `size`."""
         state, full = self.prefix(self.example(*size) if image is None else image), self.full_size(*size)
         cut = {name: state[name] for name in self.kinds}
         if full != size:
@@ -284,20 +287,20 @@ class Split(ABC):
 
     @cached_property
     def trial(self) -> Trial:
-        """How windows do on small images, nothing being hidden by half precision or by weights that are zero."""
-        telling = self._telling()
-        return Trial() if telling is None else find_trial(telling)
+        """What windows do on small images; in float32 and with noise for weights of zero, which would hide it."""
+        split = self._for_trial()
+        return Trial() if split is None else find_trial(split)
 
     def exchanges_at(self, patch_size: int) -> bool:
-        """Whether that holds for patches of this size, too: small windows may be taken for something else (vectors,
-        windows that blocks cut themselves), or be less than what blocks look at."""
+        """Whether what `exchanges` says holds for patches of this size, too: small windows may be taken for vectors, or
+        for windows that blocks cut themselves, or be less than blocks look at. Tried when a size is asked for."""
         found, step = self.trial, self.multiple_of
         small = step == 1 and 0 < patch_size < SMALLEST_TRIED
         if not small and (found.overlapped or patch_size <= step or patch_size % step):
             return patch_size >= found.least
         if patch_size not in self._other_patches:
-            telling = self._telling()
-            self._other_patches[patch_size] = telling is not None and holds_for(telling, found, patch_size)
+            split = self._for_trial()
+            self._other_patches[patch_size] = split is not None and holds_for(split, found, patch_size)
         return self._other_patches[patch_size]
 
     @cached_property
@@ -315,8 +318,8 @@ class Split(ABC):
         """What holds the weights of its parts."""
         return (self.model,)
 
-    def _telling(self) -> Split | None:
-        """This one, or one of a copy in float32 in which no branch is silent; None if it cannot be copied."""
+    def _for_trial(self) -> Split | None:
+        """This split, or that of a copy in float32 whose silent weights are noise; None if it cannot be copied."""
         half = torch.finfo(first_weight(self.model).dtype).bits < 32
         if not half and not any(map(silent_weights, self._modules)):
             return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -189,3 +190,48 @@ def _shows_mirrored(split: Split, state: State, image: Tensor, dim: int, length:
     here, there = along[at // step], along[(length - at) // step - 1]
     between = along[length // step // 2 - 1 : length // step // 2 + 1].max()
     return bool(there > 0.3 * here and there > 3 * between)
+
+
+@torch.inference_mode(False)  # in which tensors do not tell that they were changed
+def check_adapter(split: Split) -> None:
+    """That `reads` and `writes` name what the body does, as only that is cut and put back; and the tail makes an image.
+
+    Nor may a part change what it is given: the base is looked at again after windows were cut out of it.
+
+    Raises:
+        CannotSplit: one of them does not, or one does.
+    """
+
+    def refuse(why: str) -> NoReturn:
+        raise CannotSplit(f"adapter {split.adapter!r}: {why} (docs/new_backbone.md, Skip)")
+
+    def made_by(part: str, state: State) -> Any:
+        copies = {name: value.clone() for name, value in state.items()}
+        versions = {name: value._version for name, value in copies.items()}
+        with untouched(split.model):
+            made = getattr(split, part)(dict(copies))
+        for name in (name for name, value in copies.items() if value._version != versions[name]):
+            refuse(f"its {part} changes {name!r} in place; let it take a copy, state[{name!r}].clone()")
+        return made
+
+    with untouched(split.model):
+        whole = split.prefix(split.example(*split.probe.sizes[0]))
+    for name in (name for name in split.reads if name not in whole):
+        refuse(f"its `reads` names {name!r}, which its prefix does not make")
+    before = {name: whole[name] for name in split.reads}
+    try:
+        after = made_by("body", before)
+    except KeyError as error:
+        refuse(f"its body takes {error}, which its `reads` does not name")
+    left_out = made_by("skip", whole) if split.can_skip else after
+    changed = [name for name, value in after.items() if name not in before or not torch.equal(value, before[name])]
+    for name in (name for name in split.writes if name not in after):
+        refuse(f"its `writes` names {name!r}, which its body does not make")
+    for name in (name for name in split.writes if name not in left_out):
+        refuse(f"its `writes` names {name!r}, for which its skip has no stand-in")
+    for name in (name for name in changed if name not in split.writes):
+        refuse(f"its body makes {name!r}, which its `writes` does not name")
+    made = made_by("tail", {**whole, **after})
+    if not isinstance(made, Tensor) or made.dim() != 4:
+        what = f"a tensor {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+        raise CannotSplit(f"adapter {split.adapter!r}: its tail makes {what}; it takes one image (B, C, H, W)")

@@ -13,7 +13,7 @@ from torch import Tensor
 from .guided import MaskGuided
 
 Key = TypeVar("Key", bound=Hashable)
-Given = TypeVar("Given")
+Input = TypeVar("Input")
 
 
 class Ratio(NamedTuple):
@@ -27,8 +27,8 @@ class Ratio(NamedTuple):
 
 @torch.inference_mode()
 def alternate(
-    runs: Mapping[Key, Callable[[Given], object]],
-    inputs: Sequence[Given],
+    runs: Mapping[Key, Callable[[Input], object]],
+    inputs: Sequence[Input],
     rounds: int,
     warm: int = 1,
     progress: Callable[[], None] = lambda: None,
@@ -59,14 +59,14 @@ def alternate(
 def at_keep(
     fast: MaskGuided, keep: float, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """`fast` at that keep, whatever it is set to before; run by `forward` where that is another way (compiled)."""
+    """A call of `fast` at that keep; `forward` is another way to run it (compiled)."""
     return at(fast, "keep", keep, forward)
 
 
 def at(
     fast: MaskGuided, setting: str, value: float, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """The same with any setting that can be changed: keep or min_gain_db."""
+    """A call of `fast`, or of `forward`, that first sets a setting (keep, min_gain_db) to `value`."""
     forward = fast if forward is None else forward  # a compiled module has no truth value
 
     def run(x: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .adapter import split
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .probing.modules import refuse_wrapped
 from .split import Cuts
+from .splitting import split
 from .values import check_arguments
 
 

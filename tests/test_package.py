@@ -24,7 +24,7 @@ LAYERS = [
     {"windows.context", "windows.run", "tails.light"},
     {"windows.sizes", "tails.coarse", "automatic"},
     {"adapter", "tails.refine", "settings"},
-    {"knobs"},
+    {"knobs", "splitting"},
     {"guided"},
     {"wrapping"},
     {"error_map", "networks", "infer", "inspection", "timing"},

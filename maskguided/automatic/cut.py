@@ -16,7 +16,7 @@ from ..probing.modules import copied, first_weight
 from ..probing.probe import Probe
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
-from ..split import Kind, Split, State, Stretch, taken
+from ..split import Kind, Split, State, Stretch, moved_out
 from .growth import before_last_growth, leading_to
 from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
@@ -310,7 +310,7 @@ class _CopiedTail(nn.Module):
         self.graph = copied(_module(self.part.graph, split.model, split.constants))
 
     def forward(self, state: State) -> Tensor:
-        image: Tensor = self.graph(*self.frame.inputs(self.part, taken(state), self.graph))
+        image: Tensor = self.graph(*self.frame.inputs(self.part, moved_out(state), self.graph))
         return image
 
 

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ..adapter import split
 from ..errors import ArgumentError, CannotSplit
 from ..guided import MaskGuided
 from ..patches import round_up
 from ..split import Merge, RefineTail, Split
+from ..splitting import split
 from .closed_form import Known
 from .curve import Budget, Point
 from .measured import KEEPS, Priced, Progress, between, fit_parts, measure, price

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..adapter import split
 from ..errors import ArgumentError, CheckpointError
 from ..guided import MaskGuided
 from ..head import MaskHead
 from ..networks import load_network
+from ..splitting import split
 from ..tails.coarse import make_coarse_tail
 from ..training import stages
 from ..values import arguments_of, check_arguments, check_keys

@@ -240,7 +240,8 @@ class PerImage(GlobalOps):
         return _each(folded, result, result) if isinstance(result, tuple) else folded(result)
 
     def _weighed(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
-        """`x` with nothing where pixels do not count, and the others as much larger where a mean is to be taken."""
+        """`x` changed so that reducing all of it reduces the pixels that are owned: the others become 0, or -inf or inf
+        where the largest or smallest is sought; for a mean the owned grow by all / owned, for a norm by its root."""
         for first in self.first_steps:
             if x is first.result and name == first.name:
                 return first.weighed

@@ -15,9 +15,9 @@ LARGEST = ("max", "amax", "adaptive_max_pool2d", "adaptive_max_pool1d", "max_poo
 SMALLEST = ("min", "amin")
 DEVIATIONS = ("std", "var", "std_mean", "var_mean")
 EXTREMES = ("max", "min")
-"""With where they are, which is left as each window has it."""
-_STEADY = ("mean", "amax", "amin", *EXTREMES)
-"""What they have given once they give again."""
+"""These return indices, too, which stay those within each window."""
+_IDEMPOTENT = ("mean", "amax", "amin", *EXTREMES)
+"""Reducing once more what they have made changes nothing."""
 SECOND_POWERS = ("norm", "vector_norm", "linalg_vector_norm")
 OVER_DIMS = frozenset(("mean", "sum", "amax", "amin", "logsumexp", *DEVIATIONS, *EXTREMES, *SECOND_POWERS))
 _NORM = ("input", "running_mean", "running_var", "weight", "bias")
@@ -26,9 +26,9 @@ NORMS = {
     "instance_norm": (*_NORM, "use_input_stats", "momentum", "eps"),
     "group_norm": ("input", "num_groups", "weight", "bias", "eps"),
 }
-"""With their arguments in order."""
+"""Normalisations, and the names of their positional arguments."""
 NORMALISED = "normalize"
-"""What transposed attention does to its maps."""
+"""What transposed attention (transposed.py) does to its queries and keys."""
 NAMES = frozenset((*ADAPTIVE_POOLS, *FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS, NORMALISED))
 
 
@@ -55,7 +55,7 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = Fa
         dims = dims_of(name, args, kwargs)
         rest = {dim for dim in (2, 3) if x.shape[dim] > 1}
         if single and not rest:  # the first of two steps, or the second
-            return bool(dims) and dims <= {1, 2, 3} and (dims >= {2, 3} or name in _STEADY)
+            return bool(dims) and dims <= {1, 2, 3} and (dims >= {2, 3} or name in _IDEMPOTENT)
         return dims in ({2, 3}, {1, 2}, {1, 2, 3}) or (len(rest) == 1 and dims == rest and name not in DEVIATIONS)
     if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
         return of_norm(name, args, kwargs).get("running_mean") is None

@@ -108,8 +108,8 @@ class Shifts:
         return _Moved(shifts, source.flatten(), down * _FAR + right)
 
     def _along(self, axis: int, length: int, shift: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each row (axis 0) or column of each window, (n, length): from which window it is taken, where it is there,
-        and whether it is of the window's own patch. What is not stays."""
+        """For each row (axis 0) or column (axis 1) of each window, (n, length) each: the window that it comes from, its
+        row there, and whether it belongs to the window's own patch. Rows of a halo do not: they stay where they are."""
         owner = self.owner.transpose(1, 2) if axis == 0 else self.owner  # (B, lines, cells of a line)
         begin, end = _runs(owner >= 0)
         image = torch.arange(len(owner), device=owner.device)[:, None, None]

@@ -53,12 +53,13 @@ class Trial:
     unit: int = 1
     """What windows are multiples of, in LR pixels."""
     detours: When | None = None
-    """See Exchange."""
+    """When side branches run on the whole map (detours.py); None: never."""
     least: int = 1
     """The smallest patch, in LR pixels, for which that is known: smaller windows might be taken for vectors, or for
     windows that blocks cut their map into themselves."""
     overlapped: bool = True
-    """Whether windows overlapped: else that is known for patches of one unit alone, of which none ever do."""
+    """Whether windows overlapped when they were tried (the last row and column are narrower than a patch). If not, they
+    were patches of one `unit`, which never do, and larger ones are tried when they are asked for."""
     closely: bool = False
     """Whether what holds holds to rounding: else something small may have been left out."""
     runs: bool = True
@@ -127,14 +128,14 @@ def _on_usual_windows(parts: Parts) -> Trial:
 
 
 def holds_for(parts: Parts, found: Trial, patch: int) -> bool:
-    """Whether what was found holds for patches of so many LR pixels, too, a multiple of those that it works on."""
+    """Whether `found` holds for patches of `patch` LR pixels, too, a multiple of `parts.multiple_of`."""
     half = patch // (2 * parts.multiple_of) * parts.multiple_of
     with untouched(parts.model):
         return _holds_on(parts, found, _grid_of(parts.model, patch, half, _MAP))
 
 
 def _holds_on(parts: Parts, found: Trial, grid: Grid) -> bool:
-    """Whether it does on such a grid; as far as is known, where the network does not run on so few pixels."""
+    """Whether `found` holds on `grid`, too; also True where the network does not run on so few pixels."""
     try:
         other = _again(parts, found, grid)
     except Exception:  # whatever a foreign network raises
@@ -143,9 +144,9 @@ def _holds_on(parts: Parts, found: Trial, grid: Grid) -> bool:
 
 
 def _on_a_large_map(parts: Parts, found: Trial) -> Trial:
-    """What of it holds for usual windows of a far larger map: blocks may look further where there is more to see.
+    """`found`, less what fails on a map of 64 LR pixels a side: blocks may look further where there is more to see.
 
-    Mostly it is enough to see what the layers do, and not what comes of it.
+    It is tried within Thin (in a tenth of the time, with other values), and in full if that fails.
     """
     step = parts.multiple_of
     usual = max(round_up(SMALLEST_TRIED, step), 2 * step)
