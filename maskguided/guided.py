@@ -6,16 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .base import Base, Explanation
-from .cost import Cost, macs
 from .errors import ArgumentError, MaskGuidedError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
-from .knobs import Knobs
-from .patches import Grid, continued, is_channels_last, others, round_up, scatter, select
-from .probing.modules import first_weight
+from .held import Held
+from .patches import Grid, continued, is_channels_last, others, scatter, select
 from .settings import (
     CoarseOn,
     Context,
@@ -27,12 +25,12 @@ from .settings import (
     check_possible,
     check_refine_tail,
     check_score,
-    check_size,
+    merge_and_tail,
 )
 from .split import Kind, Merge, RefineTail, Split, State
 from .tails.coarse import CoarseTail, make_coarse_tail
 from .tails.refine import LightTailed, with_light_tail
-from .values import as_whole, check_arguments
+from .values import check_arguments
 from .windows.context import make_context
 from .windows.run import on_windows
 from .windows.sizes import check_windows, windows_of
@@ -41,7 +39,7 @@ Made = TypeVar("Made")
 _LR = "input of the coarse tail"  # among the live values that it reads
 
 
-class MaskGuided(Knobs):
+class MaskGuided(Held):
     """A split network whose deep blocks run only on the patches that need them. Made by `wrap`.
 
     Input (B, C, H, W) of any size, output (B, C', s*H, s*W).
@@ -102,11 +100,7 @@ class MaskGuided(Knobs):
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        chosen = coarse_tail is not None or refine_tail == "light"  # which the other merge has not
-        if merge is None:
-            merge = "features" if split.can_skip and split.can_join and not chosen else "image"
-        if coarse_tail is None:
-            coarse_tail = "copy" if split.can_skip else "light"
+        merge, coarse_tail = merge_and_tail(split, merge, coarse_tail, refine_tail)
         check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, refine_tail=refine_tail)
         check_choices(context=context, global_ops=global_ops)
         if refine_tail == "light":
@@ -116,11 +110,15 @@ class MaskGuided(Knobs):
         check_cuts(split, merge, context)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
         small = exchanges and isinstance(patch_size, int) and not split.exchanges_at(patch_size)
-        self.exchange = exchanges and not small if exchange is None else exchange
-        patch_size, halo = windows_of(split, merge, patch_size, halo, self.exchange)
+        # Each setting is checked against those above it.
         self.model, self.split = split.model, split
-        self.patch_size, self.halo = patch_size, halo
-        self.merge, self.keep, self.scorer, self.coarse_on, self.global_ops = merge, keep, scorer, coarse_on, global_ops
+        self.keep = keep
+        self.merge = merge
+        self.global_ops = global_ops
+        self.exchange = exchanges and not small if exchange is None else exchange
+        self.patch_size, self.halo = windows_of(split, merge, patch_size, halo, self.exchange)
+        self.coarse_on = coarse_on
+        self.scorer = scorer
         self.onward = (1.0,) * (len(split.cuts) - 1) if onward is None else onward
         if not isinstance(head, dict | None):
             raise ArgumentError(f"head={head!r}; give the settings of the mask head in a dict, as {{'hidden': 16}}")
@@ -139,11 +137,6 @@ class MaskGuided(Knobs):
         for part in (self.head, self.linear, self.coarse_tail, self.refine_tail):
             if part is not None:
                 part.train(self.training)
-
-    @property
-    def scale(self) -> int:
-        """HR pixels per LR pixel, in each direction."""
-        return self.split.scale
 
     def forward(self, x: Tensor, score: Tensor | None = None) -> Tensor:
         """LR image (B, C, H, W) -> HR image (B, C', s*H, s*W).
@@ -320,10 +313,6 @@ class MaskGuided(Knobs):
         height, width = base.size
         return image[:, :, : height * self.scale, : width * self.scale]
 
-    def grid(self, height: int, width: int) -> Grid:
-        """The patches of an LR image of this size, rounded up to what windows can be cut from."""
-        return Grid(*self.split.full_size(height, width), self.patch_size, self.halo)
-
     @torch.no_grad()
     def explain(self, x: Tensor, score: Tensor | None = None) -> Explanation:
         """Refined and coarse image, score, mask and index, for the same arguments as `forward`."""
@@ -332,68 +321,3 @@ class MaskGuided(Knobs):
         index = self.choose(base, score)
         coarse = self.coarse_image(base)
         return Explanation(self.finish(base, index), coarse, score, base.grid.mask(index), index)
-
-    def cost(self, height: int, width: int) -> Cost:
-        """MACs of one LR image of `height` x `width`: dense, coarse, and at `keep`, whatever `min_gain_db` is."""
-        if as_whole(height) is None or as_whole(width) is None:
-            raise ArgumentError(f"cost({height!r}, {width!r}): use whole numbers of LR pixels, 1 or more")
-        check_size(height, width)
-        keep, grid = self.keep, self.grid(height, width)
-        guided, coarse = (self.macs_at(height, width, keep=share) for share in (keep, 0))
-        dense = self._macs(lambda x: self.model(self.accepted(x)), height, width)
-        own, every = (sum(p.numel() for p in module.parameters()) for module in (self.model, self))
-        return Cost(height, width, keep, dense, coarse, guided, own, every - own, grid.k(keep), grid.count)
-
-    def macs_at(self, height: int, width: int, **setting: float) -> int:
-        """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""
-        before = self.keep, self.min_gain_db
-        try:
-            for name, value in setting.items():
-                setattr(self, name, value)
-            return self._macs(self, height, width)
-        finally:
-            self.keep, self.min_gain_db = before
-
-    def _macs(self, forward: Callable[[Tensor], Tensor], height: int, width: int) -> int:
-        like = first_weight(self.model)
-        return macs(forward, (1, self.split.probe.in_channels, height, width), like, self)
-
-    def print_trainable_parameters(self) -> None:
-        """Print how many parameters would train, and of how many.
-
-        >>> from maskguided import wrap
-        >>> from maskguided.adapters.pan_net import PAN
-        >>> wrap(PAN(features=8, up_features=8, blocks=4).requires_grad_(False)).print_trainable_parameters()
-        trainable params: 1,508 || all params: 7,339 || trainable%: 20.5478
-        """
-        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        every = sum(p.numel() for p in self.parameters())
-        print(f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}")
-
-    def unwrap(self) -> nn.Module:
-        """The network that was wrapped: the very object, which neither wrapping nor training has changed."""
-        return self._given[0]
-
-    def become(self, other: MaskGuided) -> None:
-        """Take over the split, parts and settings of another wrap of the same network; a user's hooks stay."""
-        theirs = other.__dict__.keys() | other._modules.keys()
-        users = {name: value for name, value in self.__dict__.items() if name not in theirs or "_hook" in name}
-        self.__dict__ = {**other.__dict__, **users}  # a part that the other has not must not stay behind
-
-    def own_network(self) -> None:
-        """From now on hold a copy of the network, to train it; the one that was given stays what it is."""
-        if self.model is self._given[0]:
-            self.split = self.split.own()
-            self.model, self.constants = self.split.model, self.split.constants
-            self.refine_tail = self.split.light if isinstance(self.split, LightTailed) else None
-
-    def extra_repr(self) -> str:
-        return (
-            f"split_at={', '.join(map(str, self.split.cuts))} of {len(self.split.blocks)}, keep={self.keep:g}, "
-            f"patch_size={self.patch_size}, halo={self.halo}, merge={self.merge}, scorer={self.scorer}"
-        )
-
-    def accepted(self, x: Tensor) -> Tensor:
-        """`x` (B, C, H, W), continued to a size that the network accepts; most accept any."""
-        multiple = self.split.probe.multiple_of
-        return continued(x, *(round_up(side, multiple) for side in x.shape[2:]))

@@ -28,6 +28,16 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+def merge_and_tail(
+    split: Split, merge: Merge | None, coarse_tail: CoarseTail | None, refine_tail: RefineTail
+) -> tuple[Merge, CoarseTail]:
+    """Both as they are given, or else what this network allows and a tail that is named needs."""
+    if merge is None:
+        names_a_tail = coarse_tail is not None or refine_tail == "light"  # which merge="features" has not
+        merge = "features" if split.can_skip and split.can_join and not names_a_tail else "image"
+    return merge, ("copy" if split.can_skip else "light") if coarse_tail is None else coarse_tail
+
+
 def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
     """Refuse what this network cannot do, and say where the coarse image is not what one would expect."""
     name, rest = type(split.model).__name__, f"blocks {split.split_at + 1} to {len(split.blocks)}"

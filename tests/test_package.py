@@ -25,6 +25,7 @@ LAYERS = [
     {"windows.sizes", "tails.coarse", "automatic"},
     {"adapter", "tails.refine", "settings"},
     {"knobs", "splitting"},
+    {"held"},
     {"guided"},
     {"wrapping"},
     {"error_map", "networks", "infer", "inspection", "timing"},

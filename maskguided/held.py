@@ -1,0 +1,100 @@
+"""The network that is held: which sizes it takes, what it costs, what of it trains, and how to get it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from .cost import Cost, macs
+from .errors import ArgumentError
+from .knobs import Knobs
+from .patches import Grid, continued, round_up
+from .probing.modules import first_weight
+from .settings import check_size
+from .tails.light import LightTail
+from .tails.refine import LightTailed
+from .values import as_whole
+
+
+class Held(Knobs):
+    """What MaskGuided has beside its forward."""
+
+    model: nn.Module
+    constants: nn.Module | None
+    refine_tail: LightTail | None
+    _given: tuple[nn.Module]
+
+    @property
+    def scale(self) -> int:
+        """HR pixels per LR pixel, in each direction."""
+        return self.split.scale
+
+    def grid(self, height: int, width: int) -> Grid:
+        """The patches of an LR image of this size, rounded up to what windows can be cut from."""
+        return Grid(*self.split.full_size(height, width), self.patch_size, self.halo)
+
+    def accepted(self, x: Tensor) -> Tensor:
+        """`x` (B, C, H, W), continued to a size that the network accepts; most accept any."""
+        multiple = self.split.probe.multiple_of
+        return continued(x, *(round_up(side, multiple) for side in x.shape[2:]))
+
+    def cost(self, height: int, width: int) -> Cost:
+        """MACs of one LR image of `height` x `width`: dense, coarse, and at `keep`, whatever `min_gain_db` is."""
+        if as_whole(height) is None or as_whole(width) is None:
+            raise ArgumentError(f"cost({height!r}, {width!r}): use whole numbers of LR pixels, 1 or more")
+        check_size(height, width)
+        keep, grid = self.keep, self.grid(height, width)
+        guided, coarse = (self.macs_at(height, width, keep=share) for share in (keep, 0))
+        dense = self._macs(lambda x: self.model(self.accepted(x)), height, width)
+        own, every = (sum(p.numel() for p in module.parameters()) for module in (self.model, self))
+        return Cost(height, width, keep, dense, coarse, guided, own, every - own, grid.k(keep), grid.count)
+
+    def macs_at(self, height: int, width: int, **setting: float) -> int:
+        """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""
+        before = self.keep, self.min_gain_db
+        try:
+            for name, value in setting.items():
+                setattr(self, name, value)
+            return self._macs(self, height, width)
+        finally:
+            self.keep, self.min_gain_db = before
+
+    def _macs(self, forward: Callable[[Tensor], Tensor], height: int, width: int) -> int:
+        like = first_weight(self.model)
+        return macs(forward, (1, self.split.probe.in_channels, height, width), like, self)
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters would train, and of how many.
+
+        >>> from maskguided import wrap
+        >>> from maskguided.adapters.pan_net import PAN
+        >>> wrap(PAN(features=8, up_features=8, blocks=4).requires_grad_(False)).print_trainable_parameters()
+        trainable params: 1,508 || all params: 7,339 || trainable%: 20.5478
+        """
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        every = sum(p.numel() for p in self.parameters())
+        print(f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}")
+
+    def unwrap(self) -> nn.Module:
+        """The network that was wrapped: the very object, which neither wrapping nor training has changed."""
+        return self._given[0]
+
+    def become(self, other: Held) -> None:
+        """Take over the split, parts and settings of another wrap of the same network; a user's hooks stay."""
+        theirs = other.__dict__.keys() | other._modules.keys()
+        users = {name: value for name, value in self.__dict__.items() if name not in theirs or "_hook" in name}
+        self.__dict__ = {**other.__dict__, **users}  # a part that the other has not must not stay behind
+
+    def own_network(self) -> None:
+        """From now on hold a copy of the network, to train it; the one that was given stays what it is."""
+        if self.model is self._given[0]:
+            self.split = self.split.own()
+            self.model, self.constants = self.split.model, self.split.constants
+            self.refine_tail = self.split.light if isinstance(self.split, LightTailed) else None
+
+    def extra_repr(self) -> str:
+        return (
+            f"split_at={', '.join(map(str, self.split.cuts))} of {len(self.split.blocks)}, keep={self.keep:g}, "
+            f"patch_size={self.patch_size}, halo={self.halo}, merge={self.merge}, scorer={self.scorer}"
+        )
