@@ -54,7 +54,7 @@ class Found(NamedTuple):
 
 
 @torch.inference_mode()
-def losses(fast: MaskGuided, pair: Pair, settings: list[bench.Point]) -> list[Found]:
+def losses(fast: MaskGuided, pair: Pair, settings: list[bench.Setpoint]) -> list[Found]:
     """For each setting, the drop by the scorer's ranking and by others, of as many patches."""
     dense = bench.quality(dense_image(fast, pair.lr), pair, fast.scale)
     base = fast.run_base(pair.lr)
@@ -73,9 +73,9 @@ def losses(fast: MaskGuided, pair: Pair, settings: list[bench.Point]) -> list[Fo
     return found
 
 
-def times(fast: MaskGuided, pairs: list[Pair], settings: list[bench.Point], rounds: int) -> list[Ratio]:
+def times(fast: MaskGuided, pairs: list[Pair], settings: list[bench.Setpoint], rounds: int) -> list[Ratio]:
     """Of each setting the time for all images as a share of the dense network's, median over the rounds and spread."""
-    runs: dict[bench.Point | None, Callable[[Tensor], object]] = {None: fast.unwrap()}
+    runs: dict[bench.Setpoint | None, Callable[[Tensor], object]] = {None: fast.unwrap()}
     runs.update({setting: at(fast, *setting) for setting in settings})
     seconds = alternate(runs, [pair.lr for pair in pairs], rounds)
     return [ratio(seconds[setting], seconds[None]) for setting in settings]

@@ -134,7 +134,7 @@ class Adapter(Split):
         return tuple(between(*ends) for ends in pairwise((*self.cuts, len(blocks))))
 
     def copy_tail(self) -> nn.Module:
-        return _CopiedTail(self)
+        return _AdapterTail(self)
 
     def _run_blocks(self, state: State, blocks: Sequence[nn.Module]) -> State:
         features = state[self.features]
@@ -147,7 +147,7 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 """What a tail may count without calling it, as in len(self.net.blocks)."""
 
 
-class _CopiedTail(nn.Module):
+class _AdapterTail(nn.Module):
     """An adapter's tail on a copy of the network without the modules that the tail does not call."""
 
     def __init__(self, split: Adapter) -> None:

@@ -32,7 +32,7 @@ from .splitting import split
 from .timing import alternate, at, ratio
 
 Network = Callable[[Tensor], Tensor]
-Point = tuple[str, float]
+Setpoint = tuple[str, float]
 """keep or min_gain_db, and its value."""
 
 
@@ -88,7 +88,7 @@ class Setting:
             parts(self.split_at, self.body), patch_size=self.patch_size, halo=self.halo, merge=self.merge
         ).eval()
 
-    def points(self, fast: MaskGuided) -> list[Point]:
+    def points(self, fast: MaskGuided) -> list[Setpoint]:
         """What is measured of `fast`; what is out of range is said now, not after minutes."""
         points = [*(("keep", keep) for keep in self.keeps), *(("min_gain_db", least) for least in self.min_gains)]
         own = ("keep", fast.keep) if fast.min_gain_db is None else ("min_gain_db", fast.min_gain_db)
@@ -121,7 +121,7 @@ def measure(
     for points, fast in zip(points_of, wraps, strict=True):
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
             fast.to(memory_format=torch.channels_last)
-        runs: dict[Point | None, Network] = {None: dense_network, **{point: at(fast, *point) for point in points}}
+        runs: dict[Setpoint | None, Network] = {None: dense_network, **{point: at(fast, *point) for point in points}}
         found = _reached(runs, pairs, fast.scale, progress)
         seconds = alternate(runs, [pair.lr for pair in pairs], rounds, warm=0, progress=progress)
         measured = {point: _Measured(seconds[point], *found[point]) for point in runs}
@@ -143,7 +143,7 @@ class _Measured(NamedTuple):
 
 
 def _row(
-    fast: MaskGuided, point: Point, pairs: Sequence[Pair], ours: _Measured, dense: _Measured, dense_macs: int
+    fast: MaskGuided, point: Setpoint, pairs: Sequence[Pair], ours: _Measured, dense: _Measured, dense_macs: int
 ) -> Row:
     setattr(fast, *point)
     shares = [refined_share(fast, pair) for pair in pairs]
@@ -214,11 +214,11 @@ def quality(image: Tensor, pair: Pair, scale: int, metric: Callable[..., float] 
 
 @torch.inference_mode()
 def _reached(
-    runs: Mapping[Point | None, Network], pairs: Sequence[Pair], scale: int, progress: Callable[[], None]
-) -> dict[Point | None, tuple[float | None, float | None]]:
+    runs: Mapping[Setpoint | None, Network], pairs: Sequence[Pair], scale: int, progress: Callable[[], None]
+) -> dict[Setpoint | None, tuple[float | None, float | None]]:
     """PSNR and fidelity of each run, mean over the images; the dense network's comes first."""
-    psnrs: dict[Point | None, list[float]] = {point: [] for point in runs}
-    alike: dict[Point | None, list[float]] = {point: [] for point in runs}
+    psnrs: dict[Setpoint | None, list[float]] = {point: [] for point in runs}
+    alike: dict[Setpoint | None, list[float]] = {point: [] for point in runs}
     for pair in pairs:
         dense: NDArray[np.uint8] | None = None
         for point, run in runs.items():

@@ -34,7 +34,7 @@ _FITTED_FOR = ("patch_size", "halo", "exchange", "onward")
 """What patches cost and bring follows from these."""
 _CHANGEABLE = ("keep", "min_gain_db", "patch_size", "halo", "scorer", "global_ops", "exchange", "coarse_on", "onward")
 _ALWAYS = {"split_at", "merge", "head", "coarse_tail"}
-_OF_BASE = {"class", "scale", "in_channels", "out_channels", "blocks", "fingerprint"}
+_NETWORK_KEYS = {"class", "scale", "in_channels", "out_channels", "blocks", "fingerprint"}
 """What every file tells of its settings, and of the network that it was made for."""
 _BEFORE = {"exchange": False, "refine_tail": "own"}
 """What a file means that does not say it: older than windows that exchange borders, or light refine tails."""
@@ -52,7 +52,7 @@ def save(fast: MaskGuided, path: str | Path) -> None:
         raise CheckpointError(f"{path}: a maskguided file ends in .safetensors")
     added = {name: value for name, value in fast.state_dict().items() if name.partition(".")[0] in _ADDED}
     tensors = {name: v.detach().cpu().contiguous().clone() for name, v in {**added, **_trained(fast)}.items()}
-    header = {"format": HEAD_FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_base(fast))}
+    header = {"format": HEAD_FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_network_facts(fast))}
     content = safetensors_file("save")(tensors, metadata=header)
     write_whole(path, lambda beside: beside.write_bytes(content))  # whose error on a full disk is an OSError
 
@@ -189,7 +189,7 @@ def _saved(path: str | Path) -> Saved:
         )
     try:
         settings, base = (json.loads(content.metadata[part]) for part in ("settings", "base"))
-        whole = settings.keys() >= _ALWAYS and base.keys() >= _OF_BASE
+        whole = settings.keys() >= _ALWAYS and base.keys() >= _NETWORK_KEYS
     except (KeyError, ValueError, AttributeError):  # not there, no JSON, no dict
         whole = False
     if not whole:
@@ -198,10 +198,10 @@ def _saved(path: str | Path) -> Saved:
 
 
 def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
-    own, (tensors, _, base) = _base(fast), content
+    own, (tensors, _, base) = _network_facts(fast), content
     _check_same(path, base, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
-    if own["fingerprint"] != base["fingerprint"] and not _has(fast.model, trained):
+    if own["fingerprint"] != base["fingerprint"] and not _holds_already(fast.model, trained):
         warn(
             f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
             stacklevel=3,
@@ -209,7 +209,7 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:
-        parts = with_what_is_newer({name: v for name, v in tensors.items() if name not in trained})
+        parts = upgraded({name: v for name, v in tensors.items() if name not in trained})
         load_into(added, parts, f"wrapped {own['class']}")
         if trained:
             fast.own_network()
@@ -221,7 +221,7 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     added.train(fast.training)
 
 
-def _has(model: nn.Module, trained: Mapping[str, Tensor]) -> bool:
+def _holds_already(model: nn.Module, trained: Mapping[str, Tensor]) -> bool:
     """Whether what a file's training has made of a network is in `model` already."""
     own = {_MODEL + name: value.cpu() for name, value in model.state_dict().items()}
     return bool(trained) and all(name in own and torch.equal(own[name], value) for name, value in trained.items())
@@ -233,7 +233,7 @@ def _check_same(path: str | Path, base: Mapping[str, Any], own: Mapping[str, Any
             raise CheckpointError(f"{path}: made for a network with {what}={base[what]}; this one has {what}={value}")
 
 
-def with_what_is_newer(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def upgraded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` of a wrapped network, with what older files lack.
 
     Their score was linear in the energies themselves, and looked at the coarse image as well, which it no longer does;
@@ -285,7 +285,7 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
     }
 
 
-def _base(fast: MaskGuided) -> dict[str, Any]:
+def _network_facts(fast: MaskGuided) -> dict[str, Any]:
     from . import __version__
 
     found = fast.split.probe

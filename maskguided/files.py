@@ -13,10 +13,10 @@ import torch
 
 from .errors import ArgumentError
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-def write_whole(path: Path, write: Callable[[Path], Made]) -> Made:
+def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
     """Let `write` make a file beside `path`, then rename it: `path` is the old file or the whole new one.
 
     Returns what `write` returns.

@@ -30,7 +30,7 @@ from .probing.modules import first_weight
 from .probing.untouched import undone_by_failure
 from .training.pool import batches
 from .training.samples import Batches, Crops
-from .training.stages import REUSABLE, Given, Options, loss, prepare, too_small, train_only
+from .training.stages import REUSABLE, Options, StageInput, loss, prepare, too_small, train_only
 from .values import as_number, as_path, as_whole
 from .wrapping import check_wrapped
 
@@ -102,7 +102,7 @@ class _StageLoss(nn.Module):
         self.fast, self.stage, self.options = fast, stage, options
 
     def forward(self, crops: dict[str, Tensor], shared: dict[str, Tensor]) -> Tensor:
-        return loss(self.fast, self.stage, Given(crops, shared), self.options)
+        return loss(self.fast, self.stage, StageInput(crops, shared), self.options)
 
 
 @torch.inference_mode(False)
@@ -242,14 +242,14 @@ class _Run:
         self.model, self.optimizer = self.accelerator.prepare(_StageLoss(fast, stage, recipe.options), optimizer)
         self.logs = _writer(logs) if logs and self.accelerator.is_main_process else None
 
-    def prepare(self, low: Tensor, high: Tensor) -> Given:
+    def prepare(self, low: Tensor, high: Tensor) -> StageInput:
         """Run what the stage keeps frozen."""
         layout = self.fast.split.memory_format
         lr, hr = (x.to(self.accelerator.device, memory_format=layout) for x in (low, high))
         with self.accelerator.autocast():
             return prepare(self.fast, self.stage, lr, hr, self.recipe.options)
 
-    def step(self, step: int, given: Given) -> float:
+    def step(self, step: int, given: StageInput) -> float:
         """One update; the loss, as the mean over all processes."""
         accelerator = self.accelerator
         self.schedule.step_update(step - 1)

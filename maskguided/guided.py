@@ -35,7 +35,7 @@ from .windows.context import make_context
 from .windows.run import on_windows
 from .windows.sizes import check_windows, windows_of
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 _LR = "input of the coarse tail"  # among the live values that it reads
 
 
@@ -251,14 +251,14 @@ class MaskGuided(Held):
         return state
 
     def _refined(
-        self, part: Callable[[State], Made], base: Base, state: State, kinds: Mapping[str, Kind], index: Tensor
-    ) -> Made:
+        self, part: Callable[[State], Result], base: Base, state: State, kinds: Mapping[str, Kind], index: Tensor
+    ) -> Result:
         """What the refine part, or a stretch of its body, makes of the windows of `index` in `state`."""
         features = None if self.context is None else self.context.combined(base.state[self.split.features])
         try:
             return on_windows(
                 part, state, kinds, index, base.grid,
-                trial=self.split.trial, exchange=self.exchange, one_mean=self._shares_statistics,
+                trial=self.split.trial, exchange=self.exchange, share_statistics=self._shares_statistics,
                 guess=self.context, features=features,
             )  # fmt: skip
         except Exception as error:  # whatever a foreign network raises
@@ -301,7 +301,7 @@ class MaskGuided(Held):
         kinds: dict[str, Kind] = {n: known.get(n, "map" if state[n].dim() == 4 else "vector") for n in reads}
         patches: Tensor = on_windows(
             lambda windows: tail(windows, windows[_LR]), state, kinds, index, base.grid,
-            trial=self.split.trial, exchange=self.exchange, one_mean=self._shares_statistics,
+            trial=self.split.trial, exchange=self.exchange, share_statistics=self._shares_statistics,
         )  # fmt: skip
         return patches
 

@@ -23,7 +23,7 @@ from maskguided.networks import load_network
 from maskguided.training import stages
 from maskguided.training.pool import batches
 from maskguided.training.samples import Batches, Crops
-from maskguided.training.stages import Given, Options, rank_loss
+from maskguided.training.stages import Options, StageInput, rank_loss
 
 pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
@@ -143,9 +143,9 @@ def test_a_pool_prepares_each_crop_once_and_gives_every_batch_as_without_it(phot
     crops, numbers = Crops([photos], scale=2, size=16), Batches(2, 0, 9, pool=5)
     prepared: list[Tensor] = []
 
-    def prepare(low: Tensor, high: Tensor) -> Given:
+    def prepare(low: Tensor, high: Tensor) -> StageInput:
         prepared.extend(low)
-        return Given({"lr": low, "twice": high * 2}, {"shared": torch.ones(3)})
+        return StageInput({"lr": low, "twice": high * 2}, {"shared": torch.ones(3)})
 
     drawn = list(numbers)
     found = list(batches(crops, numbers, prepare, workers=0))

@@ -140,7 +140,7 @@ def test_a_rectangle_of_patches_is_refined_as_if_it_were_the_image(swin):
     index = torch.tensor([row * base.grid.cols + col for row in rows for col in cols])[torch.randperm(9)].repeat(2, 1)
     split, top, bottom, left = fast.split, 8, 32, 16
     refined = on_windows(
-        split.body, base.state, split.kinds, index, base.grid, trial=split.trial, exchange=True, one_mean=True
+        split.body, base.state, split.kinds, index, base.grid, trial=split.trial, exchange=True, share_statistics=True
     )
     crop = {name: value[:, :, top:bottom, left:] for name, value in base.state.items() if split.kinds[name] == "map"}
     own = split.body({**split.window((24, 20)), **crop})

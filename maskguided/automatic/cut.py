@@ -182,7 +182,7 @@ class AutomaticSplit(Split):
         }
 
     def copy_tail(self) -> nn.Module:
-        return _CopiedTail(self)
+        return _GraphTail(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AutomaticSplit:
         clone = object.__new__(type(self))
@@ -301,7 +301,7 @@ def _module(graph: fx.Graph, model: nn.Module, constants: nn.Module | None) -> f
     return fx.GraphModule(root, graph)
 
 
-class _CopiedTail(nn.Module):
+class _GraphTail(nn.Module):
     """The tail with weights of its own: only the modules that it calls."""
 
     def __init__(self, split: AutomaticSplit) -> None:

@@ -47,8 +47,8 @@ class Constant(NamedTuple):
     number: int
 
 
-class Live(NamedTuple):
-    """What the network has where it runs: its "device" or "dtype"."""
+class Ambient(NamedTuple):
+    """The network's own "device" or "dtype", which a part looks up anew wherever it runs."""
 
     name: str
 
@@ -182,11 +182,11 @@ class _Recorder(TorchFunctionMode):
                 self._alive.append(value)
             return self.known[id(value)]
         if isinstance(value, torch.device):
-            return Live("device")
+            return Ambient("device")
         if isinstance(value, type):
             value = _DTYPES.get(value, value)
         if isinstance(value, torch.dtype) and value == self._dtype:
-            return Live("dtype")
+            return Ambient("dtype")
         if isinstance(value, np.generic):
             return value.item()
         return rebuilt(value, self._described)
@@ -267,7 +267,7 @@ def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
 
 def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
     """`value` with `change` applied to each part of a tuple, list, dict or slice; other values as they are."""
-    if isinstance(value, (Made, Held, Constant, Live)):
+    if isinstance(value, (Made, Held, Constant, Ambient)):
         return value
     if isinstance(value, (tuple, list)):
         return like(value, [change(part) for part in value])
@@ -304,7 +304,7 @@ def parts_of(described: Any) -> list[Any]:
 
 def with_fixed(described: Any, other: Any) -> Any:
     """Described arguments with each dtype that is the same in those of a network in another dtype."""
-    if isinstance(described, Live):
+    if isinstance(described, Ambient):
         return other if isinstance(other, torch.dtype) else described
     if type(described) is not type(other) or isinstance(described, (Made, Held, Constant)):
         return described

@@ -18,10 +18,10 @@ from ..split import Kind
 from .body import on_one_size
 from .layout import Layout, find_layout
 from .record import (
+    Ambient,
     CannotFollow,
     Constant,
     Held,
-    Live,
     Made,
     Recording,
     Step,
@@ -178,7 +178,7 @@ def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording]
 
     One recording in another dtype tells them apart. A network that does not run in that keeps them all as its own.
     """
-    if not any(Live("dtype") in parts_of((step.args, step.kwargs)) for step in runs[0].steps):
+    if not any(Ambient("dtype") in parts_of((step.args, step.kwargs)) for step in runs[0].steps):
         return runs
     dtype = torch.float32 if probe.dtype != torch.float32 else torch.bfloat16
     batch, height, width = runs[0].size
@@ -273,7 +273,7 @@ class _Generaliser:
     def _merged(self, values: list[Any], where: str) -> Any:
         """What the same argument is in all recordings: a node, a literal, or a size as a node."""
         first = values[0]
-        if isinstance(first, (Made, Held, Constant, Live)):
+        if isinstance(first, (Made, Held, Constant, Ambient)):
             if any(value != first for value in values):
                 raise _Differs(f"{where} takes other tensors")
             return self._node(first)
@@ -308,10 +308,10 @@ class _Generaliser:
             else found
         )
 
-    def _node(self, source: Made | Held | Constant | Live) -> fx.Node:
+    def _node(self, source: Made | Held | Constant | Ambient) -> fx.Node:
         if isinstance(source, Made):
             return self.made[source]
-        if isinstance(source, Live):
+        if isinstance(source, Ambient):
             return self.graph.call_function(getattr, (self.at, source.name))
         if isinstance(source, Held):
             return self.graph.create_node("get_attr", f"{MODEL}.{source.name}")

@@ -95,7 +95,7 @@ class MaskGuidedSR(MaskGuided):
             return f"what maskguided.save wrote: head and coarse tail loaded, {base}"
         names, entry = content.tensors.keys(), content.key or "a bare state dict"
         self.min_gain_db, self.estimate = None, None  # in these files `keep` decides
-        own, tensors = self.state_dict(), checkpoint.without_estimate(checkpoint.with_what_is_newer(content.tensors))
+        own, tensors = self.state_dict(), checkpoint.without_estimate(checkpoint.upgraded(content.tensors))
         plain, whole = (len(names & known.keys()) for known in (self.model.state_dict(), own))
         if not plain and not whole:
             raise CheckpointError(

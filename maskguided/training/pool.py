@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, default_collate
 
 from ..patches import is_channels_last
 from .samples import Batches, Crops, Unseen
-from .stages import Given
+from .stages import StageInput
 
-Prepare = Callable[[Tensor, Tensor], Given]
-Pair = tuple[Tensor, Tensor]
+Prepare = Callable[[Tensor, Tensor], StageInput]
+CropPair = tuple[Tensor, Tensor]
 
 
-def batches(crops: Crops, numbers: Batches, prepare: Prepare, workers: int) -> Iterator[Given]:
+def batches(crops: Crops, numbers: Batches, prepare: Prepare, workers: int) -> Iterator[StageInput]:
     """What `prepare` makes of each batch of crops; with a pool, kept in memory for the next time it is drawn."""
     if not numbers.pool:
         for low, high in DataLoader(crops, batch_sampler=numbers, num_workers=workers):
@@ -31,11 +31,11 @@ def batches(crops: Crops, numbers: Batches, prepare: Prepare, workers: int) -> I
             shared = given.shared
             for place, number in enumerate(new):
                 kept[number] = {name: value[place].clone() for name, value in given.crops.items()}
-        yield Given({name: _stacked([kept[number][name] for number in batch]) for name in kept[batch[0]]}, shared)
+        yield StageInput({name: _stacked([kept[number][name] for number in batch]) for name in kept[batch[0]]}, shared)
 
 
-def _collate(pairs: list[Pair]) -> Pair | None:
-    collated: Pair | None = default_collate(pairs) if pairs else None
+def _collate(pairs: list[CropPair]) -> CropPair | None:
+    collated: CropPair | None = default_collate(pairs) if pairs else None
     return collated
 
 

@@ -82,7 +82,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     if trains_network:
         fast.own_network()
     fast.requires_grad_(False)
-    parameters = _PARAMETERS[stage](fast)  # type: ignore[index]
+    parameters = _STAGES[stage].parameters(fast)
     if not parameters:
         raise ArgumentError(
             f"stage={stage!r}: this {type(fast.model).__name__} has nothing to train there: its blocks share their "
@@ -94,7 +94,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
 
 
 @dataclass(frozen=True)
-class Given:
+class StageInput:
     """What the loss of a stage starts from and the stage's training does not change: made by `prepare`."""
 
     crops: dict[str, Tensor]
@@ -111,7 +111,7 @@ class Given:
 _STATE = "state."
 
 
-def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Options | None = None) -> Given:
+def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Options | None = None) -> StageInput:
     """Run what a stage keeps frozen, which need be done only once per crop.
 
     Args:
@@ -122,15 +122,16 @@ def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Optio
         options: how the loss is put together.
     """
     check_stage(fast, stage)
-    if stage not in REUSABLE:
-        return Given({"lr": lr, "hr": hr})
+    keep_frozen = _STAGES[stage].prepare
+    if keep_frozen is None:
+        return StageInput({"lr": lr, "hr": hr})
     with torch.no_grad():
-        return _PREPARE[stage](fast, lr, hr, options or Options())
+        return keep_frozen(fast, lr, hr, options or Options())
 
 
-def loss(fast: MaskGuided, stage: str, given: Given, options: Options | None = None) -> Tensor:
+def loss(fast: MaskGuided, stage: str, given: StageInput, options: Options | None = None) -> Tensor:
     """The loss of a stage, a scalar; all arguments as for `prepare`, which made `given`."""
-    return _LOSSES[stage](fast, given, options or Options())  # type: ignore[index]
+    return _STAGES[stage].loss(fast, given, options or Options())
 
 
 def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
@@ -176,14 +177,15 @@ def too_small(fast: MaskGuided, stage: str, crop: int, options: Options) -> str 
     )
 
 
-def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
+def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> StageInput:
     base = fast.run_base(lr)
     assert fast.coarse_tail is not None  # see check_stage
     return _live(fast, base.skipped, fast.coarse_tail.reads, {"x": base.x, **_targets(fast, lr, hr, options)})
 
 
-def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
-    """Of the pixels that will be seen: the patches farthest from the dense image, as many as are refined, will not."""
+def _coarse_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tensor:
+    """The pixel loss on the patches that stay coarse at this keep: all but the k whose coarse image is farthest from the
+    target."""
     assert fast.coarse_tail is not None  # see check_stage
     target = given.crops.get("dense", given.crops["hr"])
     skipped = given.state()
@@ -191,28 +193,28 @@ def _coarse_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     k = base.grid.k(fast.keep)
     if not 0 < k < base.grid.count:
         return _to_targets(fast.coarse_image(base), given, options)
-    alone = fast.coarse_on == "unrefined"
-    with torch.set_grad_enabled(not alone):
+    on_windows = fast.coarse_on == "unrefined"
+    with torch.set_grad_enabled(not on_windows):
         image = fast.coarse_image(base)
     index = select(patch_error(fast, base, image.detach(), target), k)
-    if alone:  # as it will run: on windows, which find nothing where patches are refined
+    if on_windows:  # as it will run: on windows, which find nothing where patches are refined
         rest = others(index, base.grid)
         canvas = continued(image, base.grid.height * fast.scale, base.grid.width * fast.scale)
         image = scatter(fast.coarse_patches(base, rest), rest, base.grid, onto=canvas)
     return _to_targets(image, given, options, 1 - _pixels(fast, base.grid, index).to(image))
 
 
-def _prepare_refine(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
+def _prepare_refine(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> StageInput:
     base = fast.run_base(lr)
     # With merge="image" only refined pixels count, whatever is around them.
     coarse = {} if fast.coarse_tail is None else {"coarse": fast.coarse_image(base)}
     return _live(fast, base.state, tuple(fast.split.kinds), {"x": base.x, **coarse, **_targets(fast, lr, hr, options)})
 
 
-def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
-    """Of the refined pixels with merge="image", else of the whole image.
+def _refine_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tensor:
+    """The pixel loss on the refined patches with merge="image", else on the whole image.
 
-    Refined are the patches chosen at this keep where windows exchange borders, and all where each is alone.
+    Refined are the patches chosen at this keep where windows exchange borders, else all of them.
     """
     state = given.state()
     base = _based(fast, given, state, fast.split.skip(state) if fast.split.can_skip else state)
@@ -223,13 +225,13 @@ def _refine_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     return _to_targets(image, given, options, mask)
 
 
-def _based(fast: MaskGuided, given: Given, state: State, skipped: State) -> Base:
+def _based(fast: MaskGuided, given: StageInput, state: State, skipped: State) -> Base:
     """The first part of a forward, as `prepare` kept it."""
     height, width = (side // fast.scale for side in given.crops["hr"].shape[2:])
     return Base(given.crops["x"], state, skipped, fast.grid(height, width), (height, width), given.crops.get("coarse"))
 
 
-def _prepare_head(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
+def _prepare_head(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> StageInput:
     base = fast.run_base(lr)
     coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
     supervision = {"coarse": coarse, "refined": refined, "hr": hr}
@@ -238,21 +240,21 @@ def _prepare_head(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) ->
     return _live(fast, base.state, (fast.split.features,), {"x": base.x, **supervision})
 
 
-def _head_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+def _head_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tensor:
     score = fast.head_score(given.state()[fast.split.features], fast.grid(*given.crops["x"].shape[2:]))
     if options.head_loss == "none":
         return _masked(fast, score, *(given.crops[name] for name in ("coarse", "refined", "hr")))
     return _score_loss(score, given.crops["error"], options)
 
 
-def _all_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+def _all_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tensor:
     hr = given.crops["hr"]
     base = fast.run_base(given.crops["lr"])
     dense = fast.split.rest(base.state)[:, :, : hr.shape[2], : hr.shape[3]]
     return F.l1_loss(dense, hr) + F.l1_loss(fast.coarse_image(base), hr)
 
 
-def _end_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
+def _end_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tensor:
     hr = given.crops["hr"]
     base = fast.run_base(given.crops["lr"])
     coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
@@ -264,12 +266,13 @@ def _end_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
     return images + _score_loss(score, error, options)
 
 
-def _prepare_joint(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> Given:
-    return Given({"lr": lr, **_targets(fast, lr, hr, options)})
+def _prepare_joint(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> StageInput:
+    return StageInput({"lr": lr, **_targets(fast, lr, hr, options)})
 
 
-def _joint_loss(fast: MaskGuided, given: Given, options: Options) -> Tensor:
-    """Of the whole image, in which as many patches are refined as `keep` says: those farthest from the target."""
+def _joint_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tensor:
+    """The pixel loss on the whole image, where the patches are refined, at this keep, whose coarse image is farthest
+    from the target."""
     base = fast.run_base(given.crops["lr"])
     target = given.crops.get("dense", given.crops["hr"])
     index = select(patch_error(fast, base, fast.coarse_image(base), target), base.grid.k(fast.keep))
@@ -296,10 +299,10 @@ def _masked(fast: MaskGuided, score: Tensor, coarse: Tensor, refined: Tensor, hr
     return F.l1_loss(coarse + mask[:, None, : hr.shape[2], : hr.shape[3]] * (refined - coarse), hr)
 
 
-def _live(fast: MaskGuided, state: State, names: Sequence[str], others: dict[str, Tensor]) -> Given:
+def _live(fast: MaskGuided, state: State, names: Sequence[str], others: dict[str, Tensor]) -> StageInput:
     kinds = fast.split.kinds
     shared = {name: state[name] for name in names if kinds.get(name) == "constant"}
-    return Given({**{_STATE + name: state[name] for name in names if name not in shared}, **others}, shared)
+    return StageInput({**{_STATE + name: state[name] for name in names if name not in shared}, **others}, shared)
 
 
 def _targets(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> dict[str, Tensor]:
@@ -307,7 +310,7 @@ def _targets(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> dict
     return {"hr": hr, **({"dense": dense_image(fast, lr)} if needed else {})}
 
 
-def _to_targets(image: Tensor, given: Given, options: Options, mask: Tensor | None = None) -> Tensor:
+def _to_targets(image: Tensor, given: StageInput, options: Options, mask: Tensor | None = None) -> Tensor:
     """The pixel loss to the HR image and to what the dense network, as it was given, makes of LR; where `mask` is 1."""
     height, width = given.crops["hr"].shape[2:]
     image = image[:, :, :height, :width]
@@ -324,25 +327,6 @@ def _to_targets(image: Tensor, given: Given, options: Options, mask: Tensor | No
 
     whole = distance(given.crops["hr"]) * (1 - options.distill)
     return whole + distance(given.crops["dense"]) * options.distill if options.distill else whole
-
-
-_PREPARE: dict[Stage, Callable[[MaskGuided, Tensor, Tensor, Options], Given]] = {
-    "coarse": _prepare_coarse,
-    "refine": _prepare_refine,
-    "head": _prepare_head,
-    "joint": _prepare_joint,
-}
-REUSABLE = tuple(_PREPARE)
-"""Stages of which much is frozen: what `prepare` makes of a crop may be kept."""
-
-_LOSSES: dict[Stage, Callable[[MaskGuided, Given, Options], Tensor]] = {
-    "coarse": _coarse_loss,
-    "refine": _refine_loss,
-    "head": _head_loss,
-    "all": _all_loss,
-    "end": _end_loss,
-    "joint": _joint_loss,
-}
 
 
 def _parameters(part: nn.Module | None) -> list[nn.Parameter]:
@@ -375,11 +359,29 @@ def _touched(value: Any, model: nn.Module) -> set[int]:
     return {id(p) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
-_PARAMETERS: dict[Stage, Callable[[MaskGuided], list[nn.Parameter]]] = {
-    "coarse": lambda fast: _parameters(fast.coarse_tail),
-    "refine": lambda fast: _of_refine(fast) + _added(fast),
-    "head": lambda fast: _parameters(fast.head),
-    "all": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.refine_tail),
-    "end": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.head),
-    "joint": lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _added(fast),
+@dataclass(frozen=True)
+class _Stage:
+    """What a stage trains, and by which loss."""
+
+    parameters: Callable[[MaskGuided], list[nn.Parameter]]
+    loss: Callable[[MaskGuided, StageInput, Options], Tensor]
+    prepare: Callable[[MaskGuided, Tensor, Tensor, Options], StageInput] | None = None
+    """What the stage keeps frozen, of LR and HR crops; None: too little to be kept."""
+
+
+_STAGES: dict[str, _Stage] = {
+    "coarse": _Stage(lambda fast: _parameters(fast.coarse_tail), _coarse_loss, _prepare_coarse),
+    "refine": _Stage(lambda fast: _of_refine(fast) + _added(fast), _refine_loss, _prepare_refine),
+    "head": _Stage(lambda fast: _parameters(fast.head), _head_loss, _prepare_head),
+    "all": _Stage(
+        lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.refine_tail), _all_loss
+    ),
+    "end": _Stage(
+        lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.head), _end_loss
+    ),
+    "joint": _Stage(
+        lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _added(fast), _joint_loss, _prepare_joint
+    ),
 }
+REUSABLE = tuple(name for name, stage in _STAGES.items() if stage.prepare)
+"""Stages of which much is frozen: what `prepare` makes of a crop may be kept."""

@@ -46,7 +46,7 @@ class Detours:
 
     def __init__(self, grid: Grid, index: Tensor, when: When) -> None:
         self.grid, self.index, self.when = grid, index, when
-        self.alone = index.shape[1] == 1
+        self.one_window = index.shape[1] == 1
         self.left: dict[_Size, _Size] = {}
         """The size of windows that a detour left from, and of the map that they were put into."""
 
@@ -90,7 +90,7 @@ class Detours:
         """
         self.left[_size_of(windows)] = _size_of(canvas)
         whole = scatter(windows, self.index, self.grid, onto=canvas)
-        return torch.cat([whole, whole[:1]]) if self.alone else whole
+        return torch.cat([whole, whole[:1]]) if self.one_window else whole
 
     def back(self, whole: Tensor) -> Tensor:
         """The windows of a map."""
@@ -98,7 +98,7 @@ class Detours:
 
     def has(self, x: Tensor) -> bool:
         """Whether `x` may be a map on a detour."""
-        return bool(self.left) and x.dim() == 4 and x.shape[0] == len(self.index) + self.alone
+        return bool(self.left) and x.dim() == 4 and x.shape[0] == len(self.index) + self.one_window
 
     def go_on(self, func: Any, given: dict[str, Any]) -> Tensor:
         """What `func` makes of a map on a detour; where that ends there, its windows.

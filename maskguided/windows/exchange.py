@@ -213,10 +213,10 @@ class Exchange(TorchFunctionMode):
         itself = torch.arange(self.count, device=cell.device).view_as(self.top)[..., None]
         there = owner >= 0
         # What nobody refines is seen as by a window alone: its own pixel that the padding would repeat, or zero.
-        alone = (inside(row, height, mode) * width + inside(col, width, mode)) + itself * (height * width)
+        own_pixel = (inside(row, height, mode) * width + inside(col, width, mode)) + itself * (height * width)
         owner = owner.clamp_min(0)
         found = (owner * height + rows - tops.flatten()[owner]) * width + cols - lefts.flatten()[owner]
-        source = torch.where(there, found, alone).flatten()
+        source = torch.where(there, found, own_pixel).flatten()
         small = len(source) >= _SMALL * self.count * height * width
         if mode != "constant":
             return _Ring(source, None, None, self._every(source, height, width, sides) if small else None)

@@ -23,7 +23,7 @@ from .exchange import Exchange, Guess
 from .global_ops import PerImage
 from .trial import Trial
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 _CHECKPOINTS = frozenset(
     (
         "torch.utils.checkpoint",
@@ -34,7 +34,7 @@ _CHECKPOINTS = frozenset(
 
 
 def on_windows(
-    part: Callable[[State], Made],
+    part: Callable[[State], Result],
     state: State,
     kinds: Mapping[str, Kind],
     index: Tensor,
@@ -42,10 +42,10 @@ def on_windows(
     *,
     trial: Trial,
     exchange: bool,
-    one_mean: bool = False,
+    share_statistics: bool = False,
     guess: Guess | None = None,
     features: Tensor | None = None,
-) -> Made:
+) -> Result:
     """What `part` makes of the windows of `index` (B, k) in `state`.
 
     Args:
@@ -56,7 +56,7 @@ def on_windows(
         grid: all patches.
         trial: what is known of windows of this network.
         exchange: whether convolutions see the windows around (exchange.py).
-        one_mean: whether a mean over the map is that of all windows of an image.
+        share_statistics: whether a mean over the map is that of all windows of an image.
         guess: see Exchange.
         features: see Exchange.
     """
@@ -68,14 +68,14 @@ def on_windows(
             grid, index, cut, guess, features, strangers=trial.strangers, detours=trial.detours, unit=trial.unit
         )
     statistics: AbstractContextManager[object] = nullcontext()
-    if one_mean:
+    if share_statistics:
         counts = functools.partial(owned, index, grid) if grid.overlaps else None
         statistics = PerImage(
             index.shape[1], index.numel(), counts, grid.window,
             unit=trial.unit, reading=trial.reading, strangers=trial.strangers,
         )  # fmt: skip
     recomputed: AbstractContextManager[object] = nullcontext()
-    if (exchange or one_mean) and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if (exchange or share_statistics) and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         recomputed = _NothingTwice()
     with statistics, neighbours, recomputed:
         return part(windows)
@@ -84,11 +84,11 @@ def on_windows(
 _CODE = on_windows.__code__  # whatever is put around it below
 
 
-def _not_compiled(function: Callable[..., Made]) -> Callable[..., Made]:
+def _not_compiled(function: Callable[..., Result]) -> Callable[..., Result]:
     """What torch.compiler.disable does, but that takes seconds to import the compiler."""
 
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Made:
+    def run(*args: Any, **kwargs: Any) -> Result:
         set_frames: Any = torch._C._dynamo.eval_frame.set_eval_frame
         before = set_frames(None)
         try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..patches import Grid
 
-Pair = tuple[int, int]
+Size = tuple[int, int]
 _FAR = 1 << 20
 """More rows, or columns, than a map has."""
 
@@ -23,7 +23,7 @@ _FAR = 1 << 20
 class _Moved(NamedTuple):
     """Where a roll has brought the pixels of windows (n, h, w)."""
 
-    shifts: Pair
+    shifts: Size
     source: Tensor
     """(n*h*w,) long: the place of each among the pixels of all windows before."""
     way: Tensor
@@ -42,11 +42,11 @@ class Shifts:
     def __init__(self, grid: Grid, index: Tensor, owner: Tensor) -> None:
         self.grid, self.index = grid, index
         self.owner = owner.view(-1, grid.rows, grid.cols)
-        self.known: dict[tuple[Pair, Pair], _Moved] = {}
-        self.parted: dict[tuple[Pair, int, int, int, int], Tensor] = {}
+        self.known: dict[tuple[Size, Size], _Moved] = {}
+        self.parted: dict[tuple[Size, int, int, int, int], Tensor] = {}
         self.pending: list[_Moved] = []
 
-    def rolled(self, x: Tensor, shifts: Pair, dims: Pair) -> Tensor:
+    def rolled(self, x: Tensor, shifts: Size, dims: Size) -> Tensor:
         """torch.roll(x, shifts, dims) of windows (n, h, w, C), dims (1, 2), or (n, C, h, w), dims (2, 3).
 
         A shift below zero is the way to attention, one above zero the way back.
@@ -92,7 +92,7 @@ class Shifts:
         apart = self.parted[key].view(*one, 1, tokens, seen)
         return torch.where(apart, mask.min(), mask.new_zeros(()))
 
-    def _moved(self, size: Pair, shifts: Pair) -> _Moved:
+    def _moved(self, size: Size, shifts: Size) -> _Moved:
         (height, width), device = size, self.index.device
         (row_of, y, inner_y), (col_of, x, inner_x) = (self._along(axis, size[axis], shifts[axis]) for axis in (0, 1))
         if min(shifts) < 0:  # along the rows first: those of the window that a column brings pixels from
@@ -124,7 +124,7 @@ class Shifts:
         found = wanted - self._corner(axis, length, source)
         return owner[image, line, source].flatten(0, 1), found.flatten(0, 1), (place // patch == cell).flatten(0, 1)
 
-    def _owners(self, size: Pair) -> Tensor:
+    def _owners(self, size: Size) -> Tensor:
         """Of each pixel of each window, (n*h*w,): its place in the window of the patch that it is of, if any."""
         down, right = self._places(size)
         patch = self._scaled(0, size[0], self.grid.patch_size)
@@ -135,7 +135,7 @@ class Shifts:
         itself = torch.arange(down.numel(), device=down.device).view_as(down)
         return torch.where(window < 0, itself, (window * size[0] + row) * size[1] + col).flatten()
 
-    def _places(self, size: Pair) -> tuple[Tensor, Tensor]:
+    def _places(self, size: Size) -> tuple[Tensor, Tensor]:
         """Row and column in the image of each pixel of each window, (n, h, w)."""
         cells = self.index // self.grid.cols, self.index % self.grid.cols
         tops, lefts = (self._corner(n, size[n], cells[n]).view(-1, 1, 1) for n in (0, 1))
