@@ -208,8 +208,8 @@ def merged(fast: MaskGuided, one: Restored, keep: float, score: Tensor) -> Tenso
     """What `fast.restore(lr, score)` returns at this keep."""
     fast.keep = keep
     side, (height, width) = fast.patch_size * fast.scale, one.coarse.shape[2:]
-    mask = per_pixel(one.base.grid.mask(fast.choose(one.base, score)), side)
-    return torch.where(mask[:, None, :height, :width], one.refined, one.coarse)
+    mask = per_pixel(one.base.grid.mask(fast.choose(one.base, score)), side, (height, width))
+    return torch.where(mask[:, None], one.refined, one.coarse)
 
 
 def giga_macs(fast: MaskGuided, keep: float) -> tuple[float, float]:

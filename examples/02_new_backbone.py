@@ -57,7 +57,7 @@ print(fast(x).shape, fast.cost(47, 61), sep="\n")
 radius = fast.split.facts.radius
 alone = maskguided.wrap(model, split_at=2, keep=0.25, merge="image", exchange=False, halo=radius).eval()
 found = alone.explain(x)
-refined = per_pixel(found.mask, alone.patch_size * alone.scale)[:, None, : 47 * 2, : 61 * 2]
+refined = per_pixel(found.mask, alone.patch_size * alone.scale, (47 * 2, 61 * 2))[:, None]
 with torch.no_grad():
     difference = float(((found.refined - model(x)) * refined).abs().max())
 print(f"patches refined with a halo of {radius}: largest difference to the dense image {difference:.1e}")

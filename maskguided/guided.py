@@ -13,7 +13,7 @@ from .errors import ArgumentError, MaskGuidedError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
-from .patches import Grid, continued, is_channels_last, others, scatter, select
+from .patches import Grid, continued, memory_format_of, others, scatter, select
 from .settings import (
     CoarseOn,
     Context,
@@ -284,8 +284,8 @@ class MaskGuided(Held):
         if not covered and (everywhere or self.scorer == "coarse"):
             return self._on_grid(self._coarse(base, last), base)
         size = base.grid.height * self.scale, base.grid.width * self.scale
-        layout = torch.channels_last if is_channels_last(base.x) else torch.contiguous_format
-        canvas = patches.new_empty(len(index), patches.shape[1], *size).contiguous(memory_format=layout)
+        canvas = patches.new_empty(len(index), patches.shape[1], *size)
+        canvas = canvas.contiguous(memory_format=memory_format_of(base.x))
         if covered:
             return canvas
         rest = others(index, base.grid)

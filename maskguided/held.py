@@ -52,13 +52,10 @@ class Held(Knobs):
 
     def macs_at(self, height: int, width: int, **setting: float) -> int:
         """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""
-        before = self.keep, self.min_gain_db
-        try:
+        with self.keep_restored():
             for name, value in setting.items():
                 setattr(self, name, value)
             return self._macs(self, height, width)
-        finally:
-            self.keep, self.min_gain_db = before
 
     def _macs(self, forward: Callable[[Tensor], Tensor], height: int, width: int) -> int:
         like = first_weight(self.model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -43,6 +44,15 @@ class Knobs(Wrapped):
     def keep(self, share: float) -> None:
         self._keep = as_share("keep", share, "it is the share of patches to refine; use 0 to 1")
         self._min_gain_db: float | None = None
+
+    @contextmanager
+    def keep_restored(self) -> Iterator[None]:
+        """Afterwards `keep` and `min_gain_db` are what they were."""
+        before = self.keep, self.min_gain_db
+        try:
+            yield
+        finally:
+            self.keep, self.min_gain_db = before
 
     @property
     def min_gain_db(self) -> float | None:

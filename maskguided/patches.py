@@ -24,21 +24,6 @@ from torch.nn import functional as F
 from .errors import ArgumentError
 
 
-def round_up(length: int, multiple: int) -> int:
-    """The least multiple that is not smaller.
-
-    >>> round_up(17, 8), round_up(16, 8)
-    (24, 16)
-    """
-    return -(-length // multiple) * multiple
-
-
-def continued(x: Tensor, height: int, width: int) -> Tensor:
-    """`x` (B, C, H, W) with its last row and column repeated up to this size."""
-    below, right = height - x.shape[2], width - x.shape[3]
-    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
-
-
 @dataclass(frozen=True)
 class Grid:
     """The patches of an image of `height` x `width` LR pixels.
@@ -130,18 +115,6 @@ def select(score: Tensor, k: int) -> Tensor:
     return torch.sort(flat, dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def per_pixel(values: Tensor, side: int) -> Tensor:
-    """A value for each patch, (..., rows, cols) -> one for each of its side x side pixels, (..., side*rows, side*cols).
-
-    The last row and column of patches are whole here: cut the result to the size of the image.
-
-    >>> per_pixel(torch.tensor([[True, False]]), 2).int()
-    tensor([[1, 1, 0, 0],
-            [1, 1, 0, 0]], dtype=torch.int32)
-    """
-    return values.repeat_interleave(side, -2).repeat_interleave(side, -1)
-
-
 def others(index: Tensor, grid: Grid) -> Tensor:
     """(B, count - k): the patches that are not in `index` (B, k), in order of position.
 
@@ -217,8 +190,7 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
     cells[image, flat // grid.cols, flat % grid.cols] = patches.permute(0, 2, 3, 1).to(onto.dtype)
     if not (below or right):
         return canvas
-    layout = torch.channels_last if is_channels_last(onto) else torch.contiguous_format
-    return canvas[:, :, :height, :width].contiguous(memory_format=layout)
+    return canvas[:, :, :height, :width].contiguous(memory_format=memory_format_of(onto))
 
 
 def owned(index: Tensor, grid: Grid, height: int, width: int) -> Tensor:
@@ -236,6 +208,43 @@ def owned(index: Tensor, grid: Grid, height: int, width: int) -> Tensor:
         position = torch.arange(length, device=index.device) - first.flatten()[:, None]
         own.append((position >= 0) & (position < grid.patch_size * length // whole))
     return (own[0][:, :, None] & own[1][:, None, :])[:, None]
+
+
+def per_pixel(values: Tensor, side: int, size: tuple[int, int] | None = None) -> Tensor:
+    """A value for each patch, (..., rows, cols) -> one for each of its side x side pixels, (..., height, width).
+
+    `size`: height and width, to which the last row and column of patches are cut; None: they are whole.
+
+    >>> per_pixel(torch.tensor([[True, False]]), 2, (1, 3)).int()
+    tensor([[1, 1, 0]], dtype=torch.int32)
+    """
+    pixels = values.repeat_interleave(side, -2).repeat_interleave(side, -1)
+    return pixels if size is None else pixels[..., : size[0], : size[1]]
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The least multiple that is not smaller.
+
+    >>> round_up(17, 8), round_up(16, 8)
+    (24, 16)
+    """
+    return -(-length // multiple) * multiple
+
+
+def continued(x: Tensor, height: int, width: int) -> Tensor:
+    """`x` (B, C, H, W) with its last row and column repeated up to this size."""
+    below, right = height - x.shape[2], width - x.shape[3]
+    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether `x` is stored channels last; False where its shape leaves both open."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """Channels last where `x` is, else the usual one."""
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
 def _centres(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor, patch: int) -> Tensor:
@@ -273,11 +282,6 @@ def _at_ratio(what: str, length: int, x: Tensor, grid: Grid) -> int:
 
 def _at_ratio_of(position: Tensor, x: Tensor, grid: Grid) -> Tensor:
     return position * x.shape[-2] // grid.height
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether `x` is stored channels last; False where its shape leaves both open."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _check_index(index: Tensor, batch: int) -> None:

@@ -94,8 +94,7 @@ def _shown(x: Tensor) -> Image:
 
 
 def _by_pixel(mask: Tensor, patch: int, x: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    whole = per_pixel(mask, patch)
-    pixels: np.ndarray[Any, np.dtype[np.bool_]] = whole[: x.shape[2], : x.shape[3]].cpu().numpy()
+    pixels: np.ndarray[Any, np.dtype[np.bool_]] = per_pixel(mask, patch, (x.shape[2], x.shape[3])).cpu().numpy()
     return pixels
 
 

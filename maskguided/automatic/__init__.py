@@ -140,4 +140,4 @@ def _roundings(probe: Probe) -> list[Rounding]:
     return [Rounding(unit, beyond) for beyond in (False, True) for unit in units if unit > 1 or not beyond]
 
 
-__all__ = ["AutomaticSplit", "Candidate", "automatic_split", "find_bodies", "named_body", "recordings", "trace"]
+__all__ = ["AutomaticSplit", "automatic_split", "find_bodies"]

@@ -9,8 +9,8 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..patches import continued
 from .sizes import BATCH, At, Size
 
 
@@ -49,8 +49,7 @@ class Layout:
             value = value.permute(batch, *channels, rows, cols)
             value = value.flatten(1, -3) if channels else value.unsqueeze(1)
         up, down = self.ratio.numerator, self.ratio.denominator
-        below, right = full[0] * up // down - height, full[1] * up // down - width
-        return F.pad(value, (0, right, 0, below), mode="replicate") if below or right else value
+        return continued(value, full[0] * up // down, full[1] * up // down)
 
     def from_map(self, value: Tensor, at: At) -> Tensor:
         """The value of this layout; one without a batch gets that of `value`."""

@@ -104,8 +104,7 @@ def _refined_pixels(fast: MaskGuided, base: Base, dense: Tensor, features: Tenso
     """Of the pixels of `features`, those in the patches where the coarse image is farthest from the dense one."""
     index = select(patch_error(fast, base, fast.coarse_image(base), dense), base.grid.k(fast.keep))
     side = fast.patch_size * features.shape[3] // base.grid.width
-    mask = per_pixel(base.grid.mask(index)[0], side)
-    return mask[: features.shape[2], : features.shape[3]].flatten()
+    return per_pixel(base.grid.mask(index)[0], side, (features.shape[2], features.shape[3])).flatten()
 
 
 def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
@@ -191,10 +190,10 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
         beside = _beside(base.grid.mask(fast.choose(base)).float())
 
         def show(number: int, x: Tensor, base: Base = base, beside: Tensor = beside) -> None:
-            size = list(x.shape[2:])
+            size = x.shape[2], x.shape[3]
             # Nearest, with the size of a patch as the only ratio: a narrow border cell is cut, not shrunk.
             side = fast.patch_size * size[0] // base.grid.height
-            there = per_pixel(beside, side)[: size[0], : size[1]].flatten()
+            there = per_pixel(beside, side, size).flatten()
             seen = F.interpolate(base.state[fast.split.features].float(), size=size, mode="nearest")[0].flatten(1)
             seen = F.pad(seen[:, there].cpu().double(), (0, 0, 0, 1), value=1.0)
             grams[number] += seen @ seen.T

@@ -105,15 +105,14 @@ def mse(a: Tensor, b: Tensor, border: int) -> float:
 def measure(fast: MaskGuided, images: Sequence[Known], prices: Priced, keep: float, progress: Progress) -> Point:
     """Cost and drop at a keep, the same for all or on average, by running it."""
     progress(f"measuring keep={keep:.2f}")
-    before = fast.keep
-    set_keep(fast, keep, prices)
     drops = []
-    for known in images:
-        error = mse(fast(known.lr), known.truth, fast.scale)
-        if known.hr is None:  # the truth is the dense image: the errors of both to the real one add up
-            error += known.floor
-        drops.append(10 * math.log10(error / known.floor))
-    fast.keep = before
+    with fast.keep_restored():
+        set_keep(fast, keep, prices)
+        for known in images:
+            error = mse(fast(known.lr), known.truth, fast.scale)
+            if known.hr is None:  # the truth is the dense image: the errors of both to the real one add up
+                error += known.floor
+            drops.append(10 * math.log10(error / known.floor))
     time = None if prices.clock is None else prices.clock.at(keep)
     return Point(keep, (prices.spread or prices.macs).at(keep), time, sum(drops) / len(drops))
 

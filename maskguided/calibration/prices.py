@@ -48,15 +48,15 @@ class Macs(Prices):
 
     def __init__(self, fast: MaskGuided, images: Sequence[Tensor]) -> None:
         sizes = [(image.shape[2], image.shape[3]) for image in images]
-        keep, self._sizes = fast.keep, [(fast.grid(*size), size) for size in sizes]
+        self._sizes = [(fast.grid(*size), size) for size in sizes]
         self._counted = {}
-        for grid, size in set(self._sizes):
-            most = grid.count - 1 if grid.count > 2 else grid.count  # all of them need no choice
-            fast.keep = 1 / grid.count
-            first, last = fast.cost(*size), fast.macs_at(*size, keep=most / grid.count)
-            each = (last - first.guided) / max(most - 1, 1)
-            self._counted[size] = (first.dense, first.coarse, first.guided, each)
-        fast.keep = keep
+        with fast.keep_restored():
+            for grid, size in set(self._sizes):
+                most = grid.count - 1 if grid.count > 2 else grid.count  # all of them need no choice
+                fast.keep = 1 / grid.count
+                first, last = fast.cost(*size), fast.macs_at(*size, keep=most / grid.count)
+                each = (last - first.guided) / max(most - 1, 1)
+                self._counted[size] = (first.dense, first.coarse, first.guided, each)
 
     def at(self, keep: float) -> float:
         """Share of the dense MACs, over all images."""
@@ -131,11 +131,10 @@ class Clock(Prices):
     """
 
     def __init__(self, fast: MaskGuided, images: Sequence[Tensor]) -> None:
-        before = fast.keep
         runs: dict[float | None, Callable[[Tensor], object]] = {None: lambda x: fast.model(fast.accepted(x))}
         runs.update({keep: at_keep(fast, keep) for keep in _TIMED})
-        seconds = alternate(runs, images[:_IMAGES], _ROUNDS)
-        fast.keep = before
+        with fast.keep_restored():
+            seconds = alternate(runs, images[:_IMAGES], _ROUNDS)
         self._points = [(keep, ratio(seconds[keep], seconds[None]).middle) for keep in _TIMED]
 
     def at(self, keep: float) -> float:

@@ -50,8 +50,8 @@ class Probe:
     @property
     def round_size(self) -> tuple[int, int]:
         """A size of many factors of 2: a network that rounds its input up may take another path on it."""
-        height, width = (side * -(-self.least // 32) for side in (32, 48))
-        return height + -height % self.multiple_of, width + -width % self.multiple_of
+        height, width = (round_up(side * -(-self.least // 32), self.multiple_of) for side in (32, 48))
+        return height, width
 
     @property
     def telling_sizes(self) -> list[tuple[int, int]]:

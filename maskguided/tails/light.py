@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..patches import continued, is_channels_last
+from ..patches import continued, memory_format_of
 from ..split import State
 
 _HIDDEN = 32  # channels within a deep tail
@@ -55,8 +55,7 @@ class LightTail(nn.Module):
         if self.branch is not None:
             detail = detail.add_(self.branch(features))
         x = continued(x, *(side * self.factor // self.scale for side in features.shape[2:]))
-        layout = torch.channels_last if is_channels_last(features) else torch.contiguous_format
-        wide = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=layout)
+        wide = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=memory_format_of(features))
         larger = F.conv2d(wide, self.bilinear, groups=x.shape[1])
         if self.factor == self.scale:
             return F.pixel_shuffle(detail.add_(larger), self.scale)

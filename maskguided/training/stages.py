@@ -184,8 +184,8 @@ def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) 
 
 
 def _coarse_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tensor:
-    """The pixel loss on the patches that stay coarse at this keep: all but the k whose coarse image is farthest from the
-    target."""
+    """The pixel loss on the patches that stay coarse at this keep: without the k whose coarse image is farthest from
+    the target."""
     assert fast.coarse_tail is not None  # see check_stage
     target = given.crops.get("dense", given.crops["hr"])
     skipped = given.state()
@@ -295,8 +295,8 @@ def _score_loss(score: Tensor, error: Tensor, options: Options) -> Tensor:
 def _masked(fast: MaskGuided, score: Tensor, coarse: Tensor, refined: Tensor, hr: Tensor) -> Tensor:
     """L1 of the image in which each patch is as much refined as its score says."""
     side = fast.patch_size * fast.scale
-    mask = per_pixel(score.clamp(0, 1), side)
-    return F.l1_loss(coarse + mask[:, None, : hr.shape[2], : hr.shape[3]] * (refined - coarse), hr)
+    mask = per_pixel(score.clamp(0, 1), side, (hr.shape[2], hr.shape[3]))
+    return F.l1_loss(coarse + mask[:, None] * (refined - coarse), hr)
 
 
 def _live(fast: MaskGuided, state: State, names: Sequence[str], others: dict[str, Tensor]) -> StageInput:
