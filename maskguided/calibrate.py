@@ -123,11 +123,19 @@ def calibrate(
         chosen = _chosen(fast, known, prices, budget, curve, progress)
         set_keep(fast, chosen.keep, prices)
     estimated = any(image.hr is None for image in known)
-    sizes = fast.patch_size, fast.halo
     return Calibration(
-        fast.split.split_at, fast.merge, *sizes, fast.exchange, chosen, curve, estimated, fast.min_gain_db,
-        fast.split.cuts[1:], fast.split.refine_tail,
-    )  # fmt: skip
+        split_at=fast.split.split_at,
+        merge=fast.merge,
+        patch_size=fast.patch_size,
+        halo=fast.halo,
+        exchange=fast.exchange,
+        chosen=chosen,
+        curve=curve,
+        estimated=estimated,
+        min_gain_db=fast.min_gain_db,
+        later=fast.split.cuts[1:],
+        refine_tail=fast.split.refine_tail,
+    )
 
 
 def _chosen(

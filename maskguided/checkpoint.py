@@ -288,14 +288,14 @@ def _settings(fast: MaskGuided) -> dict[str, Any]:
 def _network_facts(fast: MaskGuided) -> dict[str, Any]:
     from . import __version__
 
-    found = fast.split.probe
+    probe = fast.split.probe
     return {
         "version": __version__,
         "class": type(fast.model).__qualname__,
         "module": type(fast.model).__module__,
-        "scale": found.scale,
-        "in_channels": found.in_channels,
-        "out_channels": found.out_channels,
+        "scale": probe.scale,
+        "in_channels": probe.in_channels,
+        "out_channels": probe.out_channels,
         "blocks": len(fast.split.blocks),
         "fingerprint": fingerprint(fast.unwrap().state_dict()),
     }

@@ -48,7 +48,18 @@ class Held(Knobs):
         guided, coarse = (self.macs_at(height, width, keep=share) for share in (keep, 0))
         dense = self._macs(lambda x: self.model(self.accepted(x)), height, width)
         own, every = (sum(p.numel() for p in module.parameters()) for module in (self.model, self))
-        return Cost(height, width, keep, dense, coarse, guided, own, every - own, grid.k(keep), grid.count)
+        return Cost(
+            height=height,
+            width=width,
+            keep=keep,
+            dense=dense,
+            coarse=coarse,
+            guided=guided,
+            parameters=own,
+            added=every - own,
+            k=grid.k(keep),
+            patches=grid.count,
+        )
 
     def macs_at(self, height: int, width: int, **setting: float) -> int:
         """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import ArgumentError, ImageError, first_line, is_out_of_memory
+from .errors import ArgumentError, ImageError, is_out_of_memory
 from .guided import MaskGuided
 from .images import Image, as_pixels, resize, to_tensor
 from .patches import Grid, per_pixel, round_up, select
@@ -18,7 +18,6 @@ from .probing.modules import first_weight
 from .values import as_whole
 from .wrapping import check_wrapped
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SMALLEST_TILE = 32
 """LR pixels a side: a smaller one is mostly its context."""
 _TILE, _LARGEST_WHOLE = 384, 512 * 512
@@ -37,29 +36,6 @@ class Canvas(Protocol):
     """Where the parts of a result go: an array, or a file."""
 
     def __setitem__(self, place: tuple[slice, slice], pixels: NDArray[Any]) -> None: ...
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps"; an ArgumentError if it is not there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ArgumentError(f"--device {name}: not usable here ({first_line(error)}); use cpu or auto") from None
-    return device
-
-
-def pick_dtype(name: str, device: torch.device, supports_half: bool | None) -> torch.dtype:
-    """ "fp32", "fp16", "bf16" or "auto": half on CUDA if the network is known to allow it, else fp32."""
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" and supports_half else torch.float32
-    if name not in DTYPES:
-        raise ArgumentError(f"--dtype {name}: use auto, {', '.join(DTYPES)}")
-    if name == "fp16" and supports_half is False:
-        raise ArgumentError("--dtype fp16: this network leaves the range of float16, or may; use bf16 or fp32")
-    return DTYPES[name]
 
 
 def upscale(
@@ -259,13 +235,13 @@ def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: 
     if model.scorer not in ("input", "linear") or not 0 < model.keep < 1 or model.min_gain_db is not None:
         return None
     side, device = grid.patch_size, first_weight(model).device
-    tiles = (
+    parts = (
         read(slice(row, row + side), slice(col, col + side))
         for row in range(0, grid.height, side)
         for col in range(0, grid.width, side)
     )
-    parts = [model.input_score(tile.to(device)).flatten() for tile in tiles]
-    score = torch.cat(parts).sort(descending=True).values
+    scores = [model.input_score(part.to(device)).flatten() for part in parts]
+    score = torch.cat(scores).sort(descending=True).values
     return float(score[min(int(model.keep * len(score) + 0.5), len(score) - 1)])
 
 

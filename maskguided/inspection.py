@@ -111,7 +111,7 @@ def inspect(
         parts = split(model, split_at, adapter=adapter, body=body, cut=cut)
     except CannotSplit as error:
         missed = recognise(model)[1] if adapter is None and body is None and cut is None else {}
-        return Inspection(name, adapter or AUTOMATIC, missed, str(error))
+        return Inspection(network=name, adapter=adapter or AUTOMATIC, missed=missed, reason=str(error))
     return _found(parts, dict(parts.missed), runs)
 
 
@@ -129,20 +129,22 @@ def describe(fast: MaskGuided) -> Inspection:
 def _found(parts: Split, missed: dict[str, str], runs: tuple[str, ...], fast: MaskGuided | None = None) -> Inspection:
     """What there is to say of a split network, and of what was made of it, or would be."""
     dense = functools.cache(functools.partial(_dense, parts))  # both look at one size, mostly
+    windows, prices = _would_be(parts, dense) if fast is None else _wrapped(fast, dense)
     return Inspection(
-        type(parts.model).__name__,
-        parts.adapter or AUTOMATIC,
-        missed,
-        None,
-        parts.split_at,
-        parts.facts,
-        type(parts.model.get_submodule(parts.blocks[0])).__name__,
-        _live(parts),
-        _shares(parts, dense),
-        runs,
-        parts.cuts[1:],
-        *(_would_be(parts, dense) if fast is None else _wrapped(fast, dense)),
-        fast is not None,
+        network=type(parts.model).__name__,
+        adapter=parts.adapter or AUTOMATIC,
+        missed=missed,
+        reason=None,
+        split_at=parts.split_at,
+        facts=parts.facts,
+        block_class=type(parts.model.get_submodule(parts.blocks[0])).__name__,
+        live=_live(parts),
+        shares=_shares(parts, dense),
+        candidates=runs,
+        later=parts.cuts[1:],
+        windows=windows,
+        prices=prices,
+        is_wrapped=fast is not None,
     )
 
 

@@ -22,6 +22,7 @@ from .patches import per_pixel
 
 _TALLEST = 12.0
 """Inches of a panel: a picture of a tall, narrow image would be more than memory holds."""
+_OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 
 
 def explain_picture(fast: MaskGuided, x: Tensor, path: str | Path) -> Explanation:
@@ -82,9 +83,6 @@ def curve_picture(found: Calibration, path: str | Path) -> None:
         fontsize=9,
     )
     _save(figure, Path(path))
-
-
-_OFFSET: dict[str, Any] = {"textcoords": "offset points"}
 
 
 def _shown(x: Tensor) -> Image:

@@ -29,7 +29,7 @@ from .alignment import alignment
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
 from .cut import AutomaticSplit
 from .sizes import Rounding, telling_sides
-from .trace import ADAPTER, recordings, trace
+from .trace import USE_AN_ADAPTER, recordings, trace
 
 _LITTLE = 0.2
 """Share of the MACs: a run that holds less is not worth a cut where a much larger one fails."""
@@ -112,7 +112,7 @@ def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], 
         except ArgumentError:
             raise
         except Exception as error:  # whatever a foreign module raises on what the parts hand it
-            text = f"running the parts of {type(model).__name__}: {type(error).__name__}: {error}. {ADAPTER}"
+            text = f"running the parts of {type(model).__name__}: {type(error).__name__}: {error}. {USE_AN_ADAPTER}"
             failures.append((done, CannotSplit(text)))
         else:
             late: Split = split

@@ -21,7 +21,7 @@ from .growth import before_last_growth, leading_to
 from .layout import Layout
 from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .sizes import At, Rounding, Size
-from .trace import ADAPTER, AT, CONSTANTS, MODEL, Traced
+from .trace import AT, CONSTANTS, MODEL, USE_AN_ADAPTER, Traced
 
 _log = logging.getLogger(__name__)
 
@@ -267,7 +267,7 @@ def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, trac
                 raise CannotSplit(
                     f"cutting: {node.name} is used before it is made: the image is not made of the blocks alone. If "
                     "the network returns several images, wrap it in a module that returns the right one; a block that "
-                    f"leaves a value for the next call is no block. {ADAPTER}"
+                    f"leaves a value for the next call is no block. {USE_AN_ADAPTER}"
                 )
             for used in node.all_input_nodes:
                 copied(used)
@@ -319,7 +319,7 @@ def _refuse_what_is_no_map(nodes: list[fx.Node], traced: Traced) -> None:
         if traced.values[node].kind is None:
             raise CannotSplit(
                 f"cutting: the live value {node.name} {_words(traced.values[node].shape)} lies on no map "
-                f"and is no vector (B, C). {ADAPTER}"
+                f"and is no vector (B, C). {USE_AN_ADAPTER}"
             )
 
 

@@ -13,7 +13,7 @@ from torch import fx, nn
 from ..errors import CannotSplit
 from ..split import Kind
 from .sizes import Size
-from .trace import ADAPTER, MODEL, Traced, Value
+from .trace import MODEL, USE_AN_ADAPTER, Traced, Value
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
     if len(traced.blocks) != len(blocks):
         raise CannotSplit(
             f"tracing: the run of blocks has {len(blocks)} calls, its modules have {len(traced.blocks)}, and "
-            f"nothing tells which of these are meant. {ADAPTER}"
+            f"nothing tells which of these are meant. {USE_AN_ADAPTER}"
         )
     nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
     position = {node: i for i, node in enumerate(nodes)}
@@ -94,12 +94,21 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
         raise CannotSplit(
             f"cutting after block {split_at}: {blocks[split_at]} takes nothing that lies on a map"
             f"{', only ' + ' and '.join(shapes) if shapes else ''}. A block takes a map and gives one: "
-            f"{_PADDED if any('H + ' in shape for shape in shapes) else _IN_WINDOWS}. {ADAPTER}"
+            f"{_PADDED if any('H + ' in shape for shape in shapes) else _IN_WINDOWS}. {USE_AN_ADAPTER}"
         )
     made = set(body)
     written = [node for node in inputs_of(tail, traced) if node in made]
     stand_in = _stand_ins(stages, split_at, written, features, traced)
-    return Cut(prefix, body, tail, written, stand_in, features, stages, split_at)
+    return Cut(
+        prefix=prefix,
+        body=body,
+        tail=tail,
+        written=written,
+        stand_in=stand_in,
+        features=features,
+        stages=stages,
+        number=split_at,
+    )
 
 
 def live_at(cut: Cut, traced: Traced) -> list[fx.Node]:

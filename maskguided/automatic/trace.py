@@ -38,6 +38,7 @@ _LARGE, _SMALL = (1103, 907), (41, 53)
 """LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
 MODEL, CONSTANTS, AT = "model", "constants", "at"
 """Names within the graph: of the network, of tensors that came from elsewhere, and of the sizes."""
+USE_AN_ADAPTER = "An adapter can split it (docs/new_backbone.md)"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def recordings(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> list[
             _same_steps(made[0], made[-1])
         made += _at_a_large_size(model, leaves, probe, made[0])
     except (CannotFollow, _Differs) as error:
-        raise CannotSplit(f"recording {type(model).__name__}: {error}. {ADAPTER}") from error
+        raise CannotSplit(f"recording {type(model).__name__}: {error}. {USE_AN_ADAPTER}") from error
     return _with_fixed_dtypes(model, leaves, made, probe)
 
 
@@ -95,10 +96,7 @@ def trace(model: nn.Module, blocks: tuple[str, ...], runs: list[Recording], roun
     try:
         return _Generaliser(model, runs, blocks, rounding).traced()
     except _Differs as error:
-        raise CannotSplit(f"tracing {type(model).__name__}: {error}. {ADAPTER}") from error
-
-
-ADAPTER = "An adapter can split it (docs/new_backbone.md)"
+        raise CannotSplit(f"tracing {type(model).__name__}: {error}. {USE_AN_ADAPTER}") from error
 
 
 class _Differs(Exception):

@@ -38,6 +38,17 @@ class Ends(NamedTuple):
     whole: int
 
 
+class Counted(NamedTuple):
+    """MACs at one size of image."""
+
+    dense: int
+    coarse: int
+    first: int
+    """With one patch refined."""
+    each: float
+    """What each further patch adds."""
+
+
 class Macs(Prices):
     """Prices in multiply-adds. Each patch refined costs the same, so few are counted.
 
@@ -56,7 +67,7 @@ class Macs(Prices):
                 fast.keep = 1 / grid.count
                 first, last = fast.cost(*size), fast.macs_at(*size, keep=most / grid.count)
                 each = (last - first.guided) / max(most - 1, 1)
-                self._counted[size] = (first.dense, first.coarse, first.guided, each)
+                self._counted[size] = Counted(first.dense, first.coarse, first.guided, each)
 
     def at(self, keep: float) -> float:
         """Share of the dense MACs, over all images."""
@@ -66,13 +77,13 @@ class Macs(Prices):
         """Share of the dense MACs for so many patches of each image; `ends`: what none and all cost there, by size."""
         spent = 0.0
         for (grid, size), k in zip(self._sizes, numbers, strict=True):
-            _, coarse, first, each = self._counted[size]
-            none, whole = (coarse, None) if ends is None else ends[size]
+            counted = self._counted[size]
+            none, whole = (counted.coarse, None) if ends is None else ends[size]
             if k == grid.count and whole is not None:
                 spent += whole
             else:
-                spent += none if k == 0 else first + (k - 1) * each
-        return spent / sum(self._counted[size][0] for _, size in self._sizes)
+                spent += none if k == 0 else counted.first + (k - 1) * counted.each
+        return spent / sum(self._counted[size].dense for _, size in self._sizes)
 
     def ends(self, fast: MaskGuided) -> dict[tuple[int, int], Ends]:
         """What an image costs that chooses no patch, or all, and so runs whole: choosing included, by size."""
@@ -84,8 +95,8 @@ class Macs(Prices):
         budget, first, each = 0.0, 0.0, 0.0
         for grid, size in self._sizes:
             budget += ends[size].whole
-            first += self._counted[size][2] - self._counted[size][3]
-            each += self._counted[size][3] * grid.count
+            first += self._counted[size].first - self._counted[size].each
+            each += self._counted[size].each * grid.count
         return min(max((budget - first) / max(each, 1.0), 0.0), 1.0)
 
 

@@ -14,7 +14,6 @@ from rich.table import Table
 from .. import bench, checkpoint
 from ..errors import ArgumentError
 from ..files import write_whole
-from ..infer import pick_device, pick_dtype
 from ..networks import load_network
 from ..pairs import read_pairs
 from ..probing.modules import first_weight
@@ -31,8 +30,13 @@ from .options import (
     blocks,
     is_starter,
     new_file,
+    pick_device,
+    pick_dtype,
     use_threads,
 )
+
+_WIDEST = 200
+"""Columns of a table in a file, which would be cut to 80 as that of an unknown terminal."""
 
 
 def bench_command(
@@ -89,7 +93,16 @@ def bench_command(
     pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probe_network(net).in_channels == 1)
     keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [
-        bench.Setting("image" if m == "image" else "features", blocks(n), _size(p), _size(h), keeps, head, least, body)
+        bench.Setting(
+            merge="image" if m == "image" else "features",
+            split_at=blocks(n),
+            patch_size=_size(p),
+            halo=_size(h),
+            keeps=keeps,
+            head=head,
+            min_gains=least,
+            body=body,
+        )
         for m in _listed("merge", merge or "features", ("features", "image").index, "features, image or both")
         for n in _listed("split_at", split_at, blocks, "auto, or numbers of blocks")
         for p in _listed("patch_size", patch_size, _size, "auto, or whole numbers of LR pixels")
@@ -108,10 +121,6 @@ def bench_command(
         write_whole(json_file, lambda beside: beside.write_text(f"{text}\n"))
     if markdown is not None:
         write_whole(markdown, lambda beside: beside.write_text(f"{header}\n\n{_markdown(rows)}\n"))
-
-
-_WIDEST = 200
-"""Columns of a table in a file, which would be cut to 80 as that of an unknown terminal."""
 
 
 def _several(count: int, what: str) -> str:

@@ -31,6 +31,9 @@ from .options import (
     wrapped,
 )
 
+_SEARCHED = ("merge", "coarse_tail", "coarse_on", "refine_tail", "patch_size", "halo")
+"""Settings that a search sets itself."""
+
 
 @with_settings
 def calibrate_command(
@@ -103,10 +106,6 @@ def calibrate_command(
         pictures.curve_picture(found, plot)
     typer.echo(str(found))
     typer.echo(f"saved to {output}; use it with --head {output}")
-
-
-_SEARCHED = ("merge", "coarse_tail", "coarse_on", "refine_tail", "patch_size", "halo")
-"""Settings that a search sets itself."""
 
 
 def _cut(pair: Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:

@@ -11,7 +11,6 @@ import torch
 import typer
 
 from .. import checkpoint, finetune
-from ..infer import pick_device
 from ..networks import load_network
 from ..training.stages import PAPER, STAGES, Options, check_stage
 from .console import log, progress_bar
@@ -26,6 +25,7 @@ from .options import (
     Threads,
     WeightFile,
     new_file,
+    pick_device,
     use_threads,
     with_settings,
     wrapped,

@@ -15,10 +15,12 @@ import typer
 from torch import nn
 
 from .. import checkpoint
-from ..errors import ArgumentError
+from ..errors import ArgumentError, first_line
 from ..guided import MaskGuided
 from ..networks import STARTER, Loaded, load_network
 from ..wrapping import wrap
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 ModelName = Annotated[
     str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are, or starter.")
@@ -155,6 +157,29 @@ def writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ArgumentError(f"{folder}: no file can be written there ({error.strerror})") from None
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps"; an ArgumentError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ArgumentError(f"--device {name}: not usable here ({first_line(error)}); use cpu or auto") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device, supports_half: bool | None) -> torch.dtype:
+    """ "fp32", "fp16", "bf16" or "auto": half on CUDA if the network is known to allow it, else fp32."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" and supports_half else torch.float32
+    if name not in DTYPES:
+        raise ArgumentError(f"--dtype {name}: use auto, {', '.join(DTYPES)}")
+    if name == "fp16" and supports_half is False:
+        raise ArgumentError("--dtype fp16: this network leaves the range of float16, or may; use bf16 or fp32")
+    return DTYPES[name]
 
 
 def blocks(text: str) -> Any:

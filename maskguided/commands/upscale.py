@@ -17,7 +17,7 @@ from ..errors import ArgumentError, MaskGuidedError
 from ..files import write_whole
 from ..guided import MaskGuided
 from ..images import Image, check_format, goes_in_parts, open_large, read_image, read_profile, resize, write_image
-from ..infer import SMALLEST_TILE, as_input, overlay, pick_device, pick_dtype, upscale, upscale_onto, upscaled_shape
+from ..infer import SMALLEST_TILE, as_input, overlay, upscale, upscale_onto, upscaled_shape
 from ..networks import Loaded
 from ..probing.modules import first_weight
 from . import results
@@ -32,10 +32,15 @@ from .options import (
     SplitAt,
     Threads,
     WeightFile,
+    pick_device,
+    pick_dtype,
     ready,
     use_threads,
     with_settings,
 )
+
+_LOOK = 64
+"""LR pixels a side that are enough to see what the coarse image is like."""
 
 
 class Alpha(str, Enum):
@@ -178,10 +183,6 @@ def _warn_of_coarse(fast: MaskGuided, jobs: Sequence[results.Job], weights: Path
                 f"{plain(weights)} -o F.safetensors`, then add --head F.safetensors, or use --keep 1"
             )
         return
-
-
-_LOOK = 64
-"""LR pixels a side that are enough to see what the coarse image is like."""
 
 
 def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> int:

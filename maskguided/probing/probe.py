@@ -19,6 +19,7 @@ LARGE_LEAST = 48
 _LEAST = (17, LARGE_LEAST)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36, 11, 22, 15, 30)
 """What networks ask the size of their input to be a multiple of, or round it up to, in the order of trying."""
+_OUTPUT_KEYS = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,6 @@ def _with_room(model: nn.Module, found: Probe) -> Probe:
     return found
 
 
-_TELLING = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")
-
-
 def image_of(result: Any) -> Tensor:
     """The image that a network's result holds: the largest; of equal ones the last of a list, else the first.
 
@@ -140,7 +138,7 @@ def image_of(result: Any) -> Tensor:
         return result
     parts = result
     if isinstance(result, dict):
-        parts = [result[key] for key in sorted(result, key=lambda key: key not in _TELLING)]
+        parts = [result[key] for key in sorted(result, key=lambda key: key not in _OUTPUT_KEYS)]
     images = [p for p in parts if isinstance(p, Tensor) and p.dim() == 4] if isinstance(parts, (tuple, list)) else []
     if not images:
         kind = f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__

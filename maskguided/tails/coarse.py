@@ -29,22 +29,22 @@ class CopiedTail(nn.Module):
 
 def make_coarse_tail(split: Split, kind: CoarseTail) -> LightTail | CopiedTail:
     """A coarse tail of this kind for the network that `split` is of."""
-    found = split.probe
+    probe = split.probe
     if kind == "copy":
         return CopiedTail(split)
-    if found.in_channels != found.out_channels:
+    if probe.in_channels != probe.out_channels:
         raise ArgumentError(
-            f"coarse_tail={kind!r} adds the bilinear input, but this network maps {found.in_channels} to "
-            f"{found.out_channels} channels; use 'copy'"
+            f"coarse_tail={kind!r} adds the bilinear input, but this network maps {probe.in_channels} to "
+            f"{probe.out_channels} channels; use 'copy'"
         )
-    height, width = found.sizes_of(split.multiple_of)[0]
+    height, width = probe.sizes_of(split.multiple_of)[0]
     with untouched(split.model):
         features = split.window((height, width))[split.features]
-    factor, rest = divmod(found.scale * height, features.shape[2])
+    factor, rest = divmod(probe.scale * height, features.shape[2])
     if rest:
         raise ArgumentError(f"coarse_tail={kind!r}: the features are finer than the HR image; use 'copy'")
     branch = None if kind == "light" else kind
     tail = LightTail(
-        split.features, features.shape[1], found.out_channels, scale=found.scale, factor=factor, branch=branch
+        split.features, features.shape[1], probe.out_channels, scale=probe.scale, factor=factor, branch=branch
     )
     return tail.to(features)

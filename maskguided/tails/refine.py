@@ -76,20 +76,20 @@ def with_light_tail(parts: Split) -> LightTailed:
     Raises:
         ArgumentError: nobody knows where the last upsampling step of this network begins, or it makes other channels.
     """
-    found, name = parts.probe, type(parts.model).__name__
-    if found.in_channels != found.out_channels:
+    probe, name = parts.probe, type(parts.model).__name__
+    if probe.in_channels != probe.out_channels:
         raise ArgumentError(
-            f"refine_tail='light' adds the bilinear input, but this {name} maps {found.in_channels} to "
-            f"{found.out_channels} channels; use 'own'"
+            f"refine_tail='light' adds the bilinear input, but this {name} maps {probe.in_channels} to "
+            f"{probe.out_channels} channels; use 'own'"
         )
-    size = found.sizes_of(parts.multiple_of)[0]
+    size = probe.sizes_of(parts.multiple_of)[0]
     with untouched(parts.model), torch.no_grad():
         features = parts.halfway(parts.body(parts.window(size)))
-    factor, rest = divmod(found.scale * size[0], features.shape[2])
+    factor, rest = divmod(probe.scale * size[0], features.shape[2])
     if rest or factor < 2:
         raise ArgumentError(
             f"refine_tail='light': what its halfway makes of {size[0]} LR pixels, {features.shape[2]}, is no part of "
-            f"the {found.scale * size[0]} of the HR image of this {name}; use 'own'"
+            f"the {probe.scale * size[0]} of the HR image of this {name}; use 'own'"
         )
-    light = LightTail(_HALFWAY, features.shape[1], found.out_channels, scale=found.scale, factor=factor)
+    light = LightTail(_HALFWAY, features.shape[1], probe.out_channels, scale=probe.scale, factor=factor)
     return LightTailed(parts, light.to(features))

@@ -38,6 +38,7 @@ HeadLoss = Literal["rank", "l1", "none"]
 PixelLoss = Literal["l1", "psnr"]
 _LEAST_ERROR = 3e-4
 """Of the dense image, added to its own mean squared error (35 dB): a flat crop is not worth more than others."""
+_STATE = "state."
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,6 @@ class StageInput:
         """The live values among them."""
         crops = {name.removeprefix(_STATE): v for name, v in self.crops.items() if name.startswith(_STATE)}
         return {**crops, **self.shared}
-
-
-_STATE = "state."
 
 
 def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Options | None = None) -> StageInput:
@@ -228,7 +226,14 @@ def _refine_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tenso
 def _based(fast: MaskGuided, given: StageInput, state: State, skipped: State) -> Base:
     """The first part of a forward, as `prepare` kept it."""
     height, width = (side // fast.scale for side in given.crops["hr"].shape[2:])
-    return Base(given.crops["x"], state, skipped, fast.grid(height, width), (height, width), given.crops.get("coarse"))
+    return Base(
+        x=given.crops["x"],
+        state=state,
+        skipped=skipped,
+        grid=fast.grid(height, width),
+        size=(height, width),
+        coarse=given.crops.get("coarse"),
+    )
 
 
 def _prepare_head(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> StageInput:

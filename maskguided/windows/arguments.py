@@ -22,6 +22,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "adaptive_avg_pool2d": ("input", "output_size"),
 }
 """Their arguments in order."""
+_TRANSPOSED = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
 
 
 def named(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -67,9 +68,6 @@ def reach_of(given: dict[str, Any]) -> tuple[int, int] | None:
             return None
         reach.append(max((last - padding) // step, (step - 1 + padding) // step))
     return reach[0], reach[1]
-
-
-_TRANSPOSED = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
 
 
 def factor_of(x: Tensor, given: dict[str, Any]) -> int | None:

@@ -57,8 +57,8 @@ class Shifts:
             self.known[key] = self._moved(*key)
         moved = self.known[key]
         self.pending = [*self.pending, moved] if min(shifts) < 0 else []
-        found = last.reshape(-1, last.shape[3]).index_select(0, moved.source).view(last.shape)
-        return found if dims == (1, 2) else found.permute(0, 3, 1, 2)
+        rolled = last.reshape(-1, last.shape[3]).index_select(0, moved.source).view(last.shape)
+        return rolled if dims == (1, 2) else rolled.permute(0, 3, 1, 2)
 
     def masked(self, attention: Any, mask: Any) -> Tensor | None:
         """What to add instead of `mask` to `attention` of rolled windows; None where the two are no such things.
