@@ -95,15 +95,7 @@ def calibrate(
     """
     check_wrapped(fast)
     budget = Budget(max_drop_db, max_cost, max_time)
-    check_one_of("fit", fit, ("all", "score", "context", "nothing"))
-    if split_at is not None and fit != "all":
-        raise ArgumentError(
-            f"calibrate: fit={fit!r} with split_at={split_at!r}: another split needs its own fit; use 'all'"
-        )
-    if split_at not in (None, "auto"):
-        raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
-    if split_at == "auto" and fast.model is not fast.unwrap():
-        raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
+    _check_fit(fast, fit, split_at)
     with undone_by_failure(fast, fast.model), in_eval_mode(fast):
         progress("running the dense network")
         known = [_known(fast, image) for image in several(fast, images)]
@@ -136,6 +128,19 @@ def calibrate(
         later=fast.split.cuts[1:],
         refine_tail=fast.split.refine_tail,
     )
+
+
+def _check_fit(fast: MaskGuided, fit: str, split_at: str | None) -> None:
+    """Refuse a fit that is none, and a search that cannot begin from `fast`."""
+    check_one_of("fit", fit, ("all", "score", "context", "nothing"))
+    if split_at is not None and fit != "all":
+        raise ArgumentError(
+            f"calibrate: fit={fit!r} with split_at={split_at!r}: another split needs its own fit; use 'all'"
+        )
+    if split_at not in (None, "auto"):
+        raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
+    if split_at == "auto" and fast.model is not fast.unwrap():
+        raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
 
 
 def _chosen(

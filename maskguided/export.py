@@ -63,24 +63,8 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
     """
     check_wrapped(fast)
     path = as_path(path, "path")
-    written = {".onnx": (_write_onnx, _run_onnx), ".pt2": (_write_pt2, _run_pt2)}.get(path.suffix.lower())
-    if written is None:
-        raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")
-    if not isinstance(example, Tensor):
-        raise ArgumentError(f"export: example of type {type(example).__name__}; give an image, a tensor (B, C, H, W)")
-    if example.device.type != "cpu" or first_weight(fast).device.type != "cpu":
-        raise ArgumentError("export: move the network and the example to the CPU first")
-    if fast.min_gain_db is not None:
-        raise ArgumentError(
-            f"export: a file refines as many patches of every image; set keep (it is {fast.keep:g} on average), which "
-            "ends min_gain_db"
-        )
-    write, run = written
-    if write is _write_onnx:  # asked for before the work
-        if not torch_since(2, 6):
-            raise MissingDependency(f"{_ONNX} needs torch 2.6 or newer; this is {torch.__version__}")
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            optional(package, _ONNX, "export")
+    write, run = _format_of(path)
+    _check_exportable(fast, example)
     with in_eval_mode(fast):
         expected = fast(example)
         reach = float(expected.abs().max())
@@ -99,6 +83,32 @@ def export(fast: MaskGuided, path: str | Path, example: Tensor) -> float:
 
     write_whole(path, write_and_check)
     return found[0]
+
+
+def _format_of(path: Path) -> tuple[Callable[[Any, Path], None], Callable[[Path, Tensor], Tensor]]:
+    """How a file of this name is written, and run; refused where that needs what is not installed."""
+    match path.suffix.lower():
+        case ".pt2":
+            return _write_pt2, _run_pt2
+        case ".onnx":
+            if not torch_since(2, 6):
+                raise MissingDependency(f"{_ONNX} needs torch 2.6 or newer; this is {torch.__version__}")
+            for package in ("onnx", "onnxscript", "onnxruntime"):
+                optional(package, _ONNX, "export")
+            return _write_onnx, _run_onnx
+    raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")
+
+
+def _check_exportable(fast: MaskGuided, example: object) -> None:
+    if not isinstance(example, Tensor):
+        raise ArgumentError(f"export: example of type {type(example).__name__}; give an image, a tensor (B, C, H, W)")
+    if example.device.type != "cpu" or first_weight(fast).device.type != "cpu":
+        raise ArgumentError("export: move the network and the example to the CPU first")
+    if fast.min_gain_db is not None:
+        raise ArgumentError(
+            f"export: a file refines as many patches of every image; set keep (it is {fast.keep:g} on average), which "
+            "ends min_gain_db"
+        )
 
 
 class _AsExported(nn.Module):

@@ -152,12 +152,7 @@ def fit(
     _check(fast, recipe, every, workers)
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
         warn(wrong, stacklevel=4)  # beyond the decorators
-    several = [hr] if isinstance(hr, str) or not isinstance(hr, Iterable) else hr
-    folders = [as_path(folder, "hr") for folder in several]
-    if not folders:
-        raise ArgumentError("hr=[]: no folder of HR images; give one or more")
-    grey, low = fast.split.probe.in_channels == 1, None if lr is None else as_path(lr, "lr")
-    crops = Crops(folders, scale=fast.scale, size=recipe.crop, lr=low, seed=recipe.seed, grey=grey)
+    crops = _crops(fast, hr, lr, recipe)
     kept = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     with undone_by_failure(fast, fast.model):
         run = _Run(fast, stage, recipe, crops.names, kept, logs)
@@ -175,6 +170,15 @@ def fit(
     if stage in ("head", "end"):
         fast.scorer = "head"
     return losses
+
+
+def _crops(fast: MaskGuided, hr: str | Path | Sequence[str | Path], lr: str | Path | None, recipe: Recipe) -> Crops:
+    several = [hr] if isinstance(hr, str) or not isinstance(hr, Iterable) else hr
+    folders = [as_path(folder, "hr") for folder in several]
+    if not folders:
+        raise ArgumentError("hr=[]: no folder of HR images; give one or more")
+    grey, low = fast.split.probe.in_channels == 1, None if lr is None else as_path(lr, "lr")
+    return Crops(folders, scale=fast.scale, size=recipe.crop, lr=low, seed=recipe.seed, grey=grey)
 
 
 def _check(fast: MaskGuided, recipe: Recipe, every: int, workers: int) -> None:

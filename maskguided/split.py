@@ -240,6 +240,8 @@ class Split(ABC):
         like = first_weight(self.model)
         return self.probe.input(height, width).to(like.device, like.dtype)
 
+    # What follows is found out by running the parts, once, when it is first asked for.
+
     @property
     def memory_format(self) -> torch.memory_format:
         """The faster one for images and weights, channels last; the usual one where the network does not run so.
