@@ -15,23 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .calibration.closed_form import Known, fit_gain
+from .calibration.closed_form import Fit, Known, Progress, fit_gain, fit_parts
 from .calibration.curve import Budget, Calibration, Point
-from .calibration.given import checked, several
-from .calibration.measured import (
-    KEEPS,
-    Fit,
-    Priced,
-    Progress,
-    check_affordable,
-    fit_parts,
-    keep_for,
-    measure,
-    mse,
-    price,
-    set_keep,
-)
-from .calibration.prices import Spread
+from .calibration.inputs import as_pair, check_images
+from .calibration.measure import KEEPS, keep_for, measure, mse, set_keep
+from .calibration.prices import Priced, Spread, check_affordable, price
 from .calibration.search import search
 from .error_map import dense_image
 from .errors import ArgumentError
@@ -98,7 +86,7 @@ def calibrate(
     _check_fit(fast, fit, split_at)
     with undone_by_failure(fast, fast.model), in_eval_mode(fast):
         progress("running the dense network")
-        known = [_known(fast, image) for image in several(fast, images)]
+        known = [_known(fast, image) for image in check_images(fast, images)]
         if not known:
             raise ArgumentError("calibrate: no images; give a handful of LR images")
         fast.min_gain_db = None  # until the end, the same for all
@@ -195,7 +183,7 @@ def _within(fast: MaskGuided, lr: Tensor) -> Known:
 
 
 def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:
-    lr, hr = checked(fast, image)
+    lr, hr = as_pair(fast, image)
     dense = dense_image(fast, lr)
     floor = _guessed_floor(fast, lr) if hr is None else mse(dense, hr, fast.scale)
     return Known(lr, hr, dense, floor)

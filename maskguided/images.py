@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from .errors import ImageError, MissingDependency, warn
 from .files import write_whole
 from .png import StripedPng
 from .tiff import SUFFIXES as TIFF
-from .tiff import StripedTiff, is_large, mapped
+from .tiff import StripedTiff, is_large, mapped, with_plain_alpha
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _PAGED = (*TIFF, ".webp", ".png", ".gif", ".avif")
@@ -43,7 +42,7 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(f"{path}: no such file")
     if (image := mapped(path)) is not None:
         return image
-    stored, meaning = _straight(path.read_bytes(), path)
+    stored, meaning = with_plain_alpha(path.read_bytes(), path)
     content = np.frombuffer(stored, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
@@ -64,39 +63,6 @@ def read_image(path: str | Path) -> Image:
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
     return _swapped(~image if meaning == _NEGATIVE and image.dtype == np.uint16 else image)
-
-
-def _straight(stored: bytes, path: Path) -> tuple[bytes, int | None]:
-    """A TIFF whose alpha channel has no name: by one called unassociated, libtiff multiplies colours of 8 bits.
-
-    One beside grey is told of, for OpenCV leaves it out. And what its samples mean: that zero is white OpenCV sees in 8
-    bits alone.
-    """
-    meaning = None
-    order, kind = {b"II": "<", b"MM": ">"}.get(stored[:2]), stored[2:4]
-    big = kind in (b"+\0", b"\0+")
-    if order is None or not (big or kind in (b"*\0", b"\0*")):
-        return stored, meaning
-    offset, number, row = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
-    try:
-        (start,) = struct.unpack_from(order + offset, stored, 8 if big else 4)
-        (count,) = struct.unpack_from(order + number, stored, start)
-        first, size = start + struct.calcsize(order + number), struct.calcsize(order + row)
-        for entry in range(first, first + size * count, size):
-            tag, _, length, value = struct.unpack_from(order + row, stored, entry)
-            (value,) = struct.unpack_from(f"{order}H", value)
-            if tag == 262:  # PhotometricInterpretation
-                meaning = value
-            if (tag, value) == (277, 2):  # SamplesPerPixel
-                warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
-            if tag == 34675:
-                warn(f"{path}: the colour profile of a TIFF is left out; a PNG keeps it", stacklevel=3)
-            if (tag, length, value) == (338, 1, 2):  # ExtraSamples
-                at = entry + size - (8 if big else 4)
-                return stored[:at] + b"\0\0" + stored[at + 2 :], meaning
-    except struct.error:  # damaged, as OpenCV will find
-        pass
-    return stored, meaning
 
 
 def _turned_like(upright: Image, image: Image) -> Image:

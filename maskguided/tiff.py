@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .errors import MissingDependency
+from .errors import MissingDependency, warn
 
 LARGE = 2**28
 """Bytes of pixels from which on a TIFF or a PNG is not held in memory. Smaller TIFFs are compressed, which one that is
@@ -109,3 +110,36 @@ def _tifffile() -> Any:
     except ImportError:
         raise MissingDependency("large TIFF files need tifffile: pip install tifffile") from None
     return tifffile
+
+
+def with_plain_alpha(stored: bytes, path: Path) -> tuple[bytes, int | None]:
+    """The bytes of a TIFF, its alpha channel of no stated kind, and its PhotometricInterpretation; others as they are.
+
+    By an alpha that is called unassociated libtiff multiplies colours of 8 bits; that zero is white OpenCV sees in 8
+    bits alone. What OpenCV leaves out (alpha beside grey, colour profiles) is warned of.
+    """
+    meaning = None
+    order, kind = {b"II": "<", b"MM": ">"}.get(stored[:2]), stored[2:4]
+    big = kind in (b"+\0", b"\0+")
+    if order is None or not (big or kind in (b"*\0", b"\0*")):
+        return stored, meaning
+    offset, number, row = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
+    try:
+        (start,) = struct.unpack_from(order + offset, stored, 8 if big else 4)
+        (count,) = struct.unpack_from(order + number, stored, start)
+        first, size = start + struct.calcsize(order + number), struct.calcsize(order + row)
+        for entry in range(first, first + size * count, size):
+            tag, _, length, value = struct.unpack_from(order + row, stored, entry)
+            (value,) = struct.unpack_from(f"{order}H", value)
+            if tag == 262:  # PhotometricInterpretation
+                meaning = value
+            if (tag, value) == (277, 2):  # SamplesPerPixel
+                warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
+            if tag == 34675:  # ICCProfile
+                warn(f"{path}: the colour profile of a TIFF is left out; a PNG keeps it", stacklevel=3)
+            if (tag, length, value) == (338, 1, 2):  # ExtraSamples
+                at = entry + size - (8 if big else 4)
+                return stored[:at] + b"\0\0" + stored[at + 2 :], meaning
+    except struct.error:  # damaged, as OpenCV will find
+        pass
+    return stored, meaning

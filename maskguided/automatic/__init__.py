@@ -5,10 +5,10 @@ record.py  what a forward does at one size, each block as one step
 sizes.py   numbers that follow from the size: seen at a few, known for all
 layout.py  where height and width stand in a live value: maps, tokens
 trace.py   the recordings as one graph for all sizes; what each value is
-cut.py     the graph in three, with the live values between the parts
+cut.py     the graph in three: which nodes run before and after, which values pass between
+automatic_split.py  the three as a Split
 alignment.py  where windows must start and end, for blocks that keep a grid of their own
-places.py  which nodes run before and after, and which values pass between
-growth.py  where the last upsampling step begins
+last_upsampling.py  where the last upsampling step begins
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..probing.probe import MULTIPLES, Probe
 from ..split import Split, first_cut
 from ..split_checks import check_places, check_whole
 from .alignment import alignment
+from .automatic_split import AutomaticSplit
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
-from .cut import AutomaticSplit
 from .sizes import Rounding, telling_sides
 from .trace import USE_AN_ADAPTER, recordings, trace
 

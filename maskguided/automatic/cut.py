@@ -1,328 +1,198 @@
-"""Cut a traced network after block n: three graphs, and the live values that pass between them."""
+"""Where a traced network is cut: which nodes run before and after, and which values pass between them."""
 
 from __future__ import annotations
 
-import copy
-import logging
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ..errors import CannotSplit, MaskGuidedError
-from ..probing.modules import copied, first_weight
-from ..probing.probe import Probe
-from ..probing.thin import thinly
-from ..probing.untouched import untouched
-from ..split import Kind, Split, State, Stretch, moved_out
-from .growth import before_last_growth, leading_to
-from .layout import Layout
-from .places import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
-from .sizes import At, Rounding, Size
-from .trace import AT, CONSTANTS, MODEL, USE_AN_ADAPTER, Traced
-
-_log = logging.getLogger(__name__)
-
-_IMAGE = "lr image"
-"""Name of the LR image in a state: there only where its size is no multiple of the unit, so that maps are larger."""
-
-_VALUES = "live_values"
+from ..errors import CannotSplit
+from ..split import Kind
+from .sizes import Size
+from .trace import MODEL, USE_AN_ADAPTER, Traced, Value
 
 
 @dataclass(frozen=True)
-class Part:
-    """A piece of the network: a graph called with a size and a list of live values, in the order of `inputs`.
+class Cut:
+    """Where a traced network is cut, by node."""
 
-    It empties the list, so that what nobody else holds is freed after its last use.
+    prefix: list[fx.Node]
+    body: list[fx.Node]
+    tail: list[fx.Node]
+    written: list[fx.Node]
+    """What the body makes and the tail uses."""
+    stand_in: dict[fx.Node, fx.Node]
+    """For each value that the body writes: the one that takes its place when the body is skipped, if there is one."""
+    features: fx.Node
+    """What block n+1 takes."""
+    stages: list[list[fx.Node]]
+    """What runs from the start of each block to that of the next; the last one with what trails it."""
+    number: int
+    """n."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The body from one cut to the next."""
+
+    name: str
+    nodes: list[fx.Node]
+    inputs: list[fx.Node]
+    written: list[fx.Node]
+    stand_in: dict[fx.Node, fx.Node]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every value that it writes has a stand-in."""
+        return len(self.stand_in) == len(self.written)
+
+    def summary(self, kinds: Mapping[str, Kind]) -> tuple[str, dict[str, Kind], dict[str, str]]:
+        """Name, what it reads and of which kind, what it writes and what stands in for each."""
+        reads = {node.name: kinds[node.name] for node in self.inputs}
+        return self.name, reads, {node.name: self.stand_in[node].name for node in self.written if self.whole}
+
+
+_PADDED = "where the forward pads the image for all of its blocks, pad it before the network and crop what it makes"
+_IN_WINDOWS = (
+    "where windows are cut out before it and put together after it, the block is a module around all three, to be "
+    "written or to be named (body=)"
+)
+
+
+def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
+    """Cut the graph right before block `split_at` + 1 and behind the last block with what trails it.
+
+    Between two blocks stand the same few operations each time (an activation, a residual sum); behind the
+    last block they belong to the body as well, so that skipping the body replaces a whole stage.
     """
-
-    graph: fx.Graph
-    inputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How the parts of a network are called with the maps of a state."""
-
-    layouts: Mapping[str, Layout]
-    """Of all maps: how the network holds them."""
-    rounding: Rounding
-
-    @property
-    def enlarges(self) -> bool:
-        """Whether the network enlarges its input to the rounded size, so that its maps are larger than the image."""
-        return any(layout.full for layout in self.layouts.values())
-
-    def full(self, height: int, width: int) -> tuple[int, int]:
-        """What the network makes of the size of an image."""
-        return (self.rounding.full(height), self.rounding.full(width)) if self.enlarges else (height, width)
-
-    def inputs(self, part: Part, state: State, network: nn.Module) -> tuple[At, list[Any]]:
-        """What to call `part`, which runs modules of `network`, with."""
-        at = self._at(part, state, network)
-        return at, [self.layouts[n].from_map(state[n], at) if n in self.layouts else state[n] for n in part.inputs]
-
-    def _at(self, part: Part, state: State, network: nn.Module) -> At:
-        """The size of the LR image, or of windows, which are not enlarged: that of the first map `part` takes."""
-        name = next(name for name in part.inputs if name in self.layouts)
-        value, ratio = state[name], self.layouts[name].ratio
-        if _IMAGE in state:
-            height, width = state[_IMAGE].shape[2:]
-        else:
-            height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
-        whole = _IMAGE in state or not self.enlarges
-        full = (self.rounding.full(height), self.rounding.full(width)) if whole else (height, width)
-        # A live value may be a mask, or float32 in a network of float16.
-        return At(value.shape[0], height, width, *full, value.device, first_weight(network).dtype)
-
-
-class AutomaticSplit(Split):
-    """A Split made of the network's own traced graph. The graphs run on the user's modules, not on copies."""
-
-    def __init__(self, traced: Traced, cuts: tuple[int, ...], names: tuple[str, ...], probe: Probe) -> None:
-        super().__init__(traced.model, names, cuts[0], probe)
-        self.cut_again(cuts[1:])
-        self.constants = traced.constants
-        found = [cut_after(traced, names, number) for number in cuts]
-        cut, pieces = found[0], pieces_between(found, traced) if len(cuts) > 1 else []
-        live = live_at(cut, traced)
-        passed = [*live, *cut.written, *(node for piece in pieces for node in (*piece.inputs, *piece.written))]
-        _refuse_what_is_no_map(passed, traced)
-        halfway = before_last_growth(cut, traced)
-        if not all(piece.whole for piece in pieces):
-            raise CannotSplit(f"cutting after blocks {cuts}: no value stands in for one that blocks between them make")
-        self._live = tuple(node.name for node in live)
-        self.reads = tuple(node.name for node in inputs_of(cut.body, traced))
-        self.writes = tuple(node.name for node in cut.written)
-        self.features = cut.features.name
-        self._stand_in = {node.name: cut.stand_in[node].name for node in cut.written if node in cut.stand_in}
-        self.can_skip = len(self._stand_in) == len(cut.written)
-        kinds = self._describe(passed if halfway is None else [*passed, halfway], traced)
-        joined = [*cut.written, *(node for piece in pieces for node in piece.written)]
-        self.can_join = all(kinds[node.name] == "map" for node in joined)
-        self._pieces = tuple(piece.summary(kinds) for piece in pieces)
-        self._parts = _parts_of(cut, live, pieces, traced)
-        self._halfway = "" if halfway is None else halfway.name
-        if halfway is not None and self._halfway not in self.writes:
-            needed = leading_to(halfway, cut)
-            self._parts["halfway"] = _extract(needed, inputs_of(needed, traced), [halfway], traced)
-        self._bind()
-        self._protect_inputs()
-
-    def _describe(self, passed: list[fx.Node], traced: Traced) -> dict[str, Kind]:
-        """Note how the values that pass between the parts lie on the image; what each of them is."""
-        values = {node.name: traced.values[node] for node in passed}
-        kinds: dict[str, Kind] = {name: kind for name, value in values.items() if (kind := value.kind) is not None}
-        self.kinds = {name: kinds[name] for name in self._live}
-        x = _input(traced)
-        values[x.name] = traced.values[x]
-        layouts = {name: value.layout for name, value in values.items() if value.layout is not None}
-        self.feature_channels = layouts[self.features].channels
-        self._frame = Frame(layouts, traced.rounding)
-        if self._frame.enlarges:
-            self.multiple_of = traced.rounding.unit
-        return kinds
-
-    def prefix(self, x: Tensor) -> State:
-        size = x.shape[2], x.shape[3]
-        rounded = {} if self.full_size(*size) == size else {_IMAGE: x}
-        return {**self._made(self._live, "prefix", {**rounded, self._parts["prefix"].inputs[0]: x}), **rounded}
-
-    def full_size(self, height: int, width: int) -> tuple[int, int]:
-        return super().full_size(*self._frame.full(height, width))
-
-    def body(self, state: State) -> State:
-        return {**state, **self._made(self.writes, "body", state)}
-
-    def skip(self, state: State) -> State:
-        if not self.can_skip:
-            missing = ", ".join(name for name in self.writes if name not in self._stand_in)
-            raise CannotSplit(
-                f"skipping blocks {self.split_at + 1} to {len(self.blocks)}: nothing computed before them has the "
-                f"shape of {missing}, which the tail uses; a light coarse tail does without (coarse_tail='light')"
-            )
-        return {**state, **{name: state[stand_in] for name, stand_in in self._stand_in.items()}}
-
-    @property
-    def stretches(self) -> tuple[Stretch, ...]:
-        def stretch(name: str, reads: Mapping[str, Kind], stand_in: Mapping[str, str]) -> Stretch:
-            writes = tuple(stand_in)
-            return Stretch(
-                lambda state: {**state, **self._made(writes, name, state)},
-                lambda state: {**state, **{made: state[before] for made, before in stand_in.items()}},
-                reads, writes,
-            )  # fmt: skip
-
-        return tuple(stretch(*piece) for piece in self._pieces) or (self.undivided,)
-
-    def tail(self, state: State) -> Tensor:
-        at, values = self._frame.inputs(self._parts["tail"], state, self.model)
-        del state  # it would hold on to what the tail is done with
-        image: Tensor = self._run["tail"](at, values)
-        return image
-
-    def halfway(self, state: State) -> Tensor:
-        if not self._halfway:
-            return super().halfway(state)
-        if self._halfway in self.writes:
-            return state[self._halfway]
-        return self._made((self._halfway,), "halfway", state)[self._halfway]
-
-    def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
-        """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
-        at, values = self._frame.inputs(self._parts[part], state, self.model)
-        made = self._run[part](at, values)
-        full = self.full_size(at.height, at.width) if _IMAGE in state else (at.height, at.width)
-        layouts = self._frame.layouts
-        return {
-            name: layouts[name].to_map(value, at, full) if name in layouts else value
-            for name, value in zip(names, made, strict=True)
-        }
-
-    def copy_tail(self) -> nn.Module:
-        return _GraphTail(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AutomaticSplit:
-        clone = object.__new__(type(self))
-        vars(clone).update(vars(self))
-        memo[id(self)] = clone
-        clone.model = copied(self.model, memo)
-        clone.constants = copy.deepcopy(self.constants, memo)
-        clone._bind()
-        return clone
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise MaskGuidedError(
-            f"a wrapped {type(self.model).__name__} that was split automatically cannot be pickled whole: use "
-            "maskguided.save(fast, path), which load and wrap understand, or torch.save(fast.state_dict(), path)"
+    if len(traced.blocks) != len(blocks):
+        raise CannotSplit(
+            f"tracing: the run of blocks has {len(blocks)} calls, its modules have {len(traced.blocks)}, and "
+            f"nothing tells which of these are meant. {USE_AN_ADAPTER}"
         )
-
-    def _bind(self) -> None:
-        self._run = {name: _module(part.graph, self.model, self.constants) for name, part in self._parts.items()}
-        for module in self._run.values():
-            # GraphModule copies what a graph names; the network itself keeps the parts in step with its changes.
-            module.add_module(MODEL, self.model)
-
-    def _protect_inputs(self) -> None:
-        """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
-        with untouched(self.model):
-            thinly(self._find_changed_inputs)
-        self._bind()
-
-    def _find_changed_inputs(self) -> None:
-        state = {self._parts["prefix"].inputs[0]: self.example(*self.probe.sizes_of(self.multiple_of)[0])}
-        pieces = [(name, tuple(stand_in)) for name, _, stand_in in self._pieces]
-
-        def run(name: str, outputs: tuple[str, ...]) -> None:
-            part = self._parts[name]
-            inputs = {key: state[key].clone() for key in part.inputs}
-            versions = {key: value._version for key, value in inputs.items()}
-            if name == "tail":
-                self._run[name](*self._frame.inputs(part, inputs, self.model))
-            else:
-                state.update(self._made(outputs, name, inputs))
-            _clone_inputs(part, [key for key in inputs if inputs[key]._version != versions[key]])
-
-        for name, outputs in (("prefix", self._live), ("body", self.writes), *pieces, ("tail", ())):
-            run(name, outputs)
-        if "halfway" in self._parts:
-            try:
-                run("halfway", (self._halfway,))
-            except Exception:  # of a foreign network, which is split all the same
-                _log.debug("%s has no light tail", type(self.model).__name__, exc_info=True)
-                self._halfway = ""
-                del self._parts["halfway"]
-
-
-def _parts_of(cut: Cut, live: list[fx.Node], pieces: list[Piece], traced: Traced) -> dict[str, Part]:
-    image = next(node for node in traced.graph.nodes if node.op == "output").args[0]
-    return {
-        "prefix": _extract(cut.prefix, [_input(traced)], live, traced),
-        "body": _extract(cut.body, inputs_of(cut.body, traced), cut.written, traced),
-        "tail": _extract(cut.tail, inputs_of(cut.tail, traced), image, traced),
-        **{piece.name: _extract(piece.nodes, piece.inputs, piece.written, traced) for piece in pieces},
-    }
+    nodes = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
+    position = {node: i for i, node in enumerate(nodes)}
+    starts = [position[block] for block in traced.blocks]
+    stages = [nodes[a:b] for a, b in pairwise(starts)]
+    last = nodes[starts[-1] : starts[-1] + len(stages[-1])]
+    if _roles(last, traced) != _roles(stages[-1], traced):
+        last = last[:1]
+    last += [node for node in nodes[starts[-1] + len(last) :] if _takes_apart(node, last)]
+    stages.append(last)
+    begin = starts[split_at]
+    prefix, body = nodes[:begin], [*nodes[begin : starts[-1]], *last]
+    tail = [node for node in nodes[starts[-1] :] if node not in last]
+    taken = [node for node in traced.blocks[split_at].all_input_nodes if not _made_anew(node, traced)]
+    maps = [node for node in taken if traced.values[node].kind == "map"]
+    features = next((node for node in maps if traced.values[node].dtype.is_floating_point), None)
+    if features is None:
+        shapes = [f"({', '.join(map(str, shape))})" for node in taken if (shape := _shape(node, traced))]
+        raise CannotSplit(
+            f"cutting after block {split_at}: {blocks[split_at]} takes nothing that lies on a map"
+            f"{', only ' + ' and '.join(shapes) if shapes else ''}. A block takes a map and gives one: "
+            f"{_PADDED if any('H + ' in shape for shape in shapes) else _IN_WINDOWS}. {USE_AN_ADAPTER}"
+        )
+    made = set(body)
+    written = [node for node in inputs_of(tail, traced) if node in made]
+    stand_in = _stand_ins(stages, split_at, written, features, traced)
+    return Cut(
+        prefix=prefix,
+        body=body,
+        tail=tail,
+        written=written,
+        stand_in=stand_in,
+        features=features,
+        stages=stages,
+        number=split_at,
+    )
 
 
-def _input(traced: Traced) -> fx.Node:
-    """The LR image."""
-    found: fx.Node = next(node for node in traced.graph.nodes if node.op == "placeholder" and node.name != AT)
+def live_at(cut: Cut, traced: Traced) -> list[fx.Node]:
+    """What is made before the cut and used after it, the stand-ins of what the body writes included."""
+    made = set(cut.body)
+    kept = [cut.stand_in.get(node, node) for node in inputs_of(cut.tail, traced)]
+    kept = [node for node in kept if node not in made]
+    return list(dict.fromkeys([*inputs_of(cut.body, traced), *kept, cut.features]))
+
+
+def pieces_between(cuts: list[Cut], traced: Traced) -> list[Piece]:
+    """The body between each two cuts, and after the last one."""
+    pieces = []
+    for cut, following in pairwise(cuts):
+        before = set(cut.prefix)
+        nodes = [node for node in following.prefix if node not in before]
+        made = set(nodes)
+        written = [node for node in live_at(following, traced) if node in made]
+        stand_in = _stand_ins(cut.stages, cut.number, written, cut.features, traced)
+        pieces.append(Piece(f"from {cut.number}", nodes, inputs_of(nodes, traced), written, stand_in))
+    last = cuts[-1]
+    pieces.append(Piece(f"from {last.number}", last.body, inputs_of(last.body, traced), last.written, last.stand_in))
+    return pieces
+
+
+def _takes_apart(node: fx.Node, last: list[fx.Node]) -> bool:
+    """Whether `node` is one tensor of the several that the block `last[0]` returns."""
+    return node.target is operator.getitem and node.args[0] in last
+
+
+def _stand_ins(
+    stages: list[list[fx.Node]],
+    split_at: int,
+    written: list[fx.Node],
+    features: fx.Node,
+    traced: Traced,
+) -> dict[fx.Node, fx.Node]:
+    """For each value that blocks after `split_at` write: the value of the same role in the last stage computed."""
+    place = {node: (stage, at) for stage in stages for at, node in enumerate(stage)}
+    computed = stages[split_at - 1]
+    found: dict[fx.Node, fx.Node] = {}
+    for node in written:
+        stage, at = place[node]
+        alike = _roles(stage[: at + 1], traced) == _roles(computed[: at + 1], traced)
+        same_role = computed[at] if alike else features
+        fitting = [n for n in (same_role, features) if _is_like(traced.values[n], traced.values[node])]
+        if fitting:
+            found[node] = fitting[0]
     return found
 
 
-def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, traced: Traced) -> Part:
-    """The graph of `nodes`, from `inputs` to `outputs` (nodes, nested as the graph shall return them)."""
-    graph = fx.Graph()
-    inputs, inside = list(inputs), set(nodes)
-    at = next(node for node in traced.graph.nodes if node.name == AT)
-    copies, values = {at: graph.placeholder(AT)}, graph.placeholder(_VALUES)
-    for number, node in enumerate(inputs):
-        copies[node] = graph.create_node("call_function", _take, (values, number), name=node.name)
-
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            if node not in inside and node in traced.values and traced.values[node].from_input:
-                raise CannotSplit(
-                    f"cutting: {node.name} is used before it is made: the image is not made of the blocks alone. If "
-                    "the network returns several images, wrap it in a module that returns the right one; a block that "
-                    f"leaves a value for the next call is no block. {USE_AN_ADAPTER}"
-                )
-            for used in node.all_input_nodes:
-                copied(used)
-            copies[node] = graph.node_copy(node, copied)
-        return copies[node]
-
-    for node in nodes:
-        copied(node)
-    graph.output(fx.node.map_arg(outputs, copied))
-    graph.lint()
-    return Part(graph, tuple(node.name for node in inputs))
+def inputs_of(nodes: list[fx.Node], traced: Traced) -> list[fx.Node]:
+    """The tensors made outside `nodes` that they use."""
+    inside = set(nodes)
+    used = dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in inside)
+    return [node for node in used if not _made_anew(node, traced)]
 
 
-def _take(values: list[Any], number: int) -> Any:
-    value, values[number] = values[number], None
-    return value
+def _made_anew(node: fx.Node, traced: Traced) -> bool:
+    """What follows from weights and sizes alone (a size, an attention mask) is no live value: each part makes it.
+
+    But what lies on the map, as a position code does, is another at each place: it is gathered.
+    """
+    if node not in traced.values:
+        return True
+    value = traced.values[node]
+    return not value.from_input and value.kind != "map"
 
 
-def _clone_inputs(part: Part, names: list[str]) -> None:
-    for node in [node for node in part.graph.nodes if node.target is _take]:
-        if part.inputs[node.args[1]] in names:
-            with part.graph.inserting_after(node):
-                clone = part.graph.call_function(torch.clone, (node,))
-            node.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)
+def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:
+    """What each node does, whichever module does it."""
+    return [(n.op, type(submodule(n, traced)) if n.op == "call_module" else n.target) for n in nodes]
 
 
-def _module(graph: fx.Graph, model: nn.Module, constants: nn.Module | None) -> fx.GraphModule:
-    root = nn.Module()
-    root.add_module(MODEL, model)
-    root.add_module(CONSTANTS, constants)
-    return fx.GraphModule(root, graph)
+def submodule(node: fx.Node, traced: Traced) -> nn.Module:
+    """What a node that calls a module calls."""
+    return traced.model.get_submodule(str(node.target).removeprefix(f"{MODEL}."))
 
 
-class _GraphTail(nn.Module):
-    """The tail with weights of its own: only the modules that it calls."""
-
-    def __init__(self, split: AutomaticSplit) -> None:
-        super().__init__()
-        self.part, self.frame = split._parts["tail"], split._frame
-        self.graph = copied(_module(self.part.graph, split.model, split.constants))
-
-    def forward(self, state: State) -> Tensor:
-        image: Tensor = self.graph(*self.frame.inputs(self.part, moved_out(state), self.graph))
-        return image
+def _is_like(value: Value, other: Value) -> bool:
+    """Whether one can stand in for the other: a map of features for neither a mask nor a complex one."""
+    numbers = value.dtype == other.dtype or (value.dtype.is_floating_point and other.dtype.is_floating_point)
+    return value.shape == other.shape and numbers
 
 
-def _refuse_what_is_no_map(nodes: list[fx.Node], traced: Traced) -> None:
-    for node in nodes:
-        if traced.values[node].kind is None:
-            raise CannotSplit(
-                f"cutting: the live value {node.name} {_words(traced.values[node].shape)} lies on no map "
-                f"and is no vector (B, C). {USE_AN_ADAPTER}"
-            )
-
-
-def _words(shape: tuple[int | Size, ...]) -> str:
-    known = f"of shape ({', '.join(map(str, shape))})"
-    return known if shape else "whose shape follows from the image's by no formula (as half of it, rounded down)"
+def _shape(node: fx.Node, traced: Traced) -> tuple[int | Size, ...]:
+    return traced.values[node].shape

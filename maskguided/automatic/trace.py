@@ -215,6 +215,13 @@ class _Generaliser:
     constants: nn.Module = field(default_factory=nn.Module)
     values: dict[fx.Node, Value] = field(default_factory=dict)
     calls: list[fx.Node] = field(default_factory=list)
+    sizes: list[At] = field(init=False)
+    """One for each recording."""
+    used: set[Made] = field(init=False)
+    """What later steps take of what a step has made, and the image."""
+    made: dict[Made, fx.Node] = field(init=False)
+    at: fx.Node = field(init=False)
+    """Stands for the size that the graph runs at."""
 
     def traced(self) -> Traced:
         first = self.recordings[0]
@@ -223,7 +230,7 @@ class _Generaliser:
         self.used = {made for step in first.steps for made in made_in((step.args, step.kwargs))} | {first.image}
         self.at = self.graph.placeholder(AT)
         x = self.graph.placeholder("x")
-        self.made: dict[Made, fx.Node] = {Made(-1, ()): x}
+        self.made = {Made(-1, ()): x}
         self.values[x] = self._value(
             [(at.batch, first.channels, at.height, at.width) for at in self.sizes], from_input=True
         )

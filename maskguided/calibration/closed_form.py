@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ from ..windows.context import make_context, watch
 
 _RIDGE = 1e-4  # of the mean energy of a feature
 _LOG_RIDGE = 1e-2  # of the variance of an input
+
+
+Progress = Callable[[str], None]
+Fit = Literal["all", "score", "context", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -239,3 +244,24 @@ def _beside(mask: Tensor) -> Tensor:
     """(1, rows, cols) -> (rows, cols), bool: the patches that touch a refined one and are not; all, where none does."""
     touching = (F.max_pool2d(mask[:, None], 3, stride=1, padding=1)[0, 0] - mask[0]).bool()
     return touching if touching.any() else torch.ones_like(touching)
+
+
+def fit_parts(fast: MaskGuided, images: Sequence[Known], fit: Fit, progress: Progress) -> None:
+    """Fit the tails, where they are light ones, for the present keep; the linear score; and the context."""
+    if fit == "all" and isinstance(fast.coarse_tail, LightTail):
+        progress("fitting the coarse tail")
+        fit_tail(fast, fast.coarse_tail, images)
+    if fit == "all" and isinstance(fast.split, LightTailed):
+        progress("fitting the refine tail")
+        fit_refine_tail(fast, fast.split, images)
+    if fit in ("all", "score"):
+        progress("fitting the score")
+        fit_score(fast, images)
+    if fit in ("all", "context") and has_context(fast):
+        progress("fitting the context")
+        fit_context(fast, images)
+
+
+def has_context(fast: MaskGuided) -> bool:
+    """Whether there is a context to fit: where windows see each other and all of them take one way to the end."""
+    return fast.exchange and len(fast.split.cuts) == 1

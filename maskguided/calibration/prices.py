@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from ..guided import MaskGuided
 from ..timing import alternate, at_keep, ratio
+from ..windows.context import make_context
+from .closed_form import Fit, Known, Progress, has_context
+from .curve import Budget
 
 _TIMED = (0.0, 0.1, 0.3, 0.6, 1.0)
 _ROUNDS = 3
@@ -152,3 +157,45 @@ class Clock(Prices):
         """Share of the dense network's time, over the images."""
         (low, cheap), (high, dear) = next(pair for pair in pairwise(self._points) if keep <= pair[1][0])
         return cheap + (keep - low) / (high - low) * (dear - cheap)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """What a wrapped network costs."""
+
+    macs: Macs
+    clock: Clock | None
+    spread: Spread | None = None
+    """Where each image decides how many patches it needs."""
+
+    @property
+    def paid(self) -> Prices:
+        """What the budget is in."""
+        return self.clock or self.spread or self.macs
+
+    def affords(self, budget: Budget) -> bool:
+        """Whether nothing refined costs no more than the budget, if that is a share of the dense network's cost."""
+        return budget.share is None or self.paid.at(0) <= budget.share
+
+
+def price(fast: MaskGuided, images: Sequence[Known], fit: Fit, budget: Budget, progress: Progress) -> Priced:
+    """What it will cost with the parts that are to be fitted; its keep, where the budget tells it already."""
+    if fit in ("all", "context") and has_context(fast):
+        fast.context = make_context(fast.split, fast.merge)  # guessing has its price
+    if fit in ("all", "score"):
+        fast.scorer = "linear"
+    progress("counting MACs" if budget.time is None else "counting MACs, timing")
+    inputs = [known.lr for known in images]
+    prices = Priced(Macs(fast, inputs), None if budget.time is None else Clock(fast, inputs))
+    if budget.share is not None:
+        fast.keep = prices.paid.keep(budget.share)
+    return prices
+
+
+def check_affordable(prices: Priced, budget: Budget) -> None:
+    """Refuse a share of the dense network's cost that is exceeded with nothing refined."""
+    if not prices.affords(budget):
+        raise ArgumentError(
+            f"{budget}: even with nothing refined it costs {prices.paid.at(0):.2f} of the dense network; "
+            "allow more, split earlier, use a lighter coarse tail, or split_at='auto'"
+        )

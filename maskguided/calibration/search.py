@@ -11,9 +11,10 @@ from ..guided import MaskGuided
 from ..patches import round_up
 from ..split import Merge, RefineTail, Split
 from ..splitting import split
-from .closed_form import Known
+from .closed_form import Known, Progress, fit_parts
 from .curve import Budget, Point
-from .measured import KEEPS, Priced, Progress, between, fit_parts, measure, price
+from .measure import KEEPS, between, measure
+from .prices import Priced, price
 
 _Windows = tuple[int, int, bool]  # patch size, halo, exchange
 

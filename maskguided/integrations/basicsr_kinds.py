@@ -34,6 +34,11 @@ _POSITIVE = (
 )
 
 
+def lacking(entry: str) -> ArgumentError:
+    """What is wrong with options that have no such entry."""
+    return ArgumentError(f"the options lack {entry}; see examples/basicsr for whole files")
+
+
 def check_kinds(options: Mapping[str, Any]) -> None:
     """An ArgumentError for the first entry that is not of its kind; one that is not there is not asked for."""
     for kinds, none, kind, use in (
@@ -89,7 +94,7 @@ def check_metrics(options: Mapping[str, Any]) -> None:
         for name, parameter in inspect.signature(registry.get(kind)).parameters.items():
             needed = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
             if needed and name not in ("img", "img2") and name not in metric:
-                raise ArgumentError(f"the options lack {where}: {name}; see examples/basicsr for whole files")
+                raise lacking(f"{where}: {name}")
 
 
 def compares(options: Mapping[str, Any]) -> bool:
@@ -106,9 +111,9 @@ def check_pairs(where: str, dataset: Mapping[str, Any]) -> None:
     crops = ("gt_size", "use_hflip", "use_rot") if dataset["phase"] == "train" else ()
     for entry in ("dataroot_gt", "dataroot_lq", "io_backend", *crops):
         if entry not in dataset or (entry.startswith("dataroot") and not dataset[entry]):
-            raise ArgumentError(f"the options lack {where}: {entry}; see examples/basicsr for whole files")
+            raise lacking(f"{where}: {entry}")
     if "type" not in dataset["io_backend"]:
-        raise ArgumentError(f"the options lack {where}: io_backend: type; see examples/basicsr for whole files")
+        raise lacking(f"{where}: io_backend: type")
     lmdb = dataset["io_backend"]["type"] == "lmdb"
     for entry in ("dataroot_gt", "dataroot_lq"):
         if str(dataset[entry]).endswith(".lmdb") != lmdb:

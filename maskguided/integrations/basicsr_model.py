@@ -15,6 +15,7 @@ from ..errors import ArgumentError
 from ..files import torch_save_whole
 from ..infer import run_tiled
 from ..training.stages import too_small
+from .basicsr_kinds import lacking
 from .basicsr_network import MaskGuidedSR
 from .basicsr_options import GIVEN, check_train, stage_options
 from .basicsr_plugin import import_basicsr
@@ -226,7 +227,7 @@ def _check(opt: dict[str, Any]) -> None:
             f"to train {kind} itself, use model_type: SRModel"
         )
     if "scale" not in opt:
-        raise ArgumentError("the options lack scale; see examples/basicsr for whole files")
+        raise lacking("scale")
     if opt["is_train"]:
         check_train(opt["train"])
 

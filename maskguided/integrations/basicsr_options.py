@@ -18,7 +18,7 @@ from ..images import list_images
 from ..training.stages import STAGES
 from ..training.stages import Options as StageOptions
 from ..values import check_arguments
-from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs, check_registered, compares
+from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs, check_registered, compares, lacking
 from .basicsr_plugin import import_basicsr
 
 Phase = Literal["train", "test"]
@@ -87,9 +87,7 @@ def require(options: Options, entries: Iterable[str]) -> None:
         found: Any = options
         for name in entry.split(":"):
             if not isinstance(found, Mapping) or name not in found:
-                raise ArgumentError(
-                    f"the options lack {entry.replace(':', ': ')}; see examples/basicsr for whole files"
-                )
+                raise lacking(entry.replace(":", ": "))
             found = found[name]
 
 

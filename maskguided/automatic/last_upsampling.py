@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .places import Cut, submodule
+from .cut import Cut, submodule
 from .trace import Traced
 
 

@@ -15,7 +15,7 @@ _LEAST, _MOST = -0.5, 1.5
 """Values beyond which an image is in no way one in 0..1."""
 
 
-def several(fast: MaskGuided, images: Iterable[Any]) -> Iterable[Any]:
+def check_images(fast: MaskGuided, images: Iterable[Any]) -> Iterable[Any]:
     """`images`, if they are several; one pair (LR, HR) looks like two LR images."""
     if not isinstance(images, Iterable):
         raise ArgumentError(f"calibrate: images of type {type(images).__name__}; give a list of LR images, or of pairs")
@@ -26,7 +26,7 @@ def several(fast: MaskGuided, images: Iterable[Any]) -> Iterable[Any]:
     return images
 
 
-def checked(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+def as_pair(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
     """LR and HR image as (1, C, H, W), where the network is."""
     given = image if isinstance(image, tuple) else (image,)
     if not 1 <= len(given) <= 2:
