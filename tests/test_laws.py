@@ -194,7 +194,7 @@ def test_law_2_notices_windows_that_are_padded_instead_of_moved_inward(monkeypat
             ]
         )
 
-    monkeypatch.setattr("maskguided.windows.run.gather", padded_gather)
+    monkeypatch.setattr("maskguided.windows.exchange.gather", padded_gather)
     made = parts("pan-small-x3", "automatic")
     x = image(1, 3, 32, 32)
     fast = MaskGuided(made, keep=1, patch_size=8, halo=8, merge="features", exchange=False).eval()

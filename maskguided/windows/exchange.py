@@ -18,7 +18,7 @@ tells whether a network has such a thing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..patches import Grid
+from ..patches import Grid, gather
 from .arguments import ORDER, Sides, factor_of, named, pair, reach_of, sides_of
 from .detours import Detours, When
 from .rings import around, framed, inside
@@ -58,6 +58,17 @@ class _Ring(NamedTuple):
     every: Tensor | None
     """For small windows, (pixels of the widened windows,) long: the place of each among the pixels of all windows and,
     behind these, what `_beyond` gives."""
+
+
+def cut_windows(state: Mapping[str, Tensor], kinds: Mapping[str, str], index: Tensor, grid: Grid) -> dict[str, Tensor]:
+    """The live values of the windows of `index` (B, k): maps are cut, vectors repeated, constants handed on."""
+
+    def of_windows(value: Tensor, kind: str) -> Tensor:
+        if kind == "map":
+            return gather(value, index, grid)
+        return value.repeat_interleave(index.shape[1], dim=0) if kind == "vector" else value
+
+    return {name: of_windows(state[name], kind) for name, kind in kinds.items()}
 
 
 class Exchange(TorchFunctionMode):

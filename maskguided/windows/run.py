@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError
 from ..optional import torch_since
-from ..patches import Grid, gather, owned
+from ..patches import Grid, owned
 from ..split import Kind, State
-from .exchange import Exchange, Guess
+from .exchange import Exchange, Guess, cut_windows
 from .global_ops import PerImage
 from .trial import Trial
 
@@ -56,11 +56,11 @@ def on_windows(
         grid: all patches.
         trial: what is known of windows of this network.
         exchange: whether convolutions see the windows around (exchange.py).
-        share_statistics: whether a mean over the map is that of all windows of an image.
-        guess: see Exchange.
-        features: see Exchange.
+        share_statistics: whether global operations see all windows of an image as one map (global_ops.py).
+        guess: what padded convolutions see where no patch is refined (see Exchange); None: zeros.
+        features: (B, F, r*H, r*W), what it guesses from.
     """
-    windows = {name: _window(state[name], kind, index, grid) for name, kind in kinds.items()}
+    windows = cut_windows(state, kinds, index, grid)
     neighbours: AbstractContextManager[object] = nullcontext()
     if exchange:
         cut = [(windows[name], state[name]) for name, kind in kinds.items() if kind == "map"]
@@ -123,9 +123,3 @@ class _NothingTwice(TorchFunctionMode):
                 )
             frame = frame.f_back
         return func(*args, **(kwargs or {}))
-
-
-def _window(value: Tensor, kind: Kind, index: Tensor, grid: Grid) -> Tensor:
-    if kind == "map":
-        return gather(value, index, grid)
-    return value.repeat_interleave(index.shape[1], dim=0) if kind == "vector" else value

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..patches import Grid, gather, owned, round_up, scatter
+from ..patches import Grid, owned, round_up, scatter
 from ..probing.probe import Probe
 from ..probing.thin import Thin
 from ..probing.untouched import untouched
 from .detours import When
-from .exchange import Exchange
+from .exchange import Exchange, cut_windows
 from .global_ops import PerImage, Seen
 from .readings import READ_PLAINLY, READINGS, Reading
 
@@ -256,10 +256,8 @@ class _Beside:
         """How windows do under a reading, and what of the reading mattered."""
         parts, grid, state, unit = self.parts, self.grid, self.state, self.parts.multiple_of
         maps = [name for name, kind in parts.kinds.items() if kind == "map"]
-        vectors = [name for name, kind in parts.kinds.items() if kind == "vector"]
         every = torch.arange(grid.count, device=state[maps[0]].device).expand(len(state[maps[0]]), -1)
-        windows = {**state, **{name: gather(state[name], every, grid) for name in maps}}
-        windows.update({name: state[name].repeat_interleave(grid.count, 0) for name in vectors})
+        windows = cut_windows(state, parts.kinds, every, grid)
         known: dict[str, Any] = {"noted": self.noted, "unit": unit}
         counts = functools.partial(owned, every, grid) if grid.overlaps else None
         statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, **known)
