@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import typer
+from rich.console import Console
 from skimage import data
 from support import PHOTO, run, scaled
 
@@ -16,6 +18,7 @@ import maskguided
 from maskguided import cli
 from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
+from maskguided.commands import console
 from maskguided.images import read_image, write_image
 from maskguided.infer import upscale
 
@@ -147,3 +150,11 @@ def test_a_folder_in_which_nothing_can_be_written_is_said_before_the_work(comman
     output = ["-o", tmp_path / "o"] if command == "upscale" else output
     result = run(command, "-i", tmp_path / "a.png", *output, code=1)
     assert "no file can be written there (Permission denied)" in str(result.exception)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_that_a_network_is_looked_at(weights, monkeypatch, terminal):
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=shown, force_terminal=terminal))
+    assert run("inspect", "--model", "pan", "--weights", weights).exit_code == 0
+    assert ("looking at the network" in shown.getvalue()) == terminal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import (
@@ -41,6 +41,13 @@ def log(text: str) -> None:
     """A line of progress on what runs for long, where there is no terminal to show a bar."""
     if not err.is_terminal:
         err.print(text, markup=False)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on a terminal beside `what` is being done, where nothing can be counted; nothing elsewhere."""
+    with err.status(plain(what)) if err.is_terminal else nullcontext():
+        yield
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import typer
 
 from .. import inspection
 from ..networks import load_network
-from .console import out
+from .console import out, working
 from .options import (
     Body,
     HeadFile,
@@ -34,7 +34,8 @@ def inspect_command(
         found = inspection.describe(fast)
     else:
         loaded = load_network(weights, model, scale)
-        found = inspection.inspect(loaded.model, blocks(split_at), body=body)
+        with working("looking at the network"):
+            found = inspection.inspect(loaded.model, blocks(split_at), body=body)
     if weights is not None:
         out.print(f"{weights.name}: {loaded}", markup=False)
     out.print(str(found), markup=False)

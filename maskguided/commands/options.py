@@ -19,6 +19,7 @@ from ..errors import ArgumentError, first_line
 from ..guided import MaskGuided
 from ..networks import STARTER, Loaded, load_network
 from ..wrapping import wrap
+from .console import working
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -204,10 +205,9 @@ def shares(text: str | None) -> tuple[float, ...] | None:
 def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: Any) -> MaskGuided:
     """`network` wrapped as a file says, or as the options say; what is None there is wrap's own choice."""
     given = {name: value for name, value in settings.items() if value is not None}
-    if head is not None:
-        fast = checkpoint.load(head, network, **given, **({} if split_at == "auto" else {"split_at": blocks(split_at)}))
-    else:
-        fast = wrap(network, blocks(split_at), **given)
+    cut = {} if split_at == "auto" else {"split_at": blocks(split_at)}
+    with working("looking at the network"):  # of a large transformer, a minute long
+        fast = wrap(network, **cut, **given) if head is None else checkpoint.load(head, network, **given, **cut)
     for name in ("coarse_tail", "coarse_on"):
         if fast.merge != "image" and given.get(name, "all") != "all":
             raise ArgumentError(
