@@ -13,4 +13,6 @@ global_ops.py  means, norms and attention over the whole map: shared by all wind
 reductions.py    which functions are such
 transposed.py    channels that attend to channels
 readings.py      what could mean two things
+
+run.py, sizes.py and context.py work on a Split; all others stand below it, for a Split tries its windows by trial.py.
 """
