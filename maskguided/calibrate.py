@@ -21,8 +21,8 @@ from .calibration.inputs import as_pair, check_images
 from .calibration.measure import KEEPS, keep_for, measure, mse, set_keep
 from .calibration.prices import Priced, Spread, check_affordable, price
 from .calibration.search import search
-from .error_map import dense_image
-from .errors import ArgumentError
+from .error_map import dense_image, is_rough
+from .errors import ArgumentError, warn
 from .guided import MaskGuided
 from .patches import select
 from .probing.untouched import in_eval_mode, undone_by_failure
@@ -90,6 +90,12 @@ def calibrate(
         if not known:
             raise ArgumentError("calibrate: no images; give a handful of LR images")
         fast.min_gain_db = None  # until the end, the same for all
+        if fit in ("all", "score") and fast.scorer == "head":
+            warn(
+                f"calibrate: the linear score takes the place of the mask head (fit={fit!r}); fit='nothing' leaves "
+                "trained parts as they are",
+                stacklevel=4,
+            )
         if split_at == "auto":
             prices = search(fast, known, budget, progress)
         else:
@@ -102,6 +108,18 @@ def calibrate(
         curve = tuple(measure(fast, known, prices, keep, progress) for keep in KEEPS)
         chosen = _chosen(fast, known, prices, budget, curve, progress)
         set_keep(fast, chosen.keep, prices)
+    if is_rough(fast, known[0].lr):
+        warn(
+            "calibrate: what is not refined is farther from the dense image than a bicubic one; wrap with "
+            "merge='image' and coarse_tail='light', or let split_at='auto' choose",
+            stacklevel=4,
+        )
+    if chosen.macs > 1:
+        warn(
+            f"calibrate: at keep={chosen.keep:.3f} it costs {chosen.macs:.0%} of the dense network's MACs; allow more "
+            "loss, wrap at another split_at, or let split_at='auto' choose",
+            stacklevel=4,
+        )
     estimated = any(image.hr is None for image in known)
     return Calibration(
         split_at=fast.split.split_at,

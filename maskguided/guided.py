@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Base, Explanation
-from .errors import ArgumentError, MaskGuidedError
+from .errors import ArgumentError, ExportError, MaskGuidedError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
@@ -155,6 +155,11 @@ class MaskGuided(Held):
 
     def run_base(self, x: Tensor) -> Base:
         """The first blocks on the whole image."""
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # it loses what scatter writes
+            raise ExportError(
+                "torch.jit cannot trace a wrapped network (torch.jit.trace, torch.onnx.export with dynamo=False): use "
+                "maskguided.export.export, or torch.export and torch.onnx.export with dynamo=True"
+            )
         check_input(x, self.split.probe.in_channels)
         height, width = x.shape[2:]
         x = self.accepted(x)

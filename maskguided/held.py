@@ -103,6 +103,6 @@ class Held(Knobs):
 
     def extra_repr(self) -> str:
         return (
-            f"split_at={', '.join(map(str, self.split.cuts))} of {len(self.split.blocks)}, keep={self.keep:g}, "
+            f"split_at={', '.join(map(str, self.split.cuts))} of {len(self.split.blocks)}, {self._how_many}, "
             f"patch_size={self.patch_size}, halo={self.halo}, merge={self.merge}, scorer={self.scorer}"
         )

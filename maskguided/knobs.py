@@ -69,6 +69,11 @@ class Knobs(Wrapped):
         self._min_gain_db = check_min_gain(least, self.estimate)
 
     @property
+    def _how_many(self) -> str:
+        on_average = "" if self.min_gain_db is None else f" on average (min_gain_db={self.min_gain_db:g})"
+        return f"keep={self.keep:g}{on_average}"
+
+    @property
     def onward(self) -> tuple[float, ...]:
         """Share of the refined patches that goes on past the second cut, the third ...; settable at any time."""
         return self._onward
@@ -176,7 +181,7 @@ class Knobs(Wrapped):
         return self.split.cuts
 
     def __setattr__(self, name: str, value: Any) -> None:
-        part = name in ("coarse_tail", "context", "head")
+        part = name in ("coarse_tail", "refine_tail", "context", "head")
         if name == "split_at" or (part and not isinstance(value, nn.Module | None)):
             raise ArgumentError(
                 f"{name}={value!r}: that is decided when a network is wrapped; wrap(fast.unwrap(), {name}={value!r})"

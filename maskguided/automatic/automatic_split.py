@@ -196,7 +196,7 @@ class AutomaticSplit(Split):
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise MaskGuidedError(
             f"a wrapped {type(self.model).__name__} that was split automatically cannot be pickled whole: use "
-            "maskguided.save(fast, path), which load and wrap understand, or torch.save(fast.state_dict(), path)"
+            "maskguided.save(fast, path), and maskguided.load(path, network)"
         )
 
     def _bind(self) -> None:

@@ -24,6 +24,7 @@ from .options import (
     one_image,
     ready,
     use_threads,
+    warn_of_rough,
     with_settings,
 )
 
@@ -49,5 +50,6 @@ def explain_command(
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()
     like = first_weight(fast)
     pair = read_pairs(image, None, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)[0]
+    warn_of_rough(fast, pair.lr, weights, head)
     found = pictures.explain_picture(fast, pair.lr, output)
     typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")

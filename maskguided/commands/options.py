@@ -12,15 +12,19 @@ from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from .. import checkpoint
+from ..error_map import is_rough
 from ..errors import ArgumentError, first_line
 from ..guided import MaskGuided
 from ..networks import STARTER, Loaded, load_network
+from ..tails.light import LightTail
+from ..tails.refine import LightTailed
 from ..wrapping import wrap
-from .console import working
+from .console import err, plain, working
 
+_LOOK = 64  # LR pixels
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 ModelName = Annotated[
@@ -215,6 +219,33 @@ def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: An
                 "whole image, and there is no other; add --merge image"
             )
     return fast
+
+
+def warn_of_rough(fast: MaskGuided, lr: Tensor, weights: Path | None, head: Path | None) -> None:
+    """Say so where a fresh wrap's image will not look like the network's: tried on the middle of `lr` (1, C, H, W)."""
+    if weights is None or head is not None:
+        return
+    rows, cols = middle(lr.shape[2], lr.shape[3])
+    why, instead = None, "use --keep 1"
+    if isinstance(fast.split, LightTailed):
+        why = "the light refine tail is bilinear until it is calibrated, and so is what is refined"
+        instead = "leave --refine-tail out"
+    elif fast.keep < 1 and is_rough(fast, lr[:, :, rows, cols]):
+        light = isinstance(fast.coarse_tail, LightTail)
+        left_out = "the light coarse tail is bilinear until it is calibrated" if light else "the blocks of this network"
+        left_out += "" if light else " cannot be left out as they are"
+        why = f"{left_out}: what is not refined will be worse than bicubic"
+    if why is not None:
+        err.print(
+            f"[yellow]warning:[/yellow] {why}; first `maskguided calibrate -i PHOTOS -w {plain(weights)} -o "
+            f"F.safetensors`, then add --head F.safetensors, or {instead}"
+        )
+
+
+def middle(height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns in the middle of an image, enough to see what its coarse image is like."""
+    top, left = (max(0, (side - _LOOK) // 2) for side in (height, width))
+    return slice(top, top + _LOOK), slice(left, left + _LOOK)
 
 
 def is_starter(weights: Path | None, model: str | None, head: Path | None, split_at: str, body: str | None) -> bool:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from ..error_map import is_rough
 from ..errors import ArgumentError, MaskGuidedError
 from ..files import write_whole
 from ..guided import MaskGuided
@@ -32,15 +31,14 @@ from .options import (
     SplitAt,
     Threads,
     WeightFile,
+    middle,
     pick_device,
     pick_dtype,
     ready,
     use_threads,
+    warn_of_rough,
     with_settings,
 )
-
-_LOOK = 64
-"""LR pixels a side that are enough to see what the coarse image is like."""
 
 
 class Alpha(str, Enum):
@@ -130,8 +128,7 @@ def upscale_command(
     where = pick_device(device)
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
     fast = fast.to(memory_format=fast.split.memory_format)
-    if weights is not None and head is None and fast.keep < 1:
-        _warn_of_coarse(fast, jobs, weights)
+    _warn_of_rough(fast, jobs, weights, head)
     failed = _upscale_all(fast, jobs, way)
     if failed:
         err.print(f"{failed} of {len(jobs)} failed")
@@ -165,24 +162,17 @@ def _not_done(jobs: Sequence[results.Job]) -> list[results.Job]:
     return left
 
 
-def _warn_of_coarse(fast: MaskGuided, jobs: Sequence[results.Job], weights: Path) -> None:
-    """Say so where what is not refined will not look like the network's image: tried on a part of the first image."""
+def _warn_of_rough(fast: MaskGuided, jobs: Sequence[results.Job], weights: Path | None, head: Path | None) -> None:
+    """`warn_of_rough`, on the first image that can be read."""
     like = first_weight(fast.model)
     for job in jobs:
         try:
             image = read_image(job.path)
-            top, left = (max(0, (side - _LOOK) // 2) for side in image.shape[:2])
-            part = image[top : top + _LOOK, left : left + _LOOK]
-            rough = is_rough(fast, as_input(part[..., :3] if part.ndim == 3 else part, fast).to(like))
+            part = image[middle(*image.shape[:2])]
+            lr = as_input(part[..., :3] if part.ndim == 3 else part, fast).to(like)
+            return warn_of_rough(fast, lr, weights, head)
         except (MaskGuidedError, RuntimeError):
             continue  # it is told of when its turn comes
-        if rough:
-            err.print(
-                "[yellow]warning:[/yellow] the blocks of this network cannot be left out as they are: what is not "
-                "refined will be worse than bicubic; first `maskguided calibrate -i PHOTOS -w "
-                f"{plain(weights)} -o F.safetensors`, then add --head F.safetensors, or use --keep 1"
-            )
-        return
 
 
 def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> int:

@@ -45,7 +45,7 @@ def refuse_opaque(model: nn.Module) -> None:
             what = "TorchScript" if scripted else "what torch.export made"
             raise CannotSplit(
                 f"{name} holds {what} ({where or 'itself'}), into which nobody can look: wrap the network as it was "
-                f"before {'torch.jit' if scripted else 'that'}, and script or export what comes of it"
+                f"before {'torch.jit' if scripted else 'that'}, and export what comes of it"
             )
 
 

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     try:
         model.eval()  # alone: a train() of the network's own need not return it
         model.requires_grad_(False)
-        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _in_steps(), _precisely():
+        with torch.inference_mode(False), torch.no_grad(), _eagerly(), _in_steps(), _precisely(), _without_autocast():
             yield
     finally:
         for module, attributes in saved:
@@ -66,6 +66,16 @@ def _in_steps() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Within it nothing is cast: a float16 of autocast has too few digits to compare results by."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @contextmanager

@@ -41,6 +41,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     Raises:
         ImageError: a folder is missing or empty, or hardly an image is as large as a crop.
+        ArgumentError: the scale is 1 and there is no `lr`.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         seed: int = 0,
         grey: bool = False,
     ) -> None:
+        if scale == 1 and lr is None:
+            raise ArgumentError(
+                "at scale 1 an image made small is the image itself, and there is nothing to learn: give the folder of "
+                "degraded images, lr="
+            )
         self.paths = [path for folder in hr for path in list_images(Path(folder))]
         self.lr_paths = None if lr is None else lr_paths(Path(lr), self.paths)
         self.scale, self.size, self.seed, self.grey = scale, size, seed, grey

@@ -128,11 +128,13 @@ def _patch_that_runs(split: Split, merge: Merge, patch_size: int, halo: int, exc
 
 def _cannot_run(split: Split, patch_size: int, halo: int, error: Exception, larger: int | None) -> ArgumentError:
     """That the blocks fail on such windows, and which patch would do."""
-    window, other = patch_size + 2 * halo, "smaller" if is_out_of_memory(error) else "larger"
+    window, advice = patch_size + 2 * halo, "nor on larger ones"
+    if larger is not None or is_out_of_memory(error):
+        advice = f"use larger ones, as patch_size={larger}" if larger is not None else "use smaller ones"
     return ArgumentError(
         f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
         f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
-        f"use {other} ones" + ("" if larger is None else f", as patch_size={larger}")
+        + advice
     )
 
 
