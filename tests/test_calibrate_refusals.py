@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 from test_calibrate import photographs, wrapped
+from torch import nn
+from torch.nn import functional as F
 
 import maskguided
-from maskguided import ArgumentError
+from maskguided import ArgumentError, MaskGuidedWarning
 from maskguided.adapters.pan_net import PAN
 
 
@@ -85,3 +87,39 @@ def test_images_of_another_range_are_refused(scale):
     for given in (lr * scale, (lr, hr * scale)):
         with pytest.raises(ArgumentError, match="images are floats in 0"):
             maskguided.calibrate(fast, [given])
+
+
+def test_a_list_is_a_pair_too_as_a_data_loader_makes_it():
+    pairs = [(torch.rand(3, 24, 24), torch.rand(3, 48, 48)) for _ in range(2)]
+    found = maskguided.calibrate(wrapped(), torch.utils.data.DataLoader(pairs, batch_size=1))
+    assert not found.estimated
+
+
+class Turning(nn.Module):
+    """Each of its four blocks turns the signs, so that one block less makes another image altogether."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Conv2d(3, 3, 1, bias=False) for _ in range(4))
+        for block in self.blocks:
+            block.weight.data = -torch.eye(3)[:, :, None, None]
+
+    def forward(self, x):
+        features = x
+        for block in self.blocks:
+            features = block(features)
+        return F.interpolate(2 * features - x, scale_factor=2, mode="bilinear")
+
+
+def test_what_calibrating_takes_away_or_cannot_mend_is_warned_of():
+    fast = wrapped(halo=0)
+    fast.scorer = "head"
+    with pytest.warns(MaskGuidedWarning, match=r"takes the place of the mask head \(fit='score'\)") as warned:
+        maskguided.calibrate(fast, photographs(2), fit="score")
+    assert [warning.filename for warning in warned] == [__file__] * len(warned)
+    rough = maskguided.wrap(Turning(), 3, keep=0.9)
+    with pytest.warns(MaskGuidedWarning, match="farther from the dense image than a bicubic one"):
+        maskguided.calibrate(rough, photographs(2), fit="nothing")
+    dear = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), 2, merge="image", coarse_tail="copy", keep=0.9)
+    with pytest.warns(MaskGuidedWarning, match=r"at keep=0\.900 it costs 1\d\d% of the dense network's MACs"):
+        maskguided.calibrate(dear, photographs(2), fit="nothing")

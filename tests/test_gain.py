@@ -88,6 +88,7 @@ def test_an_older_file_whose_estimate_sees_a_patch_alone_still_decides(tmp_path)
     fast, _ = decided()
     fast.estimate.around.zero_()
     fast.min_gain_db, path = 0.01, tmp_path / "net.safetensors"
+    assert "on average (min_gain_db=0.01)" in repr(fast)
     maskguided.save(fast, path)
     content = read(path)
     assert content.tensors.pop("estimate.around").shape == fast.estimate.weight.shape

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from toys import ResidualOutside
 
 import maskguided
-from maskguided import ArgumentError
+from maskguided import ArgumentError, ExportError
 from maskguided.adapters.pan_net import PAN
 from maskguided.gain import GainEstimate
 
@@ -296,3 +296,33 @@ def test_windows_alone_are_larger_where_blocks_pad_small_ones_to_large_ones():
     assert maskguided.wrap(network, halo=3).patch_size == 16  # chosen by hand, they stay as they are said to be
     usual = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4)), exchange=False)
     assert (usual.patch_size, usual.halo) == (16, 2)
+
+
+@pytest.mark.parametrize(
+    "trace", [torch.jit.trace, lambda net, x: torch.onnx.export(net, (x,), "x.onnx", dynamo=False)]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_that_would_lose_refined_patches_is_refused(trace):
+    with pytest.raises(ExportError, match=r"torch\.jit cannot trace a wrapped network .* use maskguided\.export"):
+        trace(pan(), image(1, 3, 24, 24))
+
+
+def test_what_fails_on_windows_of_any_size_is_not_put_down_to_their_size():
+    fast = pan()
+    fast.unwrap().SCPA_trunk[4].half()
+    with pytest.raises(ArgumentError, match=r"windows of 8x8 LR pixels \(.*\); nor on larger ones$"):
+        fast(image(1, 3, 33, 40))
+
+
+def test_a_refine_tail_is_decided_when_a_network_is_wrapped():
+    fast = pan()
+    with pytest.raises(ArgumentError, match="refine_tail='light': that is decided when a network is wrapped"):
+        fast.refine_tail = "light"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_within_autocast_a_network_is_looked_at_as_it_is(dtype):
+    with torch.autocast("cpu", dtype=dtype):
+        fast = maskguided.wrap(scaled(ResidualOutside()), 2)
+        assert torch.is_autocast_enabled("cpu")
+    assert (fast.exchange, fast.halo) == (True, 0)

@@ -74,3 +74,9 @@ def test_the_documented_lr_images_keep_the_size_of_grey_and_the_level_of_16_bit_
         lr = read_image(f"datasets/DIV2K/LRx4/{name}.png")
         assert lr.shape[:2] == (8, 10)
         assert set(lr.ravel()) == {51}
+
+
+def test_at_scale_1_there_must_be_lr_images(photos):
+    with pytest.raises(ArgumentError, match=r"at scale 1 .* give the folder of degraded images"):
+        Crops([photos], scale=1, size=8)
+    assert Crops([photos], scale=1, size=8, lr=photos)[0][0].shape == (3, 8, 8)

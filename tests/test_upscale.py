@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -246,3 +247,13 @@ def test_names_that_are_no_utf8_are_files_as_others(tmp_path):
     assert done.stdout.startswith("caf\\udce9.png -> ")
     (made,) = (tmp_path / "o").iterdir()
     assert read_image(made).shape == (4 * PHOTO.shape[0], 4 * PHOTO.shape[1], 3)
+
+
+@pytest.mark.parametrize("command", ["upscale", "explain", "export"])
+def test_a_light_refine_tail_that_is_not_fitted_is_warned_of(command, weights, tmp_path):
+    write_image(tmp_path / "a.png", PHOTO)
+    target = tmp_path / {"upscale": "b.png", "explain": "b.png", "export": "b.pt2"}[command]
+    result = run(command, "-i", tmp_path / "a.png", "-o", target, "--weights", weights, "--refine-tail", "light")
+    assert result.exit_code == 0, result.output
+    text = "and so is what is refined; first `maskguided calibrate .* or leave --refine-tail out"
+    assert re.search(text, " ".join(result.output.split()))

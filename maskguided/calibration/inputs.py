@@ -30,7 +30,9 @@ def as_pair(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Te
     """LR and HR image as (1, C, H, W), where the network is."""
     given = image if isinstance(image, tuple | list) else (image,)  # a DataLoader makes lists of pairs
     if not 1 <= len(given) <= 2:
-        raise ArgumentError(f"calibrate: {len(given)} tensors for an image; give LR alone, or a pair (LR, HR)")
+        raise ArgumentError(
+            f"calibrate: a {type(image).__name__} of {len(given)} for an image; give LR alone, or a pair (LR, HR)"
+        )
     for x in given:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
