@@ -108,18 +108,7 @@ def calibrate(
         curve = tuple(measure(fast, known, prices, keep, progress) for keep in KEEPS)
         chosen = _chosen(fast, known, prices, budget, curve, progress)
         set_keep(fast, chosen.keep, prices)
-    if is_rough(fast, known[0].lr):
-        warn(
-            "calibrate: what is not refined is farther from the dense image than a bicubic one; wrap with "
-            "merge='image' and coarse_tail='light', or let split_at='auto' choose",
-            stacklevel=4,
-        )
-    if chosen.macs > 1:
-        warn(
-            f"calibrate: at keep={chosen.keep:.3f} it costs {chosen.macs:.0%} of the dense network's MACs; allow more "
-            "loss, wrap at another split_at, or let split_at='auto' choose",
-            stacklevel=4,
-        )
+    _warn_of_little(fast, known[0].lr, chosen, split_at)
     estimated = any(image.hr is None for image in known)
     return Calibration(
         split_at=fast.split.split_at,
@@ -147,6 +136,23 @@ def _check_fit(fast: MaskGuided, fit: str, split_at: str | None) -> None:
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
     if split_at == "auto" and fast.model is not fast.unwrap():
         raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
+
+
+def _warn_of_little(fast: MaskGuided, lr: Tensor, chosen: Point, split_at: str | None) -> None:
+    """Say so where what was found is of little use."""
+    search_it = "" if split_at == "auto" else ", or let split_at='auto' choose"
+    if is_rough(fast, lr):
+        warn(
+            "calibrate: what is not refined is farther from the dense image than a bicubic one; wrap with "
+            f"merge='image' and coarse_tail='light'{search_it}",
+            stacklevel=5,
+        )
+    if chosen.macs > 1:
+        warn(
+            f"calibrate: at keep={chosen.keep:.3f} it costs {chosen.macs:.0%} of the dense network's MACs; allow more "
+            f"loss{search_it}",
+            stacklevel=5,
+        )
 
 
 def _chosen(

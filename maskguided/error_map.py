@@ -40,7 +40,8 @@ def is_rough(fast: MaskGuided, lr: Tensor) -> bool:
 
     Blocks of some networks cannot be left out as they are; their coarse image is none before it is calibrated.
     """
-    dense, coarse = dense_image(fast, lr), fast.coarse_image(fast.run_base(lr))
+    with in_eval_mode(fast):
+        dense, coarse = dense_image(fast, lr), fast.coarse_image(fast.run_base(lr))
     if dense.shape[1] != lr.shape[1]:
         return False
     bicubic = F.interpolate(lr.float(), size=dense.shape[2:], mode="bicubic").clamp(0, 1)
