@@ -29,7 +29,7 @@ from maskguided import (
 )
 from maskguided.adapters.edsr_net import EDSR
 from maskguided.adapters.pan_net import PAN
-from maskguided.commands import options, upscale
+from maskguided.commands import options
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
 from maskguided.pairs import read_pairs
@@ -353,7 +353,7 @@ def test_a_network_of_four_channels_is_named_as_the_reason(tmp_path):
 def test_tiles_that_do_harm_are_warned_of_in_one_line(tiling, why, compact_file, tmp_path, monkeypatch):
     loaded = dataclasses.replace(load_network(compact_file), tiling=tiling)
     monkeypatch.setattr(options, "load_network", lambda *args: loaded)
-    monkeypatch.setattr(upscale, "is_rough", lambda *args: False)  # which is told of, too, and true of random weights
+    monkeypatch.setattr(options, "is_rough", lambda *args: False)  # which is told of, too, and true of random weights
     args = ("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "--overwrite", "--weights", compact_file)
     assert "warning" not in run(*args).output
     output = run(*args, "--tile", 32).output
