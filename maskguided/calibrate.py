@@ -108,7 +108,7 @@ def calibrate(
         curve = tuple(measure(fast, known, prices, keep, progress) for keep in KEEPS)
         chosen = _chosen(fast, known, prices, budget, curve, progress)
         set_keep(fast, chosen.keep, prices)
-    _warn_of_little(fast, known[0].lr, chosen, split_at)
+    _warn_of_little(fast, known[0], chosen, split_at)
     estimated = any(image.hr is None for image in known)
     return Calibration(
         split_at=fast.split.split_at,
@@ -138,10 +138,10 @@ def _check_fit(fast: MaskGuided, fit: str, split_at: str | None) -> None:
         raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
 
 
-def _warn_of_little(fast: MaskGuided, lr: Tensor, chosen: Point, split_at: str | None) -> None:
+def _warn_of_little(fast: MaskGuided, image: Known, chosen: Point, split_at: str | None) -> None:
     """Say so where what was found is of little use."""
     search_it = "" if split_at == "auto" else ", or let split_at='auto' choose"
-    if is_rough(fast, lr):
+    if is_rough(fast, image.lr, image.dense):
         warn(
             "calibrate: what is not refined is farther from the dense image than a bicubic one; wrap with "
             f"merge='image' and coarse_tail='light'{search_it}",

@@ -35,15 +35,15 @@ def dense_image(fast: MaskGuided, lr: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def is_rough(fast: MaskGuided, lr: Tensor) -> bool:
-    """Whether the coarse image of `lr` (B, C, H, W) is farther from the dense network's than a bicubic one is.
+def is_rough(fast: MaskGuided, lr: Tensor, dense: Tensor) -> bool:
+    """Whether the coarse image of `lr` (B, C, H, W) is farther from `dense`, see `dense_image`, than a bicubic one is.
 
     Blocks of some networks cannot be left out as they are; their coarse image is none before it is calibrated.
     """
-    with in_eval_mode(fast):
-        dense, coarse = dense_image(fast, lr), fast.coarse_image(fast.run_base(lr))
     if dense.shape[1] != lr.shape[1]:
         return False
+    with in_eval_mode(fast):
+        coarse = fast.coarse_image(fast.run_base(lr))
     bicubic = F.interpolate(lr.float(), size=dense.shape[2:], mode="bicubic").clamp(0, 1)
     ours, theirs = (float((x.float() - dense.float()).square().mean()) for x in (coarse, bicubic))
     return ours > theirs

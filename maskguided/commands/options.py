@@ -15,7 +15,7 @@ import typer
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..error_map import is_rough
+from ..error_map import dense_image, is_rough
 from ..errors import ArgumentError, first_line
 from ..guided import MaskGuided
 from ..networks import STARTER, Loaded, load_network
@@ -226,20 +226,21 @@ def warn_of_rough(fast: MaskGuided, lr: Tensor, weights: Path | None, head: Path
     if weights is None or head is not None:
         return
     rows, cols = middle(lr.shape[2], lr.shape[3])
-    why, instead = None, "use --keep 1"
+    part, instead = lr[:, :, rows, cols], "use --keep 1"
+    worse = "what is not refined will be worse than bicubic"
     if isinstance(fast.split, LightTailed):
         why = "the light refine tail is bilinear until it is calibrated, and so is what is refined"
         instead = "leave --refine-tail out"
-    elif fast.keep < 1 and is_rough(fast, lr[:, :, rows, cols]):
-        light = isinstance(fast.coarse_tail, LightTail)
-        left_out = "the light coarse tail is bilinear until it is calibrated" if light else "the blocks of this network"
-        left_out += "" if light else " cannot be left out as they are"
-        why = f"{left_out}: what is not refined will be worse than bicubic"
-    if why is not None:
-        err.print(
-            f"[yellow]warning:[/yellow] {why}; first `maskguided calibrate -i PHOTOS -w {plain(weights)} -o "
-            f"F.safetensors`, then add --head F.safetensors, or {instead}"
-        )
+    elif fast.keep == 1 or not is_rough(fast, part, dense_image(fast, part)):
+        return
+    elif isinstance(fast.coarse_tail, LightTail):
+        why = f"the light coarse tail is bilinear until it is calibrated: {worse}"
+    else:
+        why = f"the blocks of this network cannot be left out as they are: {worse}"
+    err.print(
+        f"[yellow]warning:[/yellow] {why}; first `maskguided calibrate -i PHOTOS -w {plain(weights)} -o "
+        f"F.safetensors`, then add --head F.safetensors, or {instead}"
+    )
 
 
 def middle(height: int, width: int) -> tuple[slice, slice]:
