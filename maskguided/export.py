@@ -177,6 +177,8 @@ def _write_onnx(program: Any, path: Path) -> None:
                 (),
                 path,
                 dynamo=True,
+                input_names=["input"],
+                output_names=["output"],
                 verbose=False,
                 optimize=False,
                 external_data=False,

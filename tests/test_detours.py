@@ -295,6 +295,36 @@ def test_a_pool_to_one_pixel_is_of_all_or_of_a_part(block):
     assert difference(by_windows(fast, x), net(x)) < 1e-5
 
 
+class SelfModulated(Block):
+    """SMFA's: the variance of the map joins its level of an eighth, by a sum and a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.mix = nn.Parameter(torch.rand(1, 8, 1, 1)), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = super().forward(x)
+        level = F.adaptive_max_pool2d(y, (y.shape[2] // 8, y.shape[3] // 8))
+        variance = self.weight * y.var((-2, -1), keepdim=True)
+        variance = self.mix(variance.view(len(y), 8)).view(len(y), 8, 1, 1)  # of each window, still
+        return y * F.gelu(F.interpolate(self.conv1(variance * level + variance), y.shape[2:], mode="nearest"))
+
+
+def test_a_variance_of_the_map_joins_a_detour():
+    net = attending(SelfModulated)
+    fast = maskguided.wrap(net, 2)
+    assert (fast.exchange, fast.patch_size) == (True, 8)
+    for batch, *size in ((1, 32, 32), (2, 29, 41), (2, 17, 16), (2, 8, 15)):
+        x = image(batch, 3, *size)
+        assert difference(by_windows(fast, x), net(x)) < 1e-5
+    for index in (torch.tensor([[5], [0]]), torch.tensor([[3, 1], [0, 2]])):  # one window of an image, and two
+        base = fast.run_base(image(2, 3, 24, 32))
+        both = fast.refine(base, index)
+        for n in (0, 1):
+            alone = fast.run_base(image(2, 3, 24, 32)[n : n + 1])
+            assert difference(both[n : n + 1], fast.refine(alone, index[n : n + 1])) < 1e-5
+
+
 class ToAVector(Base):
     """Blocks whose side branch ends in one value of a channel, which no windows are cut from."""
 

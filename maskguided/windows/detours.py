@@ -5,7 +5,8 @@ overlaps, or one to an eighth of the map's size, and by an interpolation, or a c
 left at (ESA: Liu et al., "Residual Feature Aggregation Network for Image Super-Resolution", CVPR 2020; SAFM: Sun et
 al., "Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution", ICCV 2023). On a window that would be
 another branch. So where it leaves, the windows are put into a map; it runs on that; and what comes back is cut into
-windows.
+windows. A variance of the whole map may join it on its way (SMFA: Zheng et al., "SMFANet: A Lightweight Self-Modulation
+Feature Aggregation Network for Efficient Image Super-Resolution", ECCV 2024).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ _STEPS = (2, 4, 8, 16, 32, 64)
 """By one of these a network divides a map's size to have that of a pooled one: a window's two sizes do not tell which
 other number it is."""
 _Size = tuple[int, int]
+_ARITHMETIC = ("add", "sub", "mul", "div", "truediv")
+COMBINES = frozenset(way.format(it) for it in _ARITHMETIC for way in ("{}", "{}_", "__{}__", "__r{}__", "__i{}__"))
+"""What may combine a map on a detour with a statistic of the windows."""
 
 
 class When(NamedTuple):
@@ -111,6 +115,25 @@ class Detours:
             given = {**given, "size": self.left.get(size, size)}
         result: Tensor = func(**given)
         return self.back(result) if _size_of(result) in self.left.values() else result
+
+    def combined(self, a: Any, b: Any) -> tuple[Any, Any]:
+        """What is added or multiplied: beside a map on a detour, a statistic of the windows is one of their image."""
+        if self._goes_on(a):
+            return a, self._of_images(b)
+        if self._goes_on(b):
+            return self._of_images(a), b
+        return a, b
+
+    def _goes_on(self, x: Any) -> bool:
+        """Whether `x` is a map on a detour, and no weight (1, C, 1, 1)."""
+        return isinstance(x, Tensor) and self.has(x) and (len(x) > 1 or x.shape[2:] != (1, 1))
+
+    def _of_images(self, x: Any) -> Any:
+        """A statistic (B*k, C, 1, 1), the same for all windows of an image, once for each image."""
+        if not isinstance(x, Tensor) or x.shape[0] != self.index.numel() or x.shape[2:] != (1, 1):
+            return x
+        each = x.view(*self.index.shape, *x.shape[1:]).mean(1)
+        return torch.cat([each, each[:1]]) if self.one_window else each
 
     def cropped(self, whole: Tensor, index: Any) -> Tensor:
         """`whole[index]` of a map on a detour; where that is a crop to the size of the windows, its windows.

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..patches import Grid, gather
 from .arguments import ORDER, Sides, factor_of, named, pair, reach_of, sides_of
-from .detours import Detours, When
+from .detours import COMBINES, Detours, When
 from .rings import around, framed, inside
 from .shifts import Shifts
 
@@ -125,6 +125,8 @@ class Exchange(TorchFunctionMode):
         if name in _ADDS and self.shifts.pending and len(args) == 2:
             mask = self.shifts.masked(*args)
             return func(*args, **kwargs) if mask is None else func(args[0], mask, **kwargs)
+        if name in COMBINES and self.detours is not None and len(args) == 2:
+            return func(*self.detours.combined(*args), **kwargs)
         if name == "__getitem__" and self.detours is not None and self.detours.has(args[0]):
             return self.detours.cropped(*args)
         name = "im2col" if func is F.unfold else name  # there is a Tensor.unfold, too
