@@ -142,6 +142,11 @@ class BySize(Base):
         return self.finish(y if x.shape[2] % 8 else 2 * y)
 
 
+class OneImage(Base):
+    def forward(self, x):
+        return self.finish(self.blocks[1](self.blocks[0](self.first(x).view(1, 8, *x.shape[2:]))))
+
+
 class Scripted(Base):
     def forward(self, x):
         return self.finish(scripted(self.blocks[1](self.blocks[0](self.first(x)))))
@@ -158,6 +163,7 @@ def scripted(x):
         (ByValue(), "reads pixel values"),
         (Scripted(), "under @torch.jit.script"),
         (NoImage(), "no image"),
+        (OneImage(), "two at once are not; windows come as a batch"),
         (BySize(), "another image"),
         (nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 12), nn.PixelShuffle(2)), "finding the body"),
         (nn.Identity(), "no floating-point parameters"),

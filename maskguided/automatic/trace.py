@@ -125,7 +125,9 @@ def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
     except CannotFollow:
         raise
     except Exception as error:  # whatever a foreign forward raises
-        raise _Differs(f"an input of {tuple(x.shape)} raises {type(error).__name__}: {first_line(error)}") from error
+        alone = "" if len(x) == 1 else " (one image is taken, two at once are not; windows come as a batch)"
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise _Differs(f"an input of {tuple(x.shape)} raises {what}{alone}") from error
 
 
 def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, first: Recording) -> list[Recording]:
