@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from maskguided.adapter import Adapter, lacks, register
 from maskguided.errors import ArgumentError
 from maskguided.integrations.basicsr_plugin import import_basicsr
+from maskguided.parts import State
 from maskguided.probing.untouched import untouched
-from maskguided.split import State
 from maskguided.weights import count_blocks, load_into
 
 from .edsr_net import EDSR

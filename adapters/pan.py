@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from maskguided.adapter import Adapter, lacks, register
 from maskguided.errors import ArgumentError
-from maskguided.split import State
+from maskguided.parts import State
 from maskguided.weights import count_blocks, load_into
 
 from .pan_net import PAN

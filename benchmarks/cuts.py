@@ -16,7 +16,7 @@ import torch
 import maskguided
 from maskguided import MaskGuided, bench
 from maskguided.pairs import Pair
-from maskguided.split import Cuts
+from maskguided.parts import Cuts
 
 from .quality import read
 from .small_networks import NETWORKS, network

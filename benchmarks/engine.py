@@ -22,7 +22,7 @@ import maskguided
 from maskguided import MaskGuided
 from maskguided.adapters.pan_net import PAN
 from maskguided.integrations.basicsr_plugin import import_basicsr
-from maskguided.split import Merge
+from maskguided.parts import Merge
 from maskguided.timing import alternate, at_keep, ratio
 
 from .report import Row

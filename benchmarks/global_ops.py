@@ -23,7 +23,7 @@ import maskguided
 from maskguided.bench import mean_psnr, quality
 from maskguided.guided import MaskGuided
 from maskguided.pairs import Pair, read_pairs
-from maskguided.split import State
+from maskguided.parts import State
 from maskguided.windows.global_ops import GlobalOps
 
 from .small_networks import SCALE, network

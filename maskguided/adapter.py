@@ -17,10 +17,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 from torch import Tensor, nn
 
 from .errors import ArgumentError, CannotSplit, warn
+from .parts import State, Stretch, first_cut, moved_out
 from .probing.modules import copied
 from .probing.probe import Probe
 from .probing.untouched import untouched
-from .split import Split, State, Stretch, first_cut, moved_out
+from .split import Split
 
 _OURS = ("pan", "edsr", "rcan")
 _GROUP = "maskguided.adapters"

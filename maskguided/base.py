@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .parts import State
 from .patches import Grid, continued
-from .split import State
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from .cost import macs
 from .guided import MaskGuided
 from .images import as_pixels
 from .pairs import Pair, check_sizes
+from .parts import Merge
 from .probing.probe import image_of
-from .split import Merge, Split
+from .split import Split
 from .splitting import split
 from .timing import alternate, at, ratio
 

@@ -13,6 +13,7 @@ from .errors import ArgumentError, ExportError, MaskGuidedError
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
+from .parts import Kind, Merge, RefineTail, State
 from .patches import Grid, continued, memory_format_of, others, scatter, select
 from .settings import (
     CoarseOn,
@@ -27,7 +28,7 @@ from .settings import (
     check_score,
     merge_and_tail,
 )
-from .split import Kind, Merge, RefineTail, Split, State
+from .split import Split
 from .tails.coarse import CoarseTail, make_coarse_tail
 from .tails.refine import LightTailed, with_light_tail
 from .values import check_arguments

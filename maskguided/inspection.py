@@ -15,11 +15,12 @@ from .automatic import find_bodies
 from .cost import macs
 from .errors import CannotSplit, MaskGuidedError, first_line
 from .guided import MaskGuided
+from .parts import Cuts
 from .patches import round_up
 from .probing.modules import first_weight
 from .probing.probe import probe_network
 from .probing.untouched import untouched
-from .split import Cuts, Facts, Split
+from .split import Facts, Split
 from .splitting import split
 
 _SIDE = 64  # LR pixels a side for the share of MACs: large enough that vectors do not count

@@ -10,6 +10,7 @@ from torch import nn
 
 from .errors import ArgumentError
 from .gain import GainEstimate
+from .parts import Merge
 from .probing.modules import Wrapped
 from .settings import (
     CoarseOn,
@@ -22,7 +23,7 @@ from .settings import (
     check_min_gain,
     check_onward,
 )
-from .split import Merge, Split
+from .split import Split
 from .windows.sizes import check_aligned, check_exchanging
 
 

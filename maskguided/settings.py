@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from .errors import ArgumentError, warn
-from .split import Merge, RefineTail, Split
+from .parts import Merge, RefineTail
+from .split import Split
 from .tails.coarse import CoarseTail
 from .values import as_number, check_one_of
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError, CannotSplit
+from .parts import State
 from .patches import round_up
 from .probing.probe import image_of
 from .probing.thin import Thin, thinly
 from .probing.untouched import no_leftovers, untouched
-from .split import Split, State
+from .split import Split
 from .windows.trial import LARGEST_STEP
 
 _LENGTH = 64  # LR pixels, of the strips on which places are looked at

@@ -10,8 +10,9 @@ from torch import nn
 from .adapter import AUTOMATIC, Adapter, choose_adapter
 from .automatic import automatic_split
 from .errors import ArgumentError, CannotSplit, MaskGuidedError
+from .parts import Cuts, first_and_later
 from .probing.probe import Probe, probe_network
-from .split import Cuts, Split, first_and_later
+from .split import Split
 from .split_checks import check_adapter, check_whole
 
 _ANOTHER = "its forward makes another image of the parts that it knows"

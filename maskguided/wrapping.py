@@ -10,8 +10,8 @@ from torch import nn
 
 from .errors import ArgumentError
 from .guided import MaskGuided
+from .parts import Cuts
 from .probing.modules import refuse_wrapped
-from .split import Cuts
 from .splitting import split
 from .values import check_arguments
 

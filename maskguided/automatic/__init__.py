@@ -22,8 +22,9 @@ from typing import Literal
 from torch import nn
 
 from ..errors import ArgumentError, CannotSplit
+from ..parts import first_cut
 from ..probing.probe import MULTIPLES, Probe
-from ..split import Split, first_cut
+from ..split import Split
 from ..split_checks import check_places, check_whole
 from .alignment import alignment
 from .automatic_split import AutomaticSplit

@@ -12,12 +12,13 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
+from ..parts import State
 from ..patches import round_up
 from ..probing.probe import MULTIPLES
 from ..probing.receptive import hits, poisoned, spreading_nan
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
-from ..split import Split, State
+from ..split import Split
 from ..windows.global_ops import LocalOnly
 
 _STEPS = 64  # on which a period is looked for

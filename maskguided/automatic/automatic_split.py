@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, MaskGuidedError
+from ..parts import Kind, State, Stretch, moved_out
 from ..probing.modules import copied, first_weight
 from ..probing.probe import Probe
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
-from ..split import Kind, Split, State, Stretch, moved_out
+from ..split import Split
 from .cut import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .last_upsampling import before_last_growth, leading_to
 from .layout import Layout

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import CannotSplit
-from ..split import Kind
+from ..parts import Kind
 from .sizes import Size
 from .trace import MODEL, USE_AN_ADAPTER, Traced, Value
 

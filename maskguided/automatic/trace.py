@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, first_line
+from ..parts import Kind
 from ..probing.modules import copied, forget_results
 from ..probing.probe import LARGE_LEAST, Probe
 from ..probing.thin import thinly
-from ..split import Kind
 from .body import on_one_size
 from .layout import Layout, find_layout
 from .record import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
-from ..split import Merge, RefineTail
+from ..parts import Merge, RefineTail
 from ..values import as_number
 
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from ..errors import ArgumentError, CannotSplit
 from ..guided import MaskGuided
+from ..parts import Merge, RefineTail
 from ..patches import round_up
-from ..split import Merge, RefineTail, Split
+from ..split import Split
 from ..splitting import split
 from .closed_form import Known, Progress, fit_parts
 from .curve import Budget, Point

@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from ..parts import State
 from ..probing.untouched import untouched
-from ..split import Split, State
+from ..split import Split
 from .light import LightTail
 
 CoarseTail = Literal["copy", "light", "deep", "residual"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..parts import State
 from ..patches import continued, memory_format_of
-from ..split import State
 
 _HIDDEN = 32  # channels within a deep tail
 _NARROW, _PAIRS = 16, 8  # channels within a residual tail, and its pairs of convolutions

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from ..parts import State, Stretch
 from ..patches import continued
 from ..probing.untouched import untouched
-from ..split import Split, State, Stretch
+from ..split import Split
 from .light import LightTail
 
 _HALFWAY, _LR = "halfway", "input of the refine tail"

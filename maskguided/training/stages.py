@@ -25,9 +25,9 @@ from ..base import Base
 from ..error_map import dense_image, luma, patch_error
 from ..errors import ArgumentError
 from ..guided import MaskGuided
+from ..parts import State
 from ..patches import Grid, continued, others, per_pixel, scatter, select
 from ..probing.untouched import untouched
-from ..split import State
 from ..split_checks import check_gradients
 
 Stage = Literal["coarse", "refine", "head", "all", "end", "joint"]

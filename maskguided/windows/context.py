@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..parts import Merge, State
 from ..patches import Grid
 from ..probing.untouched import untouched
-from ..split import Merge, Split, State
+from ..split import Split
 from .arguments import Sides
 from .exchange import Exchange
 from .trial import Trial

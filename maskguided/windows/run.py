@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError
 from ..optional import torch_since
+from ..parts import Kind, State
 from ..patches import Grid, owned
-from ..split import Kind, State
 from .exchange import Exchange, Guess, cut_windows
 from .global_ops import PerImage
 from .trial import Trial

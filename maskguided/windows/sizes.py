@@ -10,11 +10,12 @@ import torch
 
 from ..cost import macs_without_data
 from ..errors import ArgumentError, first_line, is_out_of_memory
+from ..parts import Merge
 from ..patches import Grid, round_up
 from ..probing.modules import first_weight
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
-from ..split import Merge, Split
+from ..split import Split
 from ..values import as_whole
 from .run import on_windows
 

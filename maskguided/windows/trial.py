@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..parts import Parts
 from ..patches import Grid, owned, round_up, scatter
-from ..probing.probe import Probe
 from ..probing.thin import Thin
 from ..probing.untouched import untouched
 from .detours import When
@@ -64,34 +64,6 @@ class Trial:
     """Whether what holds holds to rounding: else something small may have been left out."""
     runs: bool = True
     """Whether blocks ran on such windows."""
-
-
-class Parts(Protocol):
-    """What is tried of a Split."""
-
-    model: nn.Module
-    probe: Probe
-    writes: tuple[str, ...]
-
-    @property
-    def kinds(self) -> Mapping[str, str]:
-        """How each live value relates to the image."""
-
-    @property
-    def multiple_of(self) -> int:
-        """What windows are multiples of, in LR pixels."""
-
-    def body(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Blocks n+1..N."""
-
-    def tail(self, state: dict[str, Tensor]) -> Tensor:
-        """What follows them."""
-
-    def window(self, size: tuple[int, int], image: Tensor | None = None) -> dict[str, Tensor]:
-        """The live values of a window of an image."""
-
-    def example(self, height: int, width: int) -> Tensor:
-        """A fixed random image."""
 
 
 def find_trial(parts: Parts) -> Trial:
