@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,67 +50,109 @@ def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int)
         The radius; None where even the longest strip turns NaN from end to end, as after a global pooling, or where
         `part` runs on no strip.
     """
-    maps = list(maps)
+    looked_at = _Part(state_of, part, tuple(maps), multiple_of)
     for breadth in (round_up(breadth, multiple_of) for breadth in _BREADTHS):
         try:
-            found = _radius_on(state_of, part, maps, multiple_of, breadth)
-            if found is None or _holds_on_broader(state_of, part, maps, multiple_of, breadth, found):
+            found = looked_at.radius_on(breadth)
+            if found is None or looked_at.holds_on_broader(breadth, found):
                 return found
         except (RuntimeError, ValueError, IndexError):
             _log.debug("no radius on strips of %d", breadth, exc_info=True)
     return None
 
 
-def _radius_on(state_of: StateOf, part: Part, maps: list[str], step: int, breadth: int) -> int | None:
-    """`radius`, on strips of this breadth."""
-    found = 0
-    for vertical in (False, True):
-        with spreading_nan():
-            extent = _extent(state_of, part, maps, step, vertical, breadth)
-        if extent is None:
-            return None
-        found = max(found, extent)
-    return found if _moves_along(state_of, part, maps, step, breadth, found) else None
+@dataclass(frozen=True)
+class _Part:
+    """A part of a network, on strips and on maps that are not so narrow."""
 
+    state_of: StateOf
+    run: Part
+    maps: tuple[str, ...]
+    step: int
+    """What sizes are multiples of, in LR pixels."""
 
-def _holds_on_broader(state_of: StateOf, part: Part, maps: list[str], step: int, breadth: int, radius: int) -> bool:
-    """Whether a radius holds on maps that are not so thin, where a network may look further.
+    def radius_on(self, breadth: int) -> int | None:
+        """`radius`, on strips of this breadth."""
+        found = 0
+        for vertical in (False, True):
+            with spreading_nan():
+                extent = self._extent(breadth, vertical)
+            if extent is None:
+                return None
+            found = max(found, extent)
+        return found if self._moves_along(breadth, found) else None
 
-    Mostly it is enough to see what the layers do, and not what comes of it.
-    """
-    broader = round_up(breadth + _BROADER, step)
-    for vertical in (False, True):
-        given = state_of, part, maps, step, broader, radius, vertical, _LONG
-        with Thin(every=True):
-            alike = _moves_along(*given)
-        if not alike and not _moves_along(*given):
-            return False
-    return True
+    def holds_on_broader(self, breadth: int, radius: int) -> bool:
+        """Whether a radius holds on maps that are not so thin, where a network may look further.
 
-
-def _moves_along(
-    state_of: StateOf, part: Part, maps: list[str], step: int, breadth: int, radius: int, vertical: bool = False,
-    least: int = 0,
-) -> bool:  # fmt: skip
-    """Whether a part of the map, of `least` LR pixels or more, with that much context gives what the whole gives there.
-
-    It does not where a layer cuts the map into pieces of its own, a number of them or a size, so that all depends on
-    how large it is, nor where beyond one end of the map it sees the other.
-    """
-    less = 5 * step
-    length = round_up(max(less + 2 * radius + 4 * step, least), step)
-    dim = 2 if vertical else 3
-    state = state_of((length, breadth) if vertical else (breadth, length))
-    whole = part(state)
-    for first, last in ((less, length), (0, length - less)):
-        window = part({**state, **{name: _between(state[name], dim, first, last, length) for name in maps}})
-        begin, end = first + radius * (first > 0), last - radius * (last < length)
-        for name, value in whole.items():
-            a = _between(value, dim, begin, end, length)
-            b = _between(window[name], dim, begin - first, end - first, last - first)
-            if float((a - b).abs().max()) > _SAME * float(a.abs().max()):
+        Mostly it is enough to see what the layers do, and not what comes of it.
+        """
+        broader = round_up(breadth + _BROADER, self.step)
+        for vertical in (False, True):
+            with Thin(every=True):
+                alike = self._moves_along(broader, radius, vertical, _LONG)
+            if not alike and not self._moves_along(broader, radius, vertical, _LONG):
                 return False
-    return True
+        return True
+
+    def _state(self, length: int, breadth: int, vertical: bool) -> State:
+        return self.state_of((length, breadth) if vertical else (breadth, length))
+
+    def _moves_along(self, breadth: int, radius: int, vertical: bool = False, least: int = 0) -> bool:
+        """Whether a part of the map, of `least` LR pixels or more, with that much context gives what the whole gives
+        there.
+
+        It does not where a layer cuts the map into pieces of its own, a number of them or a size, so that all depends
+        on how large it is, nor where beyond one end of the map it sees the other.
+        """
+        less = 5 * self.step
+        length = round_up(max(less + 2 * radius + 4 * self.step, least), self.step)
+        dim, state = (2 if vertical else 3), self._state(length, breadth, vertical)
+        whole = self.run(state)
+        for first, last in ((less, length), (0, length - less)):
+            window = self.run(
+                {**state, **{name: _between(state[name], dim, first, last, length) for name in self.maps}}
+            )
+            begin, end = first + radius * (first > 0), last - radius * (last < length)
+            for name, value in whole.items():
+                a = _between(value, dim, begin, end, length)
+                b = _between(window[name], dim, begin - first, end - first, last - first)
+                if float((a - b).abs().max()) > _SAME * float(a.abs().max()):
+                    return False
+        return True
+
+    def _extent(self, breadth: int, vertical: bool) -> int | None:
+        """How far NaN spreads; None where it comes to the ends of every strip."""
+        before, dim = 0, -2 if vertical else -1
+        for length in (round_up(length, self.step) for length in _LENGTHS):
+            state = self._state(length, breadth, vertical)
+            middle, farthest = length // 2 // self.step * self.step, 0
+            with _Watch(length, dim) as seen:
+                # A stride makes the answer depend on where in its period the pixel lies: try them all.
+                for at in range(self.step):
+                    reach = self._reach(state, middle + at, length, dim)
+                    if reach is None:
+                        break
+                    farthest = max(farthest, reach)
+                else:
+                    if not seen.leap or farthest + seen.leap < length // 2 - self.step:
+                        return farthest
+            # Where each pixel is set against all others, longer strips tell nothing new, and fill the memory.
+            if seen.numel > _LINEAR * before > 0:
+                return None
+            before = seen.numel
+        return None
+
+    def _reach(self, state: State, position: int, length: int, dim: int) -> int | None:
+        """Distance from LR `position` to the farthest NaN along `dim`; None if an end of the strip is reached."""
+        reach = 0
+        for hit in hits(self.run(poisoned(state, self.maps, position, length, dim)), dim):
+            if bool(hit[0]) or bool(hit[-1]):
+                return None
+            where = torch.nonzero(hit).flatten() * length // len(hit)
+            if len(where):
+                reach = max(reach, int((where - position).abs().max()))
+        return reach
 
 
 def _between(value: Tensor, dim: int, first: int, last: int, length: int) -> Tensor:
@@ -142,28 +185,6 @@ class _Deformable(TorchFunctionMode):
         return func(*clean, **kwargs) * torch.nan
 
 
-def _extent(state_of: StateOf, part: Part, maps: list[str], step: int, vertical: bool, breadth: int) -> int | None:
-    before = 0
-    for length in (round_up(length, step) for length in _LENGTHS):
-        state = state_of((length, breadth) if vertical else (breadth, length))
-        middle, farthest = length // 2 // step * step, 0
-        with _Watch(length, -2 if vertical else -1) as seen:
-            # A stride makes the answer depend on where in its period the pixel lies: try them all.
-            for at in range(step):
-                reach = _reach(state, part, maps, middle + at, length, -2 if vertical else -1)
-                if reach is None:
-                    break
-                farthest = max(farthest, reach)
-            else:
-                if not seen.leap or farthest + seen.leap < length // 2 - step:
-                    return farthest
-        # Where each pixel is set against all others, longer strips tell nothing new, and fill the memory.
-        if seen.numel > _LINEAR * before > 0:
-            return None
-        before = seen.numel
-    return None
-
-
 class _Watch(TorchFunctionMode):
     """Notes what is made within it on a strip of `length` LR pixels along `dim`."""
 
@@ -194,18 +215,6 @@ class _Watch(TorchFunctionMode):
             self.leap = max(self.leap, -(-dilation * self.length // input.shape[self.dim]))
 
 
-def _reach(state: State, part: Part, maps: list[str], position: int, length: int, dim: int) -> int | None:
-    """Distance from LR `position` to the farthest NaN along `dim`; None if an end of the strip is reached."""
-    reach = 0
-    for hit in hits(part(poisoned(state, maps, position, length, dim)), dim):
-        if bool(hit[0]) or bool(hit[-1]):
-            return None
-        where = torch.nonzero(hit).flatten() * length // len(hit)
-        if len(where):
-            reach = max(reach, int((where - position).abs().max()))
-    return reach
-
-
 def hits(values: State, dim: int) -> Iterator[Tensor]:
     """For each value, where along `dim` a NaN is."""
     for value in values.values():
@@ -213,7 +222,7 @@ def hits(values: State, dim: int) -> Iterator[Tensor]:
         yield torch.isnan(value).any(dim=others[0]) if len(others) == 1 else torch.isnan(value).sum(dim=others) > 0
 
 
-def poisoned(state: State, maps: list[str], position: int, length: int, dim: int) -> State:
+def poisoned(state: State, maps: Iterable[str], position: int, length: int, dim: int) -> State:
     """`state` with NaN at LR `position` of `length` along `dim`, in all `maps` that can hold one."""
     poisoned = dict(state)
     for name in (name for name in maps if state[name].is_floating_point()):
