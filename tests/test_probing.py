@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from support import difference, image, scaled
+from support import by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 
@@ -182,3 +182,25 @@ def test_a_live_value_of_no_known_size_is_called_so():
     net = Halved(*(nn.Conv2d(8 if i else 3, 8 if i < 5 else 3, 3, padding=1) for i in range(6)))
     with pytest.raises(CannotSplit, match=r"avg_pool2d whose shape follows from the image's by no formula"):
         maskguided.wrap(scaled(net))
+
+
+class OfPhotographs(nn.Module):
+    """What it adds grows with detail as no photograph has it: of white noise it makes infinity, as trained networks
+    may (SAFMN of 2025)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        detail = (x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)).square().amax((1, 2, 3), keepdim=True)
+        return self.net(x) * torch.exp(400 * detail)
+
+
+def test_a_network_that_white_noise_drives_to_infinity_is_looked_at_with_less_contrast():
+    net = OfPhotographs()
+    assert not bool(net(image(1, 3, 33, 40)).isfinite().all())
+    fast = maskguided.wrap(net)
+    assert (fast.exchange, fast.split.probe.contrast) == (True, 0.25)
+    x = 0.5 + 0.2 * (image(2, 3, 33, 40) - 0.5)
+    assert difference(by_windows(fast, x), net(x)) < 1e-5

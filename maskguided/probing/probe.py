@@ -19,6 +19,7 @@ LARGE_LEAST = 48
 _LEAST = (17, LARGE_LEAST)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36, 11, 22, 15, 30)
 """What networks ask the size of their input to be a multiple of, or round it up to, in the order of trying."""
+_LESS_CONTRAST = (0.25, 0.06, 0.015)
 _OUTPUT_KEYS = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")
 
 
@@ -35,8 +36,10 @@ class Probe:
     """The smallest height and width that were tried with success, before rounding up to a multiple."""
     device: torch.device
     dtype: torch.dtype
+    contrast: float = 1.0
+    """Of its random images: less than all for networks that white noise drives out of the range of numbers."""
     is_finite: bool = True
-    """Whether its image of noise is."""
+    """Whether what it makes of these is."""
 
     @property
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -65,6 +68,7 @@ class Probe:
         """A fixed random image, (batch, in_channels, height, width) in 0..1."""
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(batch, self.in_channels, height, width, generator=generator)
+        x = x if self.contrast == 1 else 0.5 + (x - 0.5) * self.contrast
         return x.to(self.device, self.dtype)
 
 
@@ -102,15 +106,24 @@ def probe(model: nn.Module) -> Probe:
                         continue
                     scale = out.shape[2] // height
                     if scale and out.shape[2:] == (scale * height, scale * width):
-                        finite = bool(out.isfinite().all())
-                        found = replace(found, out_channels=out.shape[1], scale=scale, is_finite=finite)
-                        return _with_room(model, found)
+                        found = replace(found, out_channels=out.shape[1], scale=scale)
+                        return _with_room(model, _in_range(model, found, out))
                     failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
     guesses = ", ".join(map(str, _channel_guesses(model)))
     raise CannotSplit(
         f"{type(model).__name__} could not be run on a random image (channels {guesses}; sizes from "
         f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(MULTIPLES)}); last answer: {failure}"
     )
+
+
+def _in_range(model: nn.Module, found: Probe, out: Tensor) -> Probe:
+    """`found`, with images of so little contrast that what the network makes of them is finite, if there are any."""
+    if not out.isfinite().all():
+        for contrast in _LESS_CONTRAST:
+            fainter = replace(found, contrast=contrast)
+            if all(image_of(model(fainter.input(*size))).isfinite().all() for size in fainter.telling_sizes):
+                return fainter
+    return replace(found, is_finite=bool(out.isfinite().all()))
 
 
 def _with_room(model: nn.Module, found: Probe) -> Probe:
