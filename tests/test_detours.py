@@ -200,6 +200,25 @@ def test_a_detour_that_changes_little_is_taken():
     assert difference(by_windows(fast, x), net(x)) < 1e-6
 
 
+class InRange(nn.Module):
+    """A network that what no image holds drives to infinity, as trained ones may (EFDN)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = attending()
+
+    def forward(self, x):
+        return self.net(x + 1e38 * F.relu(x - 1.5))
+
+
+def test_detours_are_tried_on_what_images_hold():
+    net, x = InRange(), image(2, 3, 27, 41)
+    assert not bool(net(2 * x).isfinite().all())
+    fast = maskguided.wrap(net, 2)
+    assert (fast.exchange, fast.patch_size) == (True, 8)
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
 def test_one_patch_of_each_image_is_no_map_of_all():
     net = attending()
     fast = maskguided.wrap(net, 2, patch_size=8).eval()

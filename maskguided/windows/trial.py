@@ -139,13 +139,14 @@ def _again(parts: Parts, found: Trial, grid: Grid) -> Trial:
 
 
 def _tried_with(parts: Parts, grid: Grid, detours: bool = False) -> Trial:
-    picture, bright = _picture(parts, grid.height, grid.width), _bright(parts, grid.height, grid.width)
+    picture = _picture(parts, grid.height, grid.width)
     found, *others = _tried_on(parts, picture, grid, READINGS, detours)
     if others:  # which may be unlike where more is lit: a count of bright pixels, say
+        bright = 2 * parts.example(grid.height, grid.width)
         again, *_ = _tried_on(parts, bright, grid, [trial.reading for trial in (found, *others)], detours)
         found = again if again.body and again.image >= found.image else found
     if detours and found.body:  # a map that is never cut again goes with windows, too, if it is of one image
-        found, *_ = _tried_on(parts, torch.cat([picture, bright]), grid, [found.reading], detours)
+        found, *_ = _tried_on(parts, torch.cat([picture, 1 - picture]), grid, [found.reading], detours)
     return found
 
 
@@ -155,11 +156,6 @@ def _picture(parts: Parts, height: int, width: int) -> Tensor:
     noise, few = parts.example(height, width), parts.example(4, 5)
     smooth = F.interpolate(few, size=(height, width), mode="bicubic").clamp(0, 1)
     return (noise + smooth) / 2 * torch.linspace(0.1, 1, width).to(noise)
-
-
-def _bright(parts: Parts, height: int, width: int) -> Tensor:
-    """Another image, in which more is lit."""
-    return (1 + parts.probe.contrast) * parts.example(height, width)
 
 
 def _grid(parts: Parts, least: int) -> Grid:
