@@ -296,6 +296,30 @@ def test_blocks_that_run_again_on_an_enlarged_map(tmp_path):
     assert torch.equal(again(x), fast(x))
 
 
+class StepByStep(Pyramid):
+    """LapSRN: as many blocks on the enlarged map as before, four times the work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.later = nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, x):
+        y = self.first(x)
+        for block in self.blocks:
+            y = block(y)
+        y = self.enlarge(y)
+        for block in self.later:
+            y = block(y)
+        return self.last(y)
+
+
+def test_the_blocks_that_do_most_of_the_work_are_the_body_though_on_an_enlarged_map():
+    model, x = scaled(StepByStep()), image(2, 3, 33, 47)
+    fast = maskguided.wrap(model, 2)
+    assert fast.split.blocks == tuple(f"later.{number}" for number in range(4))
+    assert difference(by_windows(fast, x), model(x)) < 1e-5
+
+
 class Streams(NamedTuple):
     deep: torch.Tensor
     first: torch.Tensor

@@ -23,6 +23,7 @@ from ..probing.probe import Probe
 from ..probing.untouched import untouched
 
 _LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
+_FEW = 3  # times the MACs of blocks on such maps: then larger maps are where a network works
 _UNLIKE = 3  # times the MACs of another: no block beside it in one run
 Item = TypeVar("Item")
 NEAR_BEST = 0.65  # of another candidate's MACs: close enough for other reasons to decide
@@ -70,8 +71,11 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
         CannotSplit: no two blocks of the network have the same shape.
     """
     calls, size = _recorded(model, probe)
-    # Networks that enlarge the image before anything else have all their blocks there.
-    runs = _runs(calls, size, _LARGEST) or _runs(calls, size, math.inf)
+    runs = _runs(calls, size, _LARGEST)
+    anywhere = _runs(calls, size, math.inf)
+    # Networks that enlarge the image at once, or step by step, have all or most of their blocks on larger maps.
+    if _largest_share(anywhere) > _FEW * _largest_share(runs):
+        runs = anywhere
     if not runs and (alike := _runs(calls, size, math.inf, least=0)):
         names = "; ".join(f"{len(run.names)} x {run.class_name} ({run.names[0]} .. {run.names[-1]})" for run in alike)
         raise CannotSplit(
@@ -84,10 +88,16 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
             "and the same map sizes, so there is no run of blocks to cut. Name the blocks (body=), or write an "
             "adapter (docs/new_backbone.md)"
         )
-    longer = [run for run in runs if len(run.names) >= 3] or runs
-    best = max(run.share for run in longer)
-    near = [run for run in longer if run.share >= NEAR_BEST * best]
+    near = [run for run in _longer(runs) if run.share >= NEAR_BEST * _largest_share(runs)]
     return sorted(runs, key=lambda run: (run in near, -run.depth, not run.mixed, run.share), reverse=True)
+
+
+def _longer(runs: list[Candidate]) -> list[Candidate]:
+    return [run for run in runs if len(run.names) >= 3] or runs
+
+
+def _largest_share(runs: list[Candidate]) -> float:
+    return max((run.share for run in _longer(runs)), default=0.0)
 
 
 def _runs(calls: list[Call], size: tuple[int, int], largest: float, least: int = 1) -> list[Candidate]:
