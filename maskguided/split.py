@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .parts import Merge, Parts
+from .parts import Merge, Parts, State
 from .probing import receptive
 from .probing.modules import copied, first_weight, silent_weights
 from .probing.thin import thinly
@@ -155,8 +155,8 @@ class Split(Parts):
     @cached_property
     def facts(self) -> Facts:
         """Measured when first asked for: the radii take some forwards on narrow strips."""
-        body_radius = self._radius(lambda state: {name: self.body(state)[name] for name in self.writes})
-        whole = None if body_radius is None else self._radius(lambda state: {"image": self.rest(state)})
+        body_radius = self._radius("features", lambda state: {name: self.body(state)[name] for name in self.writes})
+        whole = None if body_radius is None else self._radius("image", lambda state: {"image": self.rest(state)})
         return Facts(
             scale=self.scale,
             in_channels=self.probe.in_channels,
@@ -169,7 +169,12 @@ class Split(Parts):
             tiling=self.tiling,
         )
 
-    def _radius(self, part: receptive.Part) -> int | None:
+    def _radius(self, merge: Merge, part: receptive.Part) -> int | None:
         maps = [name for name, kind in self.kinds.items() if kind == "map"]
+
+        def afresh(state: State) -> State:
+            with untouched(self.model):  # what a strip has left in a block is not seen by the next
+                return part(state)
+
         with untouched(self.model):
-            return receptive.radius(self.window, part, maps, self.multiple_of)
+            return receptive.radius(self.window, afresh, maps, self.multiple_of, falls_apart=self.exchanges(merge))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import image
+from support import image, scaled
+from torch import nn
 from torch.nn import functional as F
 
+import maskguided
 from maskguided.probing.receptive import radius
 
 
@@ -84,3 +86,30 @@ def test_the_radius_is_that_of_maps_which_are_not_thin():
         return {"x": x + seen}
 
     assert radius(lambda shape: {"x": image(1, 1, *shape)}, look, ["x"], 1) == 4
+
+
+class Sparse(nn.Module):
+    """ART's attention: over the whole map where that is larger than a window, else within it. A norm comes before."""
+
+    def __init__(self, keeps: bool) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.keeps, self.sparse = keeps, True
+
+    def forward(self, x):
+        y = self.mix(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        sparse = min(x.shape[2:]) > 12
+        if self.keeps:  # and never again, as after a small image
+            self.sparse = sparse = self.sparse and sparse
+        return x + (y.mean((2, 3), keepdim=True) - y if sparse else y)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_looks_further_on_larger_maps_has_no_radius(keeps):
+    blocks = (Sparse(keeps) for _ in range(4))
+    net = scaled(nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), *blocks, nn.Conv2d(8, 12, 3, 1, 1), nn.PixelShuffle(2)))
+    x = image(1, 3, 32, 40)
+    before, parts = net(x), maskguided.split(net, 2)
+    assert not parts.exchanges("features")
+    assert parts.facts.body_radius is None
+    assert torch.equal(net(x), before)

@@ -37,7 +37,9 @@ _BREADTHS = (8, 32)  # the second for networks that take no such narrow maps, or
 _BROADER, _LONG = 32, 128  # LR pixels: by so many broader, and so long, are maps on which a radius is tried
 
 
-def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int) -> int | None:
+def radius(
+    state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int, *, falls_apart: bool = False
+) -> int | None:
     """How many LR pixels to each side of a pixel the values that `part` makes depend on.
 
     Args:
@@ -45,12 +47,13 @@ def radius(state_of: StateOf, part: Part, maps: Iterable[str], multiple_of: int)
         part: state -> the values of interest, maps only.
         maps: names of the state's values that are maps.
         multiple_of: height and width of the images must be multiples of this.
+        falls_apart: whether it is known that `part` on windows that see each other is what it is on the whole map.
 
     Returns:
         The radius; None where even the longest strip turns NaN from end to end, as after a global pooling, or where
         `part` runs on no strip.
     """
-    looked_at = _Part(state_of, part, tuple(maps), multiple_of)
+    looked_at = _Part(state_of, part, tuple(maps), multiple_of, falls_apart)
     for breadth in (round_up(breadth, multiple_of) for breadth in _BREADTHS):
         try:
             found = looked_at.radius_on(breadth)
@@ -70,6 +73,7 @@ class _Part:
     maps: tuple[str, ...]
     step: int
     """What sizes are multiples of, in LR pixels."""
+    falls_apart: bool
 
     def radius_on(self, breadth: int) -> int | None:
         """`radius`, on strips of this breadth."""
@@ -85,13 +89,15 @@ class _Part:
     def holds_on_broader(self, breadth: int, radius: int) -> bool:
         """Whether a radius holds on maps that are not so thin, where a network may look further.
 
-        Mostly it is enough to see what the layers do, and not what comes of it.
+        Mostly it is enough to see what the layers do, and not what comes of it. Norms over the channels leave nothing
+        of the means over these that are seen then; where it falls apart into windows, it looks no further anyway.
         """
         broader = round_up(breadth + _BROADER, self.step)
         for vertical in (False, True):
-            with Thin(every=True):
+            with Thin(every=True) as thin:
                 alike = self._moves_along(broader, radius, vertical, _LONG)
-            if not alike and not self._moves_along(broader, radius, vertical, _LONG):
+            doubtful = not alike or (thin.norms and not self.falls_apart)
+            if doubtful and not self._moves_along(broader, radius, vertical, _LONG):
                 return False
         return True
 

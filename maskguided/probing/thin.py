@@ -20,6 +20,8 @@ _CENTRE = 0.3
 _LITTLE = 2_000_000
 """Multiply-adds: a layer of fewer takes no longer as it is."""
 
+_NORMS = ("layer_norm", "rms_norm", "group_norm")
+
 Result = TypeVar("Result")
 
 
@@ -45,9 +47,12 @@ class Thin(TorchFunctionMode):
     def __init__(self, *, every: bool = False) -> None:
         super().__init__()
         self._little = 0 if every else _LITTLE
+        self.norms = False
+        """Whether one over the channels was called, of which a mean over these leaves nothing."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        self.norms |= name in _NORMS
         return _THIN[name](self._little, *args, **kwargs) if name in _THIN else func(*args, **kwargs)
 
 

@@ -236,7 +236,8 @@ class _Beside:
         statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, **known)
         cut = [(windows[name], state[name]) for name in maps]
         try:
-            with statistics, Exchange(grid, every, cut, detours=self.detours, **known):
+            exchange = Exchange(grid, every, cut, detours=self.detours, **known)
+            with untouched(parts.model), statistics, exchange:  # what windows leave in a block is not seen by the map
                 refined = parts.body(dict(windows))
                 patches = parts.tail(refined)
             written = [name for name in parts.writes if self.whole[name].dim() == 4]
