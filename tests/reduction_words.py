@@ -6,6 +6,13 @@ import torch
 from torch.nn import functional as F
 
 
+def simam(y):
+    """SimAM: a variance of its own, divided by the pixels less one."""
+    far = (y - y.mean((2, 3), keepdim=True)).square()
+    variance = far.sum((2, 3), keepdim=True) / (y.shape[2] * y.shape[3] - 1)
+    return y * torch.sigmoid(far / (4 * (variance + 1e-4)) + 0.5)
+
+
 def mean_of(y, total):
     return total / (y.shape[2] * y.shape[3])
 
@@ -112,5 +119,6 @@ MAPS = {
     "over all of a map, channels last": lambda y: y - y.permute(0, 2, 3, 1).mean((1, 2, 3)).view(-1, 1, 1, 1),
     "transposed attention": transposed,
     "transposed attention, of tokens": transposed_tokens,
+    "parameter-free attention": simam,
     "plain total": lambda y: y / (1 + 0.01 * y.sum((2, 3), keepdim=True).abs()),
 }

@@ -193,7 +193,7 @@ class PerImage(GlobalOps):
         return flat and self.reading.flat
 
     def _doubt(self, name: str, *fields: str) -> None:
-        self.doubts |= {*fields, *(["total"] if name in ("sum", *SECOND_POWERS) else [])}
+        self.doubts |= {*fields, *(["sums"] if name in ("sum", *SECOND_POWERS) else [])}
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         if self.strangers and tuple(x.shape) in self.strangers:
@@ -216,7 +216,23 @@ class PerImage(GlobalOps):
             each = func(weighed, *args, **kwargs)
         if func.__name__ in EXTREMES:
             return type(each)((self._combined(func.__name__, each.values), each.indices))
-        return self._combined(func.__name__, each)
+        combined = self._combined(func.__name__, each)
+        of_variance = self.reading.sums == "variance" and func.__name__ == "sum"
+        return combined * self._less_one(x, combined.dim()) if of_variance else combined
+
+    def _less_one(self, x: Tensor, dims: int) -> Tensor | float:
+        """What the mean of a sum over windows is multiplied by, if it will be divided by the pixels of a window less
+        one, and not of a map."""
+        size = self._unflattened(x.shape[2]) if x.dim() == 3 else (x.shape[2], x.shape[3])
+        if size is None or size[0] * size[1] == 1:
+            return 1.0
+        pixels = size[0] * size[1]
+        counted = x.new_full((x.shape[0],), self.k * pixels, dtype=precise(x))
+        if self.owned is not None:
+            of_image = self.owned(*size).reshape(-1, self.k, pixels).sum((1, 2))
+            counted = of_image.to(precise(x)).repeat_interleave(self.k)
+        factor = (1 - 1 / pixels) / (1 - 1 / counted)
+        return factor.view(-1, *[1] * (dims - 1)).to(x.dtype)
 
     def _folded(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
         """Of a map with several rows for a window (see `Reading.rows`)."""
@@ -250,7 +266,7 @@ class PerImage(GlobalOps):
             return x
         if name in (*LARGEST, *SMALLEST, "logsumexp"):
             return x.masked_fill(~counts, torch.inf if name in SMALLEST else -torch.inf)
-        if self.reading.total and name not in MEANS:
+        if self.reading.sums == "total" and name not in MEANS:
             return x * counts.to(x.dtype)
         pixels = counts.reshape(-1, self.k, counts[0].numel())
         weight = (pixels[0].numel() / pixels.sum((1, 2)).to(precise(x))).repeat_interleave(self.k)
@@ -284,7 +300,7 @@ class PerImage(GlobalOps):
         apart = each.reshape(-1, self.k, *each.shape[1:])
         if name in SECOND_POWERS:
             squares = apart.square()
-            found = (squares.sum(1) if self.reading.total else squares.mean(1)).sqrt()
+            found = (squares.sum(1) if self.reading.sums == "total" else squares.mean(1)).sqrt()
         elif name == "logsumexp":
             found = apart.logsumexp(1)
         elif name in LARGEST:
@@ -293,7 +309,7 @@ class PerImage(GlobalOps):
             found = apart.amin(1)
         else:
             apart = apart if apart.is_floating_point() else apart.float()  # a count: (x > 0).sum((2, 3))
-            found = apart.sum(1) if self.reading.total and name == "sum" else apart.mean(1)
+            found = apart.sum(1) if self.reading.sums == "total" and name == "sum" else apart.mean(1)
         return found.repeat_interleave(self.k, dim=0)
 
     def _together(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 class Reading(NamedTuple):
     """What a network means where it could mean two things; `Split.trial` finds out which is right for it."""
 
-    total: bool = False
-    """A sum, or a norm, stands for itself; else it will be divided by the size of the map, so a mean is meant."""
+    sums: Literal["total", "mean", "variance"] = "mean"
+    """What a sum, or a norm, is for: it stands for itself; it will be divided by the size of the map, so a mean is
+    meant; or by one less than that size, as in a variance (SimAM)."""
     flat: bool = False
     """Whether reducing (B, C, h*w) over its last dimension, or a pool as large as a window, means the whole map."""
     transposed: bool = False
@@ -22,6 +23,7 @@ class Reading(NamedTuple):
 
 
 READ_PLAINLY = Reading()
+_SUMS: tuple[Literal["total", "mean", "variance"], ...] = ("total", "mean", "variance")
 _ROWS: tuple[Literal["groups", "stacked"], ...] = ("groups", "stacked")
-READINGS = tuple(itertools.starmap(Reading, itertools.product((True, False), (False, True), (False, True), _ROWS)))
+READINGS = tuple(itertools.starmap(Reading, itertools.product(_SUMS, (False, True), (False, True), _ROWS)))
 """Sums as they stand first: in a ratio of sums both readings agree, but for an epsilon that is added to the divisor."""
