@@ -6,6 +6,7 @@ sizes.py   numbers that follow from the size: seen at a few, known for all
 layout.py  where height and width stand in a live value: maps, tokens
 trace.py   the recordings as one graph for all sizes; what each value is
 cut.py     the graph in three: which nodes run before and after, which values pass between
+collected.py   what is collected of the blocks as they go, put together in the tail
 automatic_split.py  the three as a Split
 alignment.py  where windows must start and end, for blocks that keep a grid of their own
 last_upsampling.py  where the last upsampling step begins

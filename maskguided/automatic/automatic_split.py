@@ -18,6 +18,7 @@ from ..probing.probe import Probe
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
 from ..split import Split
+from .collected import collected_in_tail
 from .cut import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .last_upsampling import before_last_growth, leading_to
 from .layout import Layout
@@ -87,7 +88,8 @@ class AutomaticSplit(Split):
         self.cut_again(cuts[1:])
         self.constants = traced.constants
         found = [cut_after(traced, names, number) for number in cuts]
-        cut, pieces = found[0], pieces_between(found, traced) if len(cuts) > 1 else []
+        pieces = pieces_between(found, traced) if len(cuts) > 1 else []
+        cut = found[0] if pieces else collected_in_tail(found[0], traced)
         live = live_at(cut, traced)
         passed = [*live, *cut.written, *(node for piece in pieces for node in (*piece.inputs, *piece.written))]
         _refuse_what_is_no_map(passed, traced)

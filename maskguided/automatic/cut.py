@@ -98,7 +98,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
         )
     made = set(body)
     written = [node for node in inputs_of(tail, traced) if node in made]
-    stand_in = _stand_ins(stages, split_at, written, features, traced)
+    stand_in = stand_ins(stages, split_at, written, features, traced)
     return Cut(
         prefix=prefix,
         body=body,
@@ -127,7 +127,7 @@ def pieces_between(cuts: list[Cut], traced: Traced) -> list[Piece]:
         nodes = [node for node in following.prefix if node not in before]
         made = set(nodes)
         written = [node for node in live_at(following, traced) if node in made]
-        stand_in = _stand_ins(cut.stages, cut.number, written, cut.features, traced)
+        stand_in = stand_ins(cut.stages, cut.number, written, cut.features, traced)
         pieces.append(Piece(f"from {cut.number}", nodes, inputs_of(nodes, traced), written, stand_in))
     last = cuts[-1]
     pieces.append(Piece(f"from {last.number}", last.body, inputs_of(last.body, traced), last.written, last.stand_in))
@@ -139,7 +139,7 @@ def _takes_apart(node: fx.Node, last: list[fx.Node]) -> bool:
     return node.target is operator.getitem and node.args[0] in last
 
 
-def _stand_ins(
+def stand_ins(
     stages: list[list[fx.Node]],
     split_at: int,
     written: list[fx.Node],
