@@ -42,7 +42,8 @@ def test_what_a_tail_collects_of_the_blocks_is_put_together_there(stacked):
         assert (fast.exchange, fast.halo, fast.patch_size) == (True, 0, 8)
         assert difference(by_windows(fast, x), net(x)) < 1e-5
     coarse = maskguided.wrap(net, 2, keep=0)(x)
-    net.blocks[2:] = nn.ModuleList(nn.Identity() for _ in range(3))
+    for number in (2, 3, 4):
+        net.blocks[number] = nn.Identity()
     assert difference(coarse, net(x)) < 1e-5
 
 
