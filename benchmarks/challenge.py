@@ -1,6 +1,6 @@
 """Split all entries of an NTIRE challenge on efficient super-resolution: networks that nobody here has adapted.
 
-    git clone https://github.com/ofsoundof/NTIRE2022_ESR        # or Amazingren/NTIRE2024_ESR
+    git clone https://github.com/ofsoundof/NTIRE2022_ESR        # or Amazingren/NTIRE2024_ESR, NTIRE2025_ESR
     python -m benchmarks.challenge NTIRE2022_ESR
 
 The code in that folder is run: its test_demo.py says how each entry is built. Their weights are not needed.
