@@ -13,6 +13,11 @@ def simam(y):
     return y * torch.sigmoid(far / (4 * (variance + 1e-4)) + 0.5)
 
 
+def weights_of(y):
+    """GCNet's, (B, 1, h*w): how much each pixel counts."""
+    return torch.softmax(9 * y[:, :1].flatten(2), 2)
+
+
 def mean_of(y, total):
     return total / (y.shape[2] * y.shape[3])
 
@@ -105,6 +110,8 @@ VECTORS = {
     "deviation, flattened": lambda y: y.flatten(2).std(2)[..., None, None],
     "deviation, channels last": lambda y: y.permute(0, 2, 3, 1).std((1, 2))[..., None, None],
     "number of pixels": lambda y: mean_of(y, (y > 1.6).sum((2, 3), keepdim=True).to(y.dtype)),
+    "weighed pixels": lambda y: (y.flatten(2)[:, None] @ weights_of(y)[..., None])[:, 0, :, :, None],
+    "weighed pixels, summed": lambda y: (y * weights_of(y).view_as(y[:, :1])).sum((2, 3), keepdim=True),
 }
 MAPS = {
     "group norm": lambda y: F.group_norm(y, 4),

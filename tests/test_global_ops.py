@@ -86,7 +86,15 @@ class Blurred(Block):
 
 
 # Nothing shows here what a sum is for, nor what several rows for a window are.
-UNKNOWN = {"masked mean", "plain total", "parameter-free attention", "groups", "largest of groups", "stacked"}
+UNKNOWN = {
+    "masked mean",
+    "plain total",
+    "weighed pixels, summed",
+    "parameter-free attention",
+    "groups",
+    "largest of groups",
+    "stacked",
+}
 
 
 @pytest.mark.parametrize("name", sorted({*VECTORS, *MAPS} - UNKNOWN))

@@ -13,7 +13,7 @@ PACKAGE = Path(maskguided.__file__).parent
 COMMANDS = ("upscale", "inspect", "bench", "calibrate", "finetune", "explain", "export")
 LAYERS = [
     {"errors", "values"},
-    {f"windows.{name}" for name in ("arguments", "readings", "reductions", "transposed")} | {"probing.thin"},
+    {f"windows.{name}" for name in ("arguments", "products", "readings", "reductions")} | {"probing.thin"},
     {"patches", "weights", "metrics", "optional", "tiff", "png", "files"},
     {"cost", "probing.modules", "probing.receptive", "probing.untouched"},
     {"probing.probe", "windows.global_ops", "windows.rings"},

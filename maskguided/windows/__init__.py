@@ -11,7 +11,7 @@ arguments.py     what the functions that look around are called with
 context.py     what stands where nobody refines: zeros, or a linear guess
 global_ops.py  means, norms and attention over the whole map: shared by all windows of an image
 reductions.py    which functions are such
-transposed.py    channels that attend to channels
+products.py      channels that attend to channels, means that weigh pixels
 readings.py      what could mean two things
 
 run.py, sizes.py and context.py work on a Split; all others stand below it, for a Split tries its windows by trial.py.

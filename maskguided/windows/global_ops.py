@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .products import PRODUCTS, Products
 from .readings import READ_PLAINLY, Reading
 from .reductions import (
     ADAPTIVE_POOLS,
@@ -28,6 +29,7 @@ from .reductions import (
     OVER_DIMS,
     SECOND_POWERS,
     SMALLEST,
+    SOFTMAX,
     dims_of,
     is_first_step,
     is_flat,
@@ -36,7 +38,6 @@ from .reductions import (
     of_norm,
     precise,
 )
-from .transposed import PRODUCTS, TransposedAttention
 
 
 class _FirstStep(NamedTuple):
@@ -155,12 +156,12 @@ class PerImage(GlobalOps):
         self.strangers, self.noted = strangers, noted
         self.doubts: frozenset[str] = frozenset()
         self.first_steps: list[_FirstStep] = []
-        self.transposed = TransposedAttention(k, windows)
+        self.products = Products(k, windows)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.transposed.waiting and getattr(func, "__name__", "") in PRODUCTS and len(args) == 2:
-            return self.transposed.product(func, *args)
+        if self.products.waiting and getattr(func, "__name__", "") in PRODUCTS and len(args) == 2:
+            return self.products.product(func, *args)
         result = super().__torch_function__(func, types, args, kwargs)
         if self.owned is not None and args and is_first_step(func, args, kwargs):
             self._take_first_step(result, func, args, kwargs)
@@ -200,10 +201,12 @@ class PerImage(GlobalOps):
             return func(x, *args, **kwargs)
         if x.shape[0] != self.windows:
             return self._folded(func, x, args, kwargs)
-        if func.__name__ == NORMALISED:
+        if func.__name__ in (NORMALISED, SOFTMAX):
             size = self._unflattened(x.shape[-1])
             counts = None if self.owned is None or size is None else self.owned(*size).flatten(2)
-            return self.transposed.normalised(x, kwargs.get("eps", 1e-12), counts)
+            if func.__name__ == SOFTMAX:
+                return self.products.softmax(x, counts)
+            return self.products.normalised(x, kwargs.get("eps", 1e-12), counts)
         if func.__name__ in NORMS:
             return self._normalised(x, func.__name__, (x, *args), kwargs)
         if func.__name__ in DEVIATIONS:

@@ -28,8 +28,10 @@ NORMS = {
 }
 """Normalisations, and the names of their positional arguments."""
 NORMALISED = "normalize"
-"""What transposed attention (transposed.py) does to its queries and keys."""
-NAMES = frozenset((*ADAPTIVE_POOLS, *FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS, NORMALISED))
+"""What transposed attention (products.py) does to its queries and keys."""
+SOFTMAX = "softmax"
+"""What makes weights of pixels (products.py)."""
+NAMES = frozenset((*ADAPTIVE_POOLS, *FIXED_POOLS, *_FLAT_POOLS, *OVER_DIMS, *NORMS, NORMALISED, SOFTMAX))
 
 
 def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = False) -> bool:
@@ -73,7 +75,7 @@ def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether `func` reduces (B, C, h*w) over its last dimension, or pools a map in one piece."""
+    """Whether `func` reduces, or weighs, (B, C, h*w) over its last dimension, or pools a map in one piece."""
     name, x = getattr(func, "__name__", ""), args[0]
     if not isinstance(x, Tensor):
         return False
@@ -82,7 +84,7 @@ def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
         return (tuple(size) if isinstance(size, (tuple, list)) else (size, size)) == tuple(x.shape[2:])
     if name in _FLAT_POOLS:
         return x.dim() == 3 and _to_one(args, kwargs)
-    return x.dim() == 3 and name in OVER_DIMS and dims_of(name, args, kwargs) == {2}
+    return x.dim() == 3 and name in (*OVER_DIMS, SOFTMAX) and dims_of(name, args, kwargs) == {2}
 
 
 def is_transposed(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
