@@ -68,6 +68,7 @@ BRANCHES = {
     "cropped": lambda x: enlarged(x)[:, :, : x.shape[2], : x.shape[3]],
     "cropped, of its channels": lambda x: enlarged(x)[..., :4, : x.shape[2], : x.shape[3]],
     "cropped from what comes before": lambda x: enlarged(x)[..., 0 : x.shape[2], : x.shape[3]],
+    "corners aligned": lambda x: F.avg_pool2d(F.interpolate(x, None, 2.0, "bilinear", align_corners=True), 2),
     "two in a row": lambda x, kept=lambda x: x: esa(kept(x + esa(x))),
     "largest of 3x3": lambda x: F.max_pool2d(x, 3, 1, 1),
     "mean of 3x3": lambda x: F.avg_pool2d(x, 3, 1, padding=1, count_include_pad=False),
@@ -342,6 +343,22 @@ def test_a_variance_of_the_map_joins_a_detour():
         for n in (0, 1):
             alone = fast.run_base(image(2, 3, 24, 32)[n : n + 1])
             assert difference(both[n : n + 1], fast.refine(alone, index[n : n + 1])) < 1e-5
+
+
+class UpAndDown(Block):
+    """ESRT's: detail is what half the size does not hold, enlarged from corner to corner."""
+
+    def forward(self, x):
+        half = F.avg_pool2d(x, 2)
+        return super().forward(x - F.interpolate(half, size=x.shape[2:], mode="bilinear", align_corners=True))
+
+
+def test_an_enlargement_from_corner_to_corner_is_of_the_map():
+    net = attending(UpAndDown)
+    fast = maskguided.wrap(net, 2)
+    assert (fast.exchange, fast.patch_size, fast.split.multiple_of) == (True, 8, 2)
+    for size in ((32, 32), (28, 42), (16, 50)):
+        assert difference(by_windows(fast, x := image(2, 3, *size)), net(x)) < 1e-5
 
 
 class ToAVector(Base):

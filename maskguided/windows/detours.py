@@ -6,7 +6,8 @@ left at (ESA: Liu et al., "Residual Feature Aggregation Network for Image Super-
 al., "Spatially-Adaptive Feature Modulation for Efficient Image Super-Resolution", ICCV 2023). On a window that would be
 another branch. So where it leaves, the windows are put into a map; it runs on that; and what comes back is cut into
 windows. A variance of the whole map may join it on its way (SMFA: Zheng et al., "SMFANet: A Lightweight Self-Modulation
-Feature Aggregation Network for Efficient Image Super-Resolution", ECCV 2024).
+Feature Aggregation Network for Efficient Image Super-Resolution", ECCV 2024). An enlargement from corner to corner
+(align_corners) is a detour of its own: its steps go by the size of the map.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ class Detours:
         """The size of windows that a detour left from, and of the map that they were put into."""
 
     def leave_at(self, name: str, given: dict[str, Any]) -> bool:
-        """Whether a function does on windows what it does not on a map: pools that overlap, and steps that windows
-        need not be a multiple of."""
+        """Whether a function does on windows what it does not on a map: pools that overlap, steps that windows need
+        not be a multiple of, and steps that go by the size of the map (align_corners)."""
+        if name == "interpolate":
+            return bool(given.get("align_corners"))
         if name in ADAPTIVE_POOLS:
             return self.when.parts and isinstance(given["output_size"], (tuple, list))
         if name not in (*FIXED_POOLS, "conv2d"):
@@ -83,8 +86,11 @@ class Detours:
             sides = zip(windows.shape[2:], given["output_size"], canvas.shape[2:], strict=True)
             there["output_size"] = [_pooled(*side) for side in sides]
             return func(**{**given, **there})  # type: ignore[no-any-return]
+        if given.get("size") is not None:
+            sides = zip(windows.shape[2:], pair(given["size"]), canvas.shape[2:], strict=True)
+            there["size"] = [to * side // window for window, to, side in sides]
         whole: Tensor = func(**{**given, **there})
-        return self.back(whole) if self.comes_back_at(given) else whole
+        return self.back(whole) if given.get("align_corners") or self.comes_back_at(given) else whole
 
     def out(self, windows: Tensor, canvas: Tensor) -> Tensor:
         """(B*k, C, r*h, r*w), put into a canvas (B, C, r*H, r*W).
