@@ -20,7 +20,15 @@ from maskguided.patches import Grid, gather, scatter
 from maskguided.windows import trial
 from maskguided.windows.exchange import Exchange
 
+
+def kernels_of_images(x):
+    """A convolution of all images as one, with a kernel for each."""
+    kernels = (image(5, 4, 3, 3) - 0.5).repeat(len(x), 1, 1, 1)
+    return F.conv2d(x.reshape(1, -1, *x.shape[2:]), kernels, None, 1, 1, 1, len(x)).view(len(x), 5, *x.shape[2:])
+
+
 OPERATIONS = {
+    "kernels of images": kernels_of_images,
     "conv3": lambda x: F.conv2d(x, image(5, 4, 3, 3) - 0.5, image(5), padding=1),
     "conv5x3": lambda x: F.conv2d(x, image(5, 4, 5, 3) - 0.5, None, 1, (2, 1)),
     "conv of even size": lambda x: F.conv2d(x, image(5, 4, 4, 4) - 0.5, padding="same"),

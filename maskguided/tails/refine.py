@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..parts import State, Stretch
+from ..parts import Parts, State, Stretch
 from ..patches import continued
 from ..probing.untouched import untouched
 from ..split import Split
@@ -29,7 +29,7 @@ class LightTailed(Split):
     """
 
     def __init__(self, parts: Split, light: LightTail) -> None:
-        for name in Split.__annotations__:
+        for name in Parts.__annotations__:
             setattr(self, name, getattr(parts, name))
         self.parts, self.light = parts, light
         self.refine_tail = "light"

@@ -139,9 +139,20 @@ class Exchange(TorchFunctionMode):
         if self._are_windows(_channels_first(x, given)):
             leaves = self.detours is not None and self.detours.leave_at(name, given)
             return (_detour if leaves else _SEEN.get(name, _alone))(self, func, given)
+        if name == "conv2d" and (apart := self._beside_each_other(x, given)) is not None:
+            wide = self.padded(apart, sides_of(given))
+            return func(**{**given, "input": wide.reshape(1, -1, *wide.shape[2:]), "padding": 0})
         if name in _ENDS and self.detours is not None and self.detours.has(x):
             return self.detours.go_on(func, given)
         return func(*args, **kwargs)
+
+    def _beside_each_other(self, x: Tensor, given: dict[str, Any]) -> Tensor | None:
+        """The windows in `x` (1, B*k*C, h, w), if it is that: so convolutions are called whose kernels are made for
+        each image (DASR, CondConv)."""
+        if x.dim() != 4 or x.shape[0] != 1 or self.count == 1 or given.get("groups", 1) % self.count:
+            return None
+        apart = x.reshape(self.count, -1, *x.shape[2:])
+        return apart if self._are_windows(apart) else None
 
     def canvas(self, x: Tensor) -> Tensor:
         """A map (B, C, r*H, r*W) to put the windows `x` into for a detour: the one that they were just cut from, or
