@@ -327,7 +327,7 @@ class SelfModulated(Block):
         level = F.adaptive_max_pool2d(y, (y.shape[2] // 8, y.shape[3] // 8))
         variance = self.weight * y.var((-2, -1), keepdim=True)
         variance = self.mix(variance.view(len(y), 8)).view(len(y), 8, 1, 1)  # of each window, still
-        return y * F.gelu(F.interpolate(self.conv1(variance * level + variance), y.shape[2:], mode="nearest"))
+        return y * F.gelu(F.interpolate(self.weight.mean() * self.conv1(variance * level + variance), y.shape[2:]))
 
 
 def test_a_variance_of_the_map_joins_a_detour():

@@ -136,7 +136,7 @@ class Detours:
 
     def _of_images(self, x: Any) -> Any:
         """A statistic (B*k, C, 1, 1), the same for all windows of an image, once for each image."""
-        if not isinstance(x, Tensor) or x.shape[0] != self.index.numel() or x.shape[2:] != (1, 1):
+        if not isinstance(x, Tensor) or x.dim() != 4 or len(x) != self.index.numel() or x.shape[2:] != (1, 1):
             return x
         each = x.view(*self.index.shape, *x.shape[1:]).mean(1)
         return torch.cat([each, each[:1]]) if self.one_window else each
