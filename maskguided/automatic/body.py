@@ -88,7 +88,8 @@ def find_bodies(model: nn.Module, probe: Probe) -> list[Candidate]:
             "and the same map sizes, so there is no run of blocks to cut. Name the blocks (body=), or write an "
             "adapter (docs/new_backbone.md)"
         )
-    near = [run for run in _longer(runs) if run.share >= NEAR_BEST * _largest_share(runs)]
+    best = _largest_share(runs)
+    near = [run for run in _longer(runs) if run.share >= NEAR_BEST * best]
     return sorted(runs, key=lambda run: (run in near, -run.depth, not run.mixed, run.share), reverse=True)
 
 

@@ -221,9 +221,14 @@ def wrapped(network: nn.Module, head: Path | None, split_at: str, **settings: An
     return fast
 
 
+def is_fresh(weights: Path | None, head: Path | None) -> bool:
+    """Whether a user's network is wrapped with nothing that was fitted or trained for it."""
+    return weights is not None and head is None
+
+
 def warn_of_rough(fast: MaskGuided, lr: Tensor, weights: Path | None, head: Path | None) -> None:
     """Say so where a fresh wrap's image will not look like the network's: tried on the middle of `lr` (1, C, H, W)."""
-    if weights is None or head is not None:
+    if not is_fresh(weights, head):
         return
     rows, cols = middle(lr.shape[2], lr.shape[3])
     part, instead = lr[:, :, rows, cols], "use --keep 1"

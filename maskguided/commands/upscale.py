@@ -31,6 +31,7 @@ from .options import (
     SplitAt,
     Threads,
     WeightFile,
+    is_fresh,
     middle,
     pick_device,
     pick_dtype,
@@ -128,7 +129,8 @@ def upscale_command(
     where = pick_device(device)
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
     fast = fast.to(memory_format=fast.split.memory_format)
-    _warn_of_rough(fast, jobs, weights, head)
+    if is_fresh(weights, head):  # else no image is read for it
+        _warn_of_rough(fast, jobs, weights, head)
     failed = _upscale_all(fast, jobs, way)
     if failed:
         err.print(f"{failed} of {len(jobs)} failed")

@@ -118,12 +118,13 @@ def probe(model: nn.Module) -> Probe:
 
 def _in_range(model: nn.Module, found: Probe, out: Tensor) -> Probe:
     """`found`, with images of so little contrast that what the network makes of them is finite, if there are any."""
-    if not out.isfinite().all():
+    finite = bool(out.isfinite().all())
+    if not finite:
         for contrast in _LESS_CONTRAST:
             fainter = replace(found, contrast=contrast)
             if all(image_of(model(fainter.input(*size))).isfinite().all() for size in fainter.telling_sizes):
                 return fainter
-    return replace(found, is_finite=bool(out.isfinite().all()))
+    return replace(found, is_finite=finite)
 
 
 def _with_room(model: nn.Module, found: Probe) -> Probe:
