@@ -1,0 +1,103 @@
+"""What test_device.py asks of a device that is not the CPU: python device_checks.py CHECK. Fails where it is not so."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pretend
+import pytest
+import torch
+
+pretend.register()  # before what decorates with torch.inference_mode
+
+from support import NETWORKS, difference, image  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import maskguided  # noqa: E402
+from maskguided import infer  # noqa: E402
+
+SETTINGS = (
+    {},
+    {"merge": "image", "scorer": "head", "coarse_tail": "deep", "coarse_on": "unrefined"},
+    {"merge": "image", "scorer": "linear", "coarse_tail": "light", "refine_tail": "light", "context": "linear"},
+    {"merge": "image", "scorer": "coarse", "exchange": False, "halo": 2},
+)
+WRAPPED = ("pan-small-x3", "edsr-original", "srvgg")
+
+
+def there(x: Tensor) -> Tensor:
+    return x.to(pretend.NAME)
+
+
+def the_device_is_one() -> None:
+    x = there(image(1, 3, 4, 4))
+    with pytest.raises(RuntimeError, match="on the same device"):
+        x + image(1, 3, 4, 4)
+    x.max().item(), x.cpu(), x[x > 0.5], x.nonzero()
+    assert pretend.waits == ["_local_scalar_dense", "_to_copy", "index", "nonzero"], pretend.waits
+
+
+def moved() -> None:
+    """What was wrapped on the CPU and moved gives the same there, and the host waits for nothing."""
+    for name in WRAPPED:
+        for settings in SETTINGS:
+            fast, x = maskguided.wrap(NETWORKS[name](), keep=0.4, **settings).eval(), image(2, 3, 37, 43)
+            expected, explained = fast(x), fast.explain(x)
+            fast, x = fast.to(pretend.NAME), there(x)
+            pretend.waits.clear()
+            refined = fast(x)
+            assert pretend.waits == [], (name, settings, pretend.waits)
+            assert refined.device.type == pretend.NAME
+            assert difference(refined.cpu(), expected) == 0, (name, settings)
+            assert torch.equal(fast.explain(x).mask.cpu(), explained.mask), (name, settings)
+
+
+def wrapped_there() -> None:
+    """A network that is there already is wrapped there."""
+    for name in WRAPPED:
+        for settings in SETTINGS:
+            if settings.get("scorer") == "head" or settings.get("coarse_tail") == "deep":  # drawn at random
+                continue
+            expected = maskguided.wrap(NETWORKS[name](), keep=0.4, **settings).eval()(image(1, 3, 37, 43))
+            network = NETWORKS[name]().to(pretend.NAME)
+            fast = maskguided.wrap(network, keep=0.4, **settings).eval()
+            assert {p.device.type for p in (*fast.parameters(), *fast.buffers())} == {pretend.NAME}, (name, settings)
+            assert difference(fast(there(image(1, 3, 37, 43))).cpu(), expected) == 0, (name, settings)
+            assert maskguided.inspect(network).can_split
+
+
+def calibrated_there() -> None:
+    """Whatever device its images are on."""
+    images = list(image(4, 3, 48, 48).split(1))
+
+    def calibrated(network: nn.Module, given: list[Tensor]) -> maskguided.MaskGuided:
+        fast = maskguided.wrap(network, merge="image", coarse_tail="light", context="linear").eval()
+        maskguided.calibrate(fast, given, max_cost=0.8)
+        return fast
+
+    expected = calibrated(NETWORKS["edsr-original"](), images)
+    for given in (images, [there(x) for x in images]):
+        fast = calibrated(NETWORKS["edsr-original"]().to(pretend.NAME), given)
+        assert fast.keep == expected.keep
+        assert difference(fast(there(images[0])).cpu(), expected(images[0])) < 1e-5
+
+
+def upscaled_there() -> None:
+    """Images of any kind, whole and in tiles."""
+    pixels = (image(1, 4, 50, 70)[0].permute(1, 2, 0) * 255).byte().numpy()
+    here = maskguided.wrap(NETWORKS["pan-small-x3"](), keep=0.4).eval()
+    fast = maskguided.wrap(NETWORKS["pan-small-x3"]().to(pretend.NAME), keep=0.4).eval()
+    for kind in (pixels, pixels[..., :3], pixels[..., 0]):
+        for tile in (0, 32):
+            expected, found = infer.upscale(here, kind, tile=tile), infer.upscale(fast, kind, tile=tile)
+            assert np.array_equal(found.image, expected.image)
+            assert np.array_equal(found.mask, expected.mask)
+
+
+CHECKS: tuple[Callable[[], None], ...] = (the_device_is_one, moved, wrapped_there, calibrated_there, upscaled_there)
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    {check.__name__: check for check in CHECKS}[sys.argv[1]]()
