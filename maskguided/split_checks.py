@@ -121,7 +121,7 @@ def _gradients(image: Tensor, model: nn.Module) -> list[Tensor]:
 
 
 def _length(gradients: list[Tensor]) -> float:
-    return float(torch.stack([gradient.double().norm() for gradient in gradients]).norm())
+    return float(torch.stack([gradient.cpu().double().norm() for gradient in gradients]).norm())
 
 
 def check_places(split: Split) -> None:

@@ -48,12 +48,19 @@ def alternate(
             for key, run in runs.items():
                 start = time.perf_counter()
                 run(given)
-                if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-                    torch.cuda.synchronize()
+                _until_done()
                 if number >= 0:
                     found[key][number] += time.perf_counter() - start
             progress()
     return found
+
+
+def _until_done() -> None:
+    """Wait for a GPU that may be at work."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+    if torch.backends.mps.is_available():
+        torch.mps.synchronize()
 
 
 def at_keep(

@@ -55,6 +55,8 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--weights", "w.pth"], "w.pth: no such file"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--model", "pan", "--weights", "{png}"], "not a readable"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--device", "cuda:77"], "not usable here"),
+        (["explain", "-i", "{png}", "-o", "{tmp}/o.png", "--device", "cuda:77"], "not usable here"),
+        (["calibrate", "-i", "{png}", "-o", "{tmp}/o.safetensors", "--device", "gpu"], "--device gpu: not usable here"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--dtype", "int8"], "fp32, fp16, bf16"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--ext", "gif"], "--ext gif"),
         (["upscale", "-i", "{tmp}", "-o", "{tmp}/o.png"], "name a folder"),

@@ -18,6 +18,7 @@ from ..probing.modules import first_weight
 from .console import err, log
 from .options import (
     PICTURES,
+    Device,
     HeadFile,
     ModelName,
     NetScale,
@@ -26,6 +27,7 @@ from .options import (
     Threads,
     WeightFile,
     new_file,
+    pick_device,
     use_threads,
     with_settings,
     wrapped,
@@ -58,6 +60,7 @@ def calibrate_command(
         bool, typer.Option("--per-image", help="Each image decides how many patches it needs; budgets hold on average.")
     ] = False,
     side: Annotated[int, typer.Option(help="Largest side of an image in LR pixels; more is cut off.", min=16)] = 128,
+    device: Device = "auto",
     threads: Threads = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the curve here (.png, .pdf, .svg).")] = None,
     overwrite: Overwrite = False,
@@ -70,7 +73,8 @@ def calibrate_command(
         new_file(plot, overwrite, *PICTURES, inputs=given)
         pictures.drawing()
     use_threads(threads)
-    network = load_network(weights, model, scale).model
+    where = pick_device(device)
+    network = load_network(weights, model, scale).model.to(where)
     fast = wrapped(network, head, split_at, **settings)
     like = first_weight(network)
     pairs = read_pairs(images, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)

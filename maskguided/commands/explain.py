@@ -12,6 +12,7 @@ from ..pairs import read_pairs
 from ..probing.modules import first_weight
 from .options import (
     PICTURES,
+    Device,
     HeadFile,
     Keep,
     ModelName,
@@ -22,6 +23,7 @@ from .options import (
     WeightFile,
     new_file,
     one_image,
+    pick_device,
     ready,
     use_threads,
     warn_of_rough,
@@ -39,6 +41,7 @@ def explain_command(
     head: HeadFile = None,
     split_at: SplitAt = "auto",
     keep: Keep = None,
+    device: Device = "auto",
     threads: Threads = None,
     overwrite: Overwrite = False,
     **settings: Any,
@@ -47,7 +50,8 @@ def explain_command(
     use_threads(threads)
     new_file(output, overwrite, *PICTURES, inputs=[image])
     one_image(image)
-    fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].eval()
+    where = pick_device(device)
+    fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].to(where).eval()
     like = first_weight(fast)
     pair = read_pairs(image, None, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)[0]
     warn_of_rough(fast, pair.lr, weights, head)
