@@ -12,7 +12,8 @@ import torch
 
 pretend.register()  # before what decorates with torch.inference_mode
 
-from support import NETWORKS, difference, image  # noqa: E402
+import toys  # noqa: E402
+from support import NETWORKS, difference, image, scaled  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import maskguided  # noqa: E402
@@ -24,7 +25,10 @@ SETTINGS = (
     {"merge": "image", "scorer": "linear", "coarse_tail": "light", "refine_tail": "light", "context": "linear"},
     {"merge": "image", "scorer": "coarse", "exchange": False, "halo": 2},
 )
-WRAPPED = ("pan-small-x3", "edsr-original", "srvgg")
+AUTOMATIC = (toys.SizesAndVectors, toys.Nested, toys.Tokens, toys.Strided)
+WRAPPED = {name: NETWORKS[name] for name in ("pan-small-x3", "edsr-original")} | {
+    kind.__name__: lambda kind=kind: scaled(kind()) for kind in AUTOMATIC
+}
 
 
 def there(x: Tensor) -> Tensor:
@@ -41,9 +45,9 @@ def the_device_is_one() -> None:
 
 def moved() -> None:
     """What was wrapped on the CPU and moved gives the same there, and the host waits for nothing."""
-    for name in WRAPPED:
+    for name, build in WRAPPED.items():
         for settings in SETTINGS:
-            fast, x = maskguided.wrap(NETWORKS[name](), keep=0.4, **settings).eval(), image(2, 3, 37, 43)
+            fast, x = maskguided.wrap(build(), keep=0.4, **settings).eval(), image(2, 3, 37, 43)
             expected, explained = fast(x), fast.explain(x)
             fast, x = fast.to(pretend.NAME), there(x)
             pretend.waits.clear()
@@ -56,12 +60,12 @@ def moved() -> None:
 
 def wrapped_there() -> None:
     """A network that is there already is wrapped there."""
-    for name in WRAPPED:
+    for name, build in WRAPPED.items():
         for settings in SETTINGS:
             if settings.get("scorer") == "head" or settings.get("coarse_tail") == "deep":  # drawn at random
                 continue
-            expected = maskguided.wrap(NETWORKS[name](), keep=0.4, **settings).eval()(image(1, 3, 37, 43))
-            network = NETWORKS[name]().to(pretend.NAME)
+            expected = maskguided.wrap(build(), keep=0.4, **settings).eval()(image(1, 3, 37, 43))
+            network = build().to(pretend.NAME)
             fast = maskguided.wrap(network, keep=0.4, **settings).eval()
             assert {p.device.type for p in (*fast.parameters(), *fast.buffers())} == {pretend.NAME}, (name, settings)
             assert difference(fast(there(image(1, 3, 37, 43))).cpu(), expected) == 0, (name, settings)
