@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 
 import numpy as np
@@ -15,9 +16,13 @@ pretend.register()  # before what decorates with torch.inference_mode
 import toys  # noqa: E402
 from support import NETWORKS, difference, image, scaled  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 import maskguided  # noqa: E402
 from maskguided import infer  # noqa: E402
+from maskguided.cli import app  # noqa: E402
+from maskguided.images import write_image  # noqa: E402
+from maskguided.probing.modules import first_weight  # noqa: E402
 
 SETTINGS = (
     {},
@@ -100,7 +105,34 @@ def upscaled_there() -> None:
             assert np.array_equal(found.mask, expected.mask)
 
 
-CHECKS: tuple[Callable[[], None], ...] = (the_device_is_one, moved, wrapped_there, calibrated_there, upscaled_there)
+def the_commands_go_there() -> None:
+    """calibrate brings network and images there, and explain."""
+    seen: list[set[str]] = []
+
+    def note(fast: maskguided.MaskGuided, images: Tensor | list[Tensor], *args: object, **kwargs: object) -> None:
+        seen.append({first_weight(fast).device.type, images[0].device.type})
+        raise maskguided.MaskGuidedError("seen")
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        lr, out = f"{folder}/lr.png", f"{folder}/out"
+        write_image(lr, (image(1, 3, 32, 32)[0].permute(1, 2, 0) * 255).byte().numpy())
+        patch.setattr("maskguided.commands.calibrate.calibrate", note)
+        patch.setattr("maskguided.pictures.explain_picture", note)
+        for command, kind in (("calibrate", "safetensors"), ("explain", "png")):
+            given = [command, "-i", lr, "-o", f"{out}.{kind}", "--device", pretend.NAME]
+            with pytest.raises(maskguided.MaskGuidedError, match="seen"):
+                CliRunner().invoke(app, given, catch_exceptions=False)
+    assert seen == [{pretend.NAME}] * 2
+
+
+CHECKS: tuple[Callable[[], None], ...] = (
+    the_device_is_one,
+    moved,
+    wrapped_there,
+    calibrated_there,
+    upscaled_there,
+    the_commands_go_there,
+)
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
