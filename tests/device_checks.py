@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 
 import numpy as np
 import pretend
@@ -125,15 +124,6 @@ def the_commands_go_there() -> None:
     assert seen == [{pretend.NAME}] * 2
 
 
-CHECKS: tuple[Callable[[], None], ...] = (
-    the_device_is_one,
-    moved,
-    wrapped_there,
-    calibrated_there,
-    upscaled_there,
-    the_commands_go_there,
-)
-
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    {check.__name__: check for check in CHECKS}[sys.argv[1]]()
+    globals()[sys.argv[1]]()

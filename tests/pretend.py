@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from waiting import waits_for
 
 NAME = "pretend"
 waits: list[str] = []
 """What brought values to the host, or has a shape that depends on them."""
 
-_READS = ("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim")
 _MADE = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm", "scalar_tensor")
 _library = [torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")]  # gone where nothing holds them
 
@@ -54,9 +54,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     flat, shape = pytree.tree_flatten((args, kwargs))
     tensors = [value for value in flat if isinstance(value, Tensor)]
     there = [value for value in tensors if isinstance(value, There)]
-    by_mask = name.startswith("index") and any(value.dtype == torch.bool for value in tensors[1:2])
     to_host = name == "_to_copy" and torch.device(kwargs.get("device") or NAME).type == "cpu"
-    if name in _READS or by_mask or to_host:
+    if waits_for(func, args) or to_host:
         waits.append(name)
     if name == "copy_" and not isinstance(args[0], There):
         waits.append(name)

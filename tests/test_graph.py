@@ -10,6 +10,7 @@ from support import NETWORKS, difference, image, scaled
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ResidualOutside, conv
+from waiting import waits_for
 
 import maskguided
 from maskguided.patches import Grid, gather, owned
@@ -22,7 +23,6 @@ SETTINGS = [
     {"merge": "image", "scorer": "linear", "coarse_tail": "light", "context": "linear"},
     {"merge": "image", "scorer": "coarse", "exchange": False, "halo": 2},
 ]
-_WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique2", "_unique2", "item")
 
 
 class Waits(TorchDispatchMode):
@@ -33,10 +33,8 @@ class Waits(TorchDispatchMode):
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        boolean_index = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
-        if name in _WAITS or boolean_index:
-            self.names.append(name)
+        if waits_for(func, args):
+            self.names.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 
 
