@@ -67,6 +67,7 @@ def finetune_command(
     """Train mask head, coarse tail or refine part on photographs; started again after a kill, it goes on."""
     new_file(output, overwrite, ".safetensors", inputs=[weights, head])
     use_threads(threads)
+    where = pick_device(device)
     stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
     options = Options(distill, head_loss, pixel_loss)  # type: ignore[arg-type]
     recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
@@ -75,7 +76,7 @@ def finetune_command(
     fast = wrapped(network, head, split_at, **settings)
     for name in stages:  # all are asked for before any is trained
         check_stage(fast, name)
-    fast = fast.to(pick_device(device), memory_format=fast.split.memory_format)  # type: ignore[call-overload]
+    fast = fast.to(where, memory_format=fast.split.memory_format)  # type: ignore[call-overload]
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):
         with _telling_what_is_kept(saved, every), progress_bar("step") as bar:

@@ -114,6 +114,7 @@ def upscale_command(
     if overwrite and skip_existing:
         raise ArgumentError("--overwrite and --skip-existing: existing results are replaced or left; give one")
     way = _Way(outscale, tile, tile_pad, alpha.value, overwrite or skip_existing)
+    where = pick_device(device)
     jobs = results.jobs(input, output, suffix, ext, show_mask)
     if skip_existing:
         jobs = _not_done(jobs)
@@ -126,7 +127,6 @@ def upscale_command(
         fast.min_gain_db = min_gain
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {plain(_against_tiles(loaded))}")
-    where = pick_device(device)
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
     fast = fast.to(memory_format=fast.split.memory_format)
     if is_fresh(weights, head):  # else no image is read for it
