@@ -85,14 +85,19 @@ def test_the_same_command_starts_from_the_same_new_parts(folder):
 
 
 def test_settings_that_are_given_are_kept_and_no_others_tried(folder):
-    done = run(
-        "calibrate", "-i", folder / "lr", "-w", folder / "pan.pth", "-o", folder / "kept.safetensors",
-        "--patch-size", 24, "--coarse-tail", "deep", "--max-cost", 0.9,
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    assert "--coarse-tail, --patch-size as given, so nothing is tried: split_at=2, half" in done.stderr
-    settings = json.loads(read(folder / "kept.safetensors").metadata["settings"])
+    files = [folder / "kept.safetensors", folder / "again.safetensors"]
+    for file in files:
+        done = run(
+            "calibrate", "-i", folder / "lr", "-w", folder / "pan.pth", "-o", file,
+            "--patch-size", 24, "--coarse-tail", "deep", "--max-cost", 0.9,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert "--coarse-tail, --patch-size as given, so nothing is tried: split_at=2, half" in done.stderr
+    once, twice = map(read, files)
+    settings = json.loads(once.metadata["settings"])
     assert [settings[name] for name in ("patch_size", "coarse_tail", "split_at")] == [24, "deep", 2]
+    assert once.metadata == twice.metadata
+    assert all(torch.equal(once.tensors[name], twice.tensors[name]) for name in once.tensors), "also the mask head"
 
 
 def test_images_decide_on_the_command_line(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.progress import Progress
 from torch import Tensor
@@ -75,6 +76,7 @@ def calibrate_command(
     use_threads(threads)
     where = pick_device(device)
     network = load_network(weights, model, scale).model.to(where)
+    torch.manual_seed(0)  # the mask head is new, and saved: the same command saves the same weights
     fast = wrapped(network, head, split_at, **settings)
     like = first_weight(network)
     pairs = read_pairs(images, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)
