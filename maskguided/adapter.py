@@ -10,6 +10,7 @@ import copy
 import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, TypeVar
@@ -36,7 +37,8 @@ class Adapter(Split):
     """A network of the form stem - blocks - tail, with one map that runs through the blocks.
 
     A subclass says which networks it knows (`missing`), and the three parts. `stem` returns a state whose
-    "features" go through the blocks; whatever else is in it is kept for the tail.
+    "features" go through the blocks; whatever else is in it is kept for the tail. Where blocks are called otherwise,
+    or leave more behind, it has a `run_blocks` and a `skip_blocks` of its own.
     """
 
     name: ClassVar[str]
@@ -114,34 +116,40 @@ class Adapter(Split):
         """
         raise ArgumentError(f"adapter {cls.name!r} cannot build a network from weights: wrap one from Python")
 
+    def run_blocks(self, state: State, blocks: Sequence[nn.Module]) -> State:
+        """Live values before `blocks`, some of the body's in their order -> after them."""
+        features = state[self.features]
+        for block in blocks:
+            features = block(features)
+        return {**state, self.features: features}
+
+    def skip_blocks(self, state: State, blocks: Sequence[nn.Module]) -> State:
+        """The same with `blocks` left out: a stand-in for each value that they would have written."""
+        return dict(state)
+
     def prefix(self, x: Tensor) -> State:
-        return self._run_blocks(self.stem(x), self.body_blocks()[: self.split_at])
+        return self.run_blocks(self.stem(x), self.body_blocks()[: self.split_at])
 
     def body(self, state: State) -> State:
-        return self._run_blocks(state, self.body_blocks()[self.split_at :])
+        return self.run_blocks(state, self.body_blocks()[self.split_at :])
 
     def skip(self, state: State) -> State:
-        return dict(state)
+        return self.skip_blocks(state, self.body_blocks()[self.split_at :])
 
     @property
     def stretches(self) -> tuple[Stretch, ...]:
         if len(self.cuts) == 1:
             return (self.undivided,)
-        blocks, reads = self.body_blocks(), {name: self.kinds[name] for name in self.reads}
+        body, reads = self.body_blocks(), {name: self.kinds[name] for name in self.reads}
 
         def between(start: int, end: int) -> Stretch:
-            return Stretch(lambda state: self._run_blocks(state, blocks[start:end]), dict, reads, self.writes)
+            run, skip = (partial(part, blocks=body[start:end]) for part in (self.run_blocks, self.skip_blocks))
+            return Stretch(run, skip, reads, self.writes)
 
-        return tuple(between(*ends) for ends in pairwise((*self.cuts, len(blocks))))
+        return tuple(between(*ends) for ends in pairwise((*self.cuts, len(body))))
 
     def copy_tail(self) -> nn.Module:
         return _AdapterTail(self)
-
-    def _run_blocks(self, state: State, blocks: Sequence[nn.Module]) -> State:
-        features = state[self.features]
-        for block in blocks:
-            features = block(features)
-        return {**state, self.features: features}
 
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)

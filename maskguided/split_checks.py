@@ -236,3 +236,25 @@ def check_adapter(split: Split) -> None:
     if not isinstance(made, Tensor) or made.dim() != 4:
         what = f"a tensor {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
         raise CannotSplit(f"adapter {split.adapter!r}: its tail makes {what}; it takes one image (B, C, H, W)")
+
+
+def check_stretches(split: Split) -> None:
+    """That an adapter's body, cut several times, is what its stretches make one after the other; so with its skip.
+
+    Raises:
+        CannotSplit: it has a body or a skip of its own, which the stretches know nothing of.
+    """
+    if len(split.cuts) == 1:
+        return
+    with untouched(split.model):
+        start = split.prefix(split.example(*split.probe.sizes[0]))
+        run, left_out = start, start
+        for stretch in split.stretches:
+            run, left_out = stretch.run(run), stretch.skip(left_out)
+        for part, made, whole in (("run", run, split.body(start)), ("skip", left_out, split.skip(start))):
+            for name in (n for n in split.writes if n not in made or _unlike(made[n], whole[n])):
+                raise CannotSplit(
+                    f"adapter {split.adapter!r}: cut after blocks {', '.join(map(str, split.cuts))}, its parts do not "
+                    f"make the {name!r} of its {'body' if part == 'run' else part}: let it have a {part}_blocks "
+                    "instead (docs/new_backbone.md, Skip), or cut once"
+                )

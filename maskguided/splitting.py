@@ -13,7 +13,7 @@ from .errors import ArgumentError, CannotSplit, MaskGuidedError
 from .parts import Cuts, first_and_later
 from .probing.probe import Probe, probe_network
 from .split import Split
-from .split_checks import check_adapter, check_whole
+from .split_checks import check_adapter, check_stretches, check_whole
 
 _ANOTHER = "its forward makes another image of the parts that it knows"
 
@@ -94,6 +94,7 @@ def _by_adapter(
         parts.cut_again(later)
         if check:
             check_adapter(parts)
+            check_stretches(parts)
             is_consistent = True
             check_whole(parts)
         return parts

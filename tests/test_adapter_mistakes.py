@@ -193,7 +193,7 @@ class ActsInPlaceAdapter(Adapter):
     def body_blocks(self):
         return list(self.net.blocks)
 
-    def _run_blocks(self, state, blocks):
+    def run_blocks(self, state, blocks):
         y = state["features"]
         for block in blocks:
             y = y + block(y)
@@ -215,3 +215,82 @@ def test_a_part_that_changes_what_it_is_given_is_refused(part, monkeypatch):
     with torch.no_grad():
         every = fast.run_base(x)
         assert difference(fast.refine(every, every.every), model(x)) < 1e-5
+
+
+class Sum(Base):
+    """The tail takes the sum of what all blocks gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([conv(8, 8) for _ in range(5)])
+
+    def forward(self, x):
+        y = self.first(x)
+        total = torch.zeros_like(y)
+        for block in self.blocks:
+            y = y + block(y)
+            total = total + y
+        return self.finish(total)
+
+
+class SumAdapter(Adapter):
+    name = "sum"
+    reads = writes = ("features", "total")
+
+    @classmethod
+    def missing(cls, model):
+        return lacks(model, "blocks", "first", "finish")
+
+    def stem(self, x):
+        y = self.net.first(x)
+        return {"features": y, "total": torch.zeros_like(y)}
+
+    def body_blocks(self):
+        return list(self.net.blocks)
+
+    def run_blocks(self, state, blocks):
+        y, total = state["features"], state["total"]
+        for block in blocks:
+            y = y + block(y)
+            total = total + y
+        return {"features": y, "total": total}
+
+    def skip_blocks(self, state, blocks):
+        return {**state, "total": state["total"] + len(blocks) * state["features"]}
+
+    def tail(self, state):
+        return self.net.finish(state["total"])
+
+
+def test_blocks_that_an_adapter_runs_and_skips_may_be_cut_several_times(monkeypatch):
+    known_as(monkeypatch, SumAdapter)
+    network, x = scaled(Sum()).eval(), image(1, 3, 24, 32)
+    fast = maskguided.wrap(network, (1, 2, 4), adapter="sum", patch_size=8, keep=1).eval()
+    with torch.inference_mode():
+        assert difference(fast(x), network(x)) < 1e-5
+        fast.onward = (1, 0)
+        once = maskguided.split(network, 4, adapter="sum")
+        assert difference(fast(x), once.tail(once.skip(once.prefix(x)))) < 1e-5
+        fast.keep = 0
+        once = maskguided.split(network, 1, adapter="sum")
+        assert difference(fast(x), once.tail(once.skip(once.prefix(x)))) < 1e-5
+
+
+@pytest.mark.parametrize(("part", "hook"), [("body", "run_blocks"), ("skip", "skip_blocks")])
+def test_a_body_or_skip_of_its_own_is_cut_once(part, hook, monkeypatch):
+    right = getattr(SumAdapter, hook)
+
+    class Own(SumAdapter):
+        name = "own"
+
+        def prefix(self, x):
+            return SumAdapter.run_blocks(self, self.stem(x), self.body_blocks()[: self.split_at])
+
+    setattr(Own, part, lambda self, state: right(self, state, self.body_blocks()[self.split_at :]))
+    setattr(Own, hook, lambda self, state, blocks: dict(state))
+    known_as(monkeypatch, Own)
+    network = scaled(Sum()).eval()
+    assert maskguided.split(network, 1, adapter="own").cuts == (1,)
+    with pytest.raises(CannotSplit, match=rf"cut after blocks 1, 3, its parts do not make the '\w+' of its {part}"):
+        maskguided.wrap(network, (1, 3), adapter="own")
+    assert not isinstance(maskguided.wrap(network, (1, 3)).split, Adapter)
