@@ -76,6 +76,17 @@ def test_the_tail_is_fitted_where_it_will_be_seen():
     assert errors[1].mean() > errors[0].mean()
 
 
+@pytest.mark.parametrize("keep", [0.05, 0.95])
+def test_tails_are_fitted_to_all_patches_where_too_few_are_left(keep):
+    """Of 4 patches keep 0.05 is none and 0.95 all: nothing to fit the refine tail, or the second coarse tail, to."""
+    few, all_coarse, all_refined = (wrapped(keep=k, patch_size=20, refine_tail="light") for k in (keep, 0, 1))
+    for fast in (few, all_coarse, all_refined):
+        maskguided.calibrate(fast, photographs())
+    assert difference(few.coarse_tail.conv.weight, all_coarse.coarse_tail.conv.weight) < 1e-6
+    assert difference(few.refine_tail.conv.weight, all_refined.refine_tail.conv.weight) < 1e-6
+    assert min(tail.conv.weight.abs().max() for tail in (few.coarse_tail, few.refine_tail)) > 1e-3
+
+
 def test_what_was_trained_stays_where_only_keep_is_asked_for():
     fast = wrapped(scorer="head")
     before = copy.deepcopy(fast.state_dict())

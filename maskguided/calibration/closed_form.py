@@ -63,8 +63,13 @@ def fit_tail(fast: MaskGuided, tail: LightTail, images: Sequence[Known]) -> None
 
 
 def fit_refine_tail(fast: MaskGuided, parts: LightTailed, images: Sequence[Known]) -> None:
-    """Fit the light tail of refined patches to the dense image, on the patches that are refined."""
-    _regress(fast, parts.light, lambda base: parts.looks_at(base.state), images, refined=True if fast.keep else None)
+    """Fit the light tail of refined patches to the dense image, on the patches that are refined; else on all."""
+
+    def look(base: Base) -> Tensor:
+        return parts.looks_at(base.state)
+
+    if not _regress(fast, parts.light, look, images, refined=True):
+        _regress(fast, parts.light, look, images)
 
 
 def _regress(
@@ -73,10 +78,11 @@ def _regress(
     look: Callable[[Base], Tensor],
     images: Sequence[Known],
     refined: bool | None = None,
-) -> None:
+) -> bool:
     """Ridge regression of what the bilinear image lacks on what the tail's convolution sees, in float64.
 
-    `look` gives that. `refined`: on refined patches alone, or on the others; None: on all.
+    `look` gives that. `refined`: on refined patches alone, or on the others; None: on all. False, and the tail is left
+    as it is, where these have fewer pixels than the regression has unknowns.
     """
     kernel = tail.conv.kernel_size[0]
     inputs = tail.conv.in_channels * kernel**2 + 1
@@ -97,12 +103,15 @@ def _regress(
             seen, target = seen[:, counts], target[:, counts]
         gram += seen @ seen.T
         cross += seen @ target.T
+    if refined is not None and gram[-1, -1] < inputs:  # the last input is a 1: pixels are counted there
+        return False
     weights = _ridge(gram, cross).T
     tail.conv.weight.copy_(weights[:, :-1].reshape(tail.conv.weight.shape))
     tail.conv.bias.copy_(weights[:, -1])  # type: ignore[union-attr]
     if tail.branch is not None:  # what it had learnt belongs to other weights of the convolution
         for parameter in tail.branch[-1].parameters():
             parameter.zero_()
+    return True
 
 
 def _refined_pixels(fast: MaskGuided, base: Base, dense: Tensor, features: Tensor) -> Tensor:
