@@ -50,7 +50,7 @@ def main() -> None:
             warnings.showwarning = _show_warning
             _refuse_empty(sys.argv[1:])
             app()
-    except (MaskGuidedError, OSError, RuntimeError) as error:
+    except (MaskGuidedError, OSError, RuntimeError, MemoryError) as error:
         what = sentence(error)
         if what is None:
             raise

@@ -18,7 +18,7 @@ def warn(text: str, stacklevel: int = 2) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; by the text, too: allocators of the CPU and of Apple's GPUs have no error class."""
     known = ("can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in known)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in known)
 
 
 class MaskGuidedWarning(UserWarning):

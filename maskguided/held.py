@@ -32,12 +32,15 @@ class Held(Knobs):
 
     def grid(self, height: int, width: int) -> Grid:
         """The patches of an LR image of this size, rounded up to what windows can be cut from."""
-        return Grid(*self.split.full_size(height, width), self.patch_size, self.halo)
+        return Grid(*self.split.full_size(*self._accepted(height, width)), self.patch_size, self.halo)
 
     def accepted(self, x: Tensor) -> Tensor:
         """`x` (B, C, H, W), continued to a size that the network accepts; most accept any."""
-        multiple = self.split.probe.multiple_of
-        return continued(x, *(round_up(side, multiple) for side in x.shape[2:]))
+        return continued(x, *self._accepted(x.shape[2], x.shape[3]))
+
+    def _accepted(self, height: int, width: int) -> tuple[int, int]:
+        probe = self.split.probe
+        return tuple(max(round_up(side, probe.multiple_of), probe.smallest) for side in (height, width))  # type: ignore[return-value]
 
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at `keep`, whatever `min_gain_db` is."""

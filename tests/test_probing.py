@@ -204,3 +204,34 @@ def test_a_network_that_white_noise_drives_to_infinity_is_looked_at_with_less_co
     assert (fast.exchange, fast.split.probe.contrast) == (True, 0.25)
     x = 0.5 + 0.2 * (image(2, 3, 33, 40) - 0.5)
     assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+class Reflecting(nn.Module):
+    """Fills its image up to a multiple by reflection, as many do, and pools: neither goes on less than it needs."""
+
+    def __init__(self, multiple: int, pool: int):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, 1, 1), *(nn.Conv2d(6, 6, 3, 1, 1) for _ in range(4)))
+        self.last, self.multiple, self.pool = nn.Conv2d(6, 12, 3, 1, 1), multiple, pool
+
+    def forward(self, x):
+        high, wide = x.shape[2:]
+        y = F.pad(x, (0, -wide % self.multiple, 0, -high % self.multiple), mode="reflect")
+        y = self.body(y) + F.max_pool2d(x, self.pool).mean((1, 2, 3), keepdim=True)
+        return F.pixel_shuffle(self.last(y), 2)[:, :, : 2 * high, : 2 * wide]
+
+
+@pytest.mark.parametrize(("multiple", "pool", "smallest"), [(1, 1, 1), (8, 1, 5), (1, 7, 7), (8, 7, 7), (64, 1, 33)])
+@pytest.mark.parametrize("merge", ["features", "image"])
+def test_of_an_image_smaller_than_the_network_takes_more_is_made(multiple, pool, smallest, merge):
+    net = scaled(Reflecting(multiple, pool))
+    fast = maskguided.wrap(net, merge=merge, keep=1)
+    assert fast.split.probe.smallest == smallest
+    for height, width in ((1, 1), (3, 40), (smallest, smallest), (50, 4)):
+        x = image(2, 3, height, width)
+        enough = F.pad(x, (0, max(0, smallest - width), 0, max(0, smallest - height)), mode="replicate")
+        fast.keep = 1
+        assert difference(fast(x), net(enough)[:, :, : 2 * height, : 2 * width]) < 1e-5
+        fast.keep = 0.5
+        assert fast(x).shape == (2, 3, 2 * height, 2 * width)
+        assert fast.cost(height, width).k == fast.explain(x).index.shape[1]

@@ -59,6 +59,29 @@ def test_a_folder_with_one_bad_file_gives_the_rest_and_exit_code_1(weights, tmp_
     assert (deep.shape, deep.dtype) == ((192, 240, 4), np.uint16)
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (RuntimeError("mat1 and mat2\nshapes"), "b.png: RuntimeError: mat1 and mat2\n"),
+        (MemoryError("1 TB wanted"), "out of memory: 1 TB wanted\n"),
+    ],
+)
+def test_an_image_on_which_the_network_fails_leaves_the_rest_alone(weights, tmp_path, monkeypatch, error, text):
+    for name, side in (("a", 24), ("b", 20), ("c", 24)):
+        write_image(tmp_path / "in" / f"{name}.png", PHOTO[:side, :side].copy())
+
+    def failing(fast, image, **ways):
+        if len(image) == 20:
+            raise error
+        return upscale(fast, image, **ways)
+
+    monkeypatch.setattr("maskguided.commands.upscale.upscale", failing)
+    result = run("upscale", "-i", tmp_path / "in", "-o", tmp_path / "out", "--weights", weights, code=1)
+    assert text in result.output
+    assert "1 of 3 failed" in result.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_out.png", "c_out.png"]
+
+
 def test_one_file_to_one_file_with_its_mask_and_never_over_an_old_one(weights, tmp_path):
     write_image(tmp_path / "a.png", PHOTO)
     common = ("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "--model", "pan", "--weights", weights)

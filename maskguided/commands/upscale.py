@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from ..errors import ArgumentError, MaskGuidedError
+from ..errors import ArgumentError, MaskGuidedError, first_line
 from ..files import write_whole
 from ..guided import MaskGuided
 from ..images import Image, check_format, goes_in_parts, open_large, read_image, read_profile, resize, write_image
@@ -193,9 +193,10 @@ def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> in
                     again = "the same command with --skip-existing goes on (without --overwrite)"
                     err.print(f"stopped in {plain(job.path.name)}; {again}")
                 raise
-            except (MaskGuidedError, OSError) as error:
+            except (MaskGuidedError, OSError, RuntimeError, MemoryError) as error:  # also what a network raises
                 failed += 1
-                err.print(f"[red]failed:[/red] {plain(sentence(error) or error)}")
+                what = sentence(error) or f"{job.path}: {type(error).__name__}: {first_line(error)}"
+                err.print(f"[red]failed:[/red] {plain(what)}")
             else:
                 what = f"{width}x{height}, {share:.0%} refined, {time.perf_counter() - started:.2f} s"
                 out.print(f"{job.path.name} -> {job.target} ({what})", markup=False)

@@ -36,6 +36,9 @@ class Probe:
     """The smallest height and width that were tried with success, before rounding up to a multiple."""
     device: torch.device
     dtype: torch.dtype
+    smallest: int = 1
+    """The smallest height and width of an image that the network takes, a multiple: of a lesser one it pads or pools
+    more than there is."""
     contrast: float = 1.0
     """Of its random images: less than all for networks that white noise drives out of the range of numbers."""
     is_finite: bool = True
@@ -107,7 +110,8 @@ def probe(model: nn.Module) -> Probe:
                     scale = out.shape[2] // height
                     if scale and out.shape[2:] == (scale * height, scale * width):
                         found = replace(found, out_channels=out.shape[1], scale=scale)
-                        return _with_room(model, _in_range(model, found, out))
+                        found = _with_room(model, _in_range(model, found, out))
+                        return replace(found, smallest=_smallest(model, found))
                     failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
     guesses = ", ".join(map(str, _channel_guesses(model)))
     raise CannotSplit(
@@ -137,6 +141,23 @@ def _with_room(model: nn.Module, found: Probe) -> Probe:
             continue
         return larger
     return found
+
+
+def _smallest(model: nn.Module, found: Probe) -> int:
+    """The least side from which on images of all sizes are taken, up to the one that was tried."""
+
+    def is_taken(side: int) -> bool:
+        try:
+            image = image_of(thinly(functools.partial(model, found.input(side, side))))
+        except Exception:  # whatever a foreign network raises
+            return False
+        return image.shape[2:] == (found.scale * side, found.scale * side)
+
+    step = found.multiple_of
+    if is_taken(step):
+        return step
+    sides = range(found.sizes[0][0], 0, -step)
+    return next((side + step for side in sides if not is_taken(side)), step)
 
 
 def image_of(result: Any) -> Tensor:
