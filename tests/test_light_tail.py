@@ -225,7 +225,7 @@ def test_stage_refine_trains_it_with_what_it_looks_through(adapter):
 
 
 @torch.enable_grad()
-@pytest.mark.parametrize("stage", ["joint", "all"])
+@pytest.mark.parametrize("stage", ["joint", "all", "end"])
 def test_other_stages_that_train_the_network_train_it_too(stage):
     fast = wrapped(keep=0.5)
     trained = train_only(fast, stage)

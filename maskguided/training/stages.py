@@ -1,12 +1,12 @@
 """What each stage of training trains, and by which loss.
 
     coarse   the coarse tail: what the image looks like where nothing is refined at the present keep
-    refine   blocks n+1..N and the network's tail, on the windows that they will see (the paper's A-Net), and what
-             these see beyond their borders
+    refine   blocks n+1..N and the tail of refined patches, on the windows that they will see (the paper's A-Net), and
+             what these see beyond their borders
     head     the mask head, everything else frozen (the paper's M-Net)
-    all      the network and the coarse tail, without the head (the paper's D-Net)
-    end      everything at once (the paper's "end to end" ablation)
-    joint    the network, the coarse tail and the context, on the image as it will be: refined here, coarse there
+    all      the network and the tails that were added, without the head (the paper's D-Net)
+    end      the same with the head, all patches refined (the paper's "end to end" ablation)
+    joint    the network, these tails and the context, on the image as it will be: refined here, coarse there
 
 Source: Hu et al., "Restore Globally, Refine Locally", ECCV 2022, section 3.3: the paper runs all, refine, head.
 """
@@ -334,13 +334,8 @@ def _to_targets(image: Tensor, given: StageInput, options: Options, mask: Tensor
     return whole + distance(given.crops["dense"]) * options.distill if options.distill else whole
 
 
-def _parameters(part: nn.Module | None) -> list[nn.Parameter]:
-    return [] if part is None else list(part.parameters())
-
-
-def _added(fast: MaskGuided) -> list[nn.Parameter]:
-    """What was added to the refine part."""
-    return _parameters(fast.refine_tail) + _parameters(fast.context)
+def _parameters(*parts: nn.Module | None) -> list[nn.Parameter]:
+    return [parameter for part in parts if part is not None for parameter in part.parameters()]
 
 
 def _of_refine(fast: MaskGuided) -> list[nn.Parameter]:
@@ -376,16 +371,16 @@ class _Stage:
 
 _STAGES: dict[str, _Stage] = {
     "coarse": _Stage(lambda fast: _parameters(fast.coarse_tail), _coarse_loss, _prepare_coarse),
-    "refine": _Stage(lambda fast: _of_refine(fast) + _added(fast), _refine_loss, _prepare_refine),
+    "refine": _Stage(
+        lambda fast: _of_refine(fast) + _parameters(fast.refine_tail, fast.context), _refine_loss, _prepare_refine
+    ),
     "head": _Stage(lambda fast: _parameters(fast.head), _head_loss, _prepare_head),
-    "all": _Stage(
-        lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.refine_tail), _all_loss
-    ),
-    "end": _Stage(
-        lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _parameters(fast.head), _end_loss
-    ),
+    "all": _Stage(lambda fast: _parameters(fast.model, fast.coarse_tail, fast.refine_tail), _all_loss),
+    "end": _Stage(lambda fast: _parameters(fast.model, fast.coarse_tail, fast.refine_tail, fast.head), _end_loss),
     "joint": _Stage(
-        lambda fast: _parameters(fast.model) + _parameters(fast.coarse_tail) + _added(fast), _joint_loss, _prepare_joint
+        lambda fast: _parameters(fast.model, fast.coarse_tail, fast.refine_tail, fast.context),
+        _joint_loss,
+        _prepare_joint,
     ),
 }
 REUSABLE = tuple(name for name, stage in _STAGES.items() if stage.prepare)
