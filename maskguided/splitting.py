@@ -11,7 +11,8 @@ from .adapter import AUTOMATIC, Adapter, choose_adapter
 from .automatic import automatic_split
 from .errors import ArgumentError, CannotSplit, MaskGuidedError
 from .parts import Cuts, first_and_later
-from .probing.probe import Probe, probe_network
+from .probing.probe import Probe, probe_network, with_smallest
+from .probing.untouched import untouched
 from .split import Split
 from .split_checks import check_adapter, check_stretches, check_whole
 
@@ -62,18 +63,21 @@ def split(
             raise ArgumentError(f"adapter={adapter!r} knows the blocks: body= and cut= are for networks without one")
         adapter = AUTOMATIC
     chosen, missed = choose_adapter(model, adapter)
+    made: Split | str | None = None
     if chosen is not None:
         made = _by_adapter(chosen, model, first, later, probe, check, named=adapter is not None)
-        if isinstance(made, Split):
-            made.missed = missed
-            return made
-        missed[chosen.name] = made
-    try:
-        parts = automatic_split(model, first, probe, later=later, body=body, cut=cut, check=check)
-    except CannotSplit as error:
-        tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
-        raise CannotSplit(f"{error}. Adapters tried: {tried}" if tried else str(error)) from error
+        if isinstance(made, str):
+            missed[chosen.name] = made
+    if not isinstance(made, Split):
+        try:
+            made = automatic_split(model, first, probe, later=later, body=body, cut=cut, check=check)
+        except CannotSplit as error:
+            tried = "; ".join(f"{name}: {why}" for name, why in missed.items())
+            raise CannotSplit(f"{error}. Adapters tried: {tried}" if tried else str(error)) from error
+    parts = made
     parts.missed = missed
+    with untouched(model):
+        parts.probe = with_smallest(parts.probe, lambda x: parts.rest(parts.prefix(x)))
     return parts
 
 

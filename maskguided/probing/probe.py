@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,8 +38,8 @@ class Probe:
     device: torch.device
     dtype: torch.dtype
     smallest: int = 1
-    """The smallest height and width of an image that the network takes, a multiple: of a lesser one it pads or pools
-    more than there is."""
+    """The smallest height and width of an image that its parts take: of a lesser one they pad or pool more than there
+    is. Found once it is split."""
     contrast: float = 1.0
     """Of its random images: less than all for networks that white noise drives out of the range of numbers."""
     is_finite: bool = True
@@ -110,8 +111,7 @@ def probe(model: nn.Module) -> Probe:
                     scale = out.shape[2] // height
                     if scale and out.shape[2:] == (scale * height, scale * width):
                         found = replace(found, out_channels=out.shape[1], scale=scale)
-                        found = _with_room(model, _in_range(model, found, out))
-                        return replace(found, smallest=_smallest(model, found))
+                        return _with_room(model, _in_range(model, found, out))
                     failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
     guesses = ", ".join(map(str, _channel_guesses(model)))
     raise CannotSplit(
@@ -143,21 +143,19 @@ def _with_room(model: nn.Module, found: Probe) -> Probe:
     return found
 
 
-def _smallest(model: nn.Module, found: Probe) -> int:
-    """The least side from which on images of all sizes are taken, up to the one that was tried."""
+def with_smallest(found: Probe, run: Callable[[Tensor], Tensor]) -> Probe:
+    """`found`, with the least side from which on `run` takes images of all sizes, up to the one that was tried."""
 
     def is_taken(side: int) -> bool:
         try:
-            image = image_of(thinly(functools.partial(model, found.input(side, side))))
+            image = thinly(lambda: run(found.input(side, side)))
         except Exception:  # whatever a foreign network raises
             return False
-        return image.shape[2:] == (found.scale * side, found.scale * side)
+        return min(image.shape[2:]) >= found.scale * side
 
     step = found.multiple_of
-    if is_taken(step):
-        return step
-    sides = range(found.sizes[0][0], 0, -step)
-    return next((side + step for side in sides if not is_taken(side)), step)
+    sides = (step,) if is_taken(step) else range(found.sizes[0][0], 0, -step)
+    return replace(found, smallest=next((side + step for side in sides if not is_taken(side)), step))
 
 
 def image_of(result: Any) -> Tensor:
