@@ -47,8 +47,9 @@ class GainEstimate(nn.Module):
         """What `log_energies` gives -> gain and remaining error, (B, rows, cols) each, mean squares on Y, float32."""
         least, most = self.seen.float()[:, None, :, None, None]
         clamped = logs.clamp(least, most)
-        predicted = torch.einsum("btij,ot->boij", clamped, self.weight.float())
-        predicted = predicted + torch.einsum("btij,ot->boij", around(clamped), self.around.float())
+        with torch.autocast(logs.device.type, enabled=False):
+            predicted = torch.einsum("btij,ot->boij", clamped, self.weight.float())
+            predicted = predicted + torch.einsum("btij,ot->boij", around(clamped), self.around.float())
         gain, error = (predicted + self.bias.float().view(1, 2, 1, 1)).exp().unbind(1)
         return gain, error + _ROUNDING
 

@@ -88,7 +88,8 @@ class LinearScore(nn.Module):
     def forward(self, energies: Tensor) -> Tensor:
         """Energies (B, terms, rows, cols) -> score (B, rows, cols), float32."""
         seen = self.compressed(energies)
-        return torch.einsum("btij,t->bij", seen, self.weight.float()) + self.bias.float()
+        with torch.autocast(energies.device.type, enabled=False):
+            return torch.einsum("btij,t->bij", seen, self.weight.float()) + self.bias.float()
 
 
 def energies(x: Tensor, patch: int) -> Tensor:

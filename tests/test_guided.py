@@ -16,7 +16,8 @@ from torch.nn import functional as F
 import maskguided
 from maskguided import ArgumentError, MaskGuided
 from maskguided.adapters.pan_net import PAN
-from maskguided.head import MaskHead, high_frequency, pool
+from maskguided.gain import GainEstimate
+from maskguided.head import LinearScore, MaskHead, high_frequency, pool
 
 
 def pan(**settings: object) -> MaskGuided:
@@ -108,6 +109,20 @@ def test_autocast(merge):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = fast(x)
     assert difference(out.float(), fast(x)) < 0.05
+
+
+def test_scores_are_as_fine_under_autocast():
+    """In bfloat16 many patches would have one score, and be chosen by their position."""
+    torch.manual_seed(0)
+    seen, linear, estimate = torch.rand(1, 3, 20, 20), LinearScore(), GainEstimate(5)
+    logs = torch.rand(1, 8, 20, 20)
+    for parameter in (*linear.parameters(), *estimate.parameters()):
+        parameter.data.copy_(torch.rand(parameter.shape))
+    estimate.seen[0] = 0
+    usual = linear(seen), *estimate(logs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = linear(seen), *estimate(logs)
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(usual, within, strict=True))
 
 
 @pytest.mark.parametrize("merge", ["features", "image"])
