@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Held(Knobs):
         check_size(height, width)
         keep, grid = self.keep, self.grid(height, width)
         guided, coarse = (self.macs_at(height, width, keep=share) for share in (keep, 0))
-        dense = self._macs(lambda x: self.model(self.accepted(x)), height, width)
+        dense = self._macs(self.model, lambda x: self.model(self.accepted(x)), height, width)
         own, every = (sum(p.numel() for p in module.parameters()) for module in (self.model, self))
         return Cost(
             height=height,
@@ -66,14 +67,14 @@ class Held(Knobs):
 
     def macs_at(self, height: int, width: int, **setting: float) -> int:
         """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""
-        with self.keep_restored():
-            for name, value in setting.items():
-                setattr(self, name, value)
-            return self._macs(self, height, width)
+        asked = copy.copy(self)  # of settings alone: a forward in another thread goes on with its own
+        for name, value in setting.items():
+            setattr(asked, name, value)
+        return self._macs(asked, asked, height, width)
 
-    def _macs(self, forward: Callable[[Tensor], Tensor], height: int, width: int) -> int:
+    def _macs(self, model: nn.Module, forward: Callable[[Tensor], Tensor], height: int, width: int) -> int:
         like = first_weight(self.model)
-        return macs(forward, (1, self.split.probe.in_channels, height, width), like, self)
+        return macs(forward, (1, self.split.probe.in_channels, height, width), like, model)
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters would train, and of how many.

@@ -182,6 +182,20 @@ def test_cost_follows_the_arithmetic():
     assert "8 of 16 patches" in str(cost)
 
 
+def test_asking_for_costs_leaves_settings_to_whoever_runs_it_meanwhile():
+    fast, seen = pan(keep=0.5), []
+
+    def meanwhile(*_):
+        seen.append(fast.keep)
+        fast.keep = 0.75
+
+    fast.model.SCPA_trunk[0].register_forward_hook(meanwhile)
+    cost = fast.cost(20, 26)
+    assert seen == [0.5, *[0.75] * (len(seen) - 1)]
+    assert (cost.keep, fast.keep) == (0.5, 0.75)
+    assert cost.coarse < cost.guided
+
+
 def test_an_input_of_a_size_the_network_cannot_take_is_padded_and_cropped():
     class Halves(nn.Module):
         def __init__(self) -> None:

@@ -34,8 +34,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, attributes in saved:
-            vars(module).clear()
-            vars(module).update(attributes)
+            for added in vars(module).keys() - attributes.keys():
+                del vars(module)[added]
+            vars(module).update(attributes)  # not cleared before: another thread may be running it
         for cache, content in caches:
             if cache or content:
                 cache.clear()
