@@ -14,7 +14,7 @@ from .errors import ImageError, MissingDependency, warn
 from .files import write_whole
 from .png import StripedPng
 from .tiff import SUFFIXES as TIFF
-from .tiff import StripedTiff, is_large, mapped, with_plain_alpha
+from .tiff import StripedTiff, is_large, look_at, mapped
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _PAGED = (*TIFF, ".webp", ".png", ".gif", ".avif")
@@ -32,7 +32,8 @@ Image = NDArray[Any]
 def read_image(path: str | Path) -> Image:
     """Read an image as it is stored: bit depth by its dtype, grey, colour or alpha by its channels.
 
-    Photographs are turned as their EXIF orientation says. A large uncompressed TIFF is not read, but mapped.
+    Photographs are turned as their EXIF orientation says; colours that are multiplied by alpha are divided by it. A
+    large uncompressed TIFF is not read, but mapped.
 
     Raises:
         ImageError: no such file, no image, or neither 8 nor 16 bits a sample.
@@ -42,7 +43,7 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(f"{path}: no such file")
     if (image := mapped(path)) is not None:
         return image
-    stored, meaning = with_plain_alpha(path.read_bytes(), path)
+    stored, meaning, is_multiplied = look_at(path.read_bytes(), path)
     content = np.frombuffer(stored, np.uint8)
     # OpenCV turns a photograph upright only where it may drop the alpha channel, which JPEG has not.
     upright, as_it_is = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED
@@ -62,7 +63,19 @@ def read_image(path: str | Path) -> Image:
         warn(f"{path}: the first of {pages} pictures in it is read", stacklevel=2)
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
+    if is_multiplied and image.shape[2:] == (4,):
+        image = _divided(image)
     return _swapped(~image if meaning == _NEGATIVE and image.dtype == np.uint16 else image)
+
+
+def _divided(image: Image) -> Image:
+    """Colours as they are, of those that were multiplied by the alpha channel (H, W, 4)."""
+    top = np.iinfo(image.dtype).max
+    straight: Image = image.copy()
+    for row in straight:  # as floats a large image would take a multiple of its memory
+        alpha = row[:, 3:].astype(np.float64)
+        row[:, :3] = np.minimum((row[:, :3] * (top / np.maximum(alpha, 1))).round(), top)
+    return straight
 
 
 def _turned_like(upright: Image, image: Image) -> Image:

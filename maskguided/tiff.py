@@ -6,7 +6,7 @@ import logging
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -112,17 +112,28 @@ def _tifffile() -> Any:
     return tifffile
 
 
-def with_plain_alpha(stored: bytes, path: Path) -> tuple[bytes, int | None]:
-    """The bytes of a TIFF, its alpha channel of no stated kind, and its PhotometricInterpretation; others as they are.
+class Looked(NamedTuple):
+    """A file's bytes, made such that OpenCV reads what they say, and what it does not tell of them."""
 
-    By an alpha that is called unassociated libtiff multiplies colours of 8 bits; that zero is white OpenCV sees in 8
-    bits alone. What OpenCV leaves out (alpha beside grey, colour profiles) is warned of.
+    stored: bytes
+    meaning: int | None = None
+    """PhotometricInterpretation of a TIFF."""
+    is_multiplied: bool = False
+    """Whether its colours are multiplied by its alpha."""
+
+
+def look_at(stored: bytes, path: Path) -> Looked:
+    """What to read instead of the bytes of a TIFF; others are as they are.
+
+    By an alpha that is called unassociated libtiff multiplies colours of 8 bits: it is made one of no stated kind. What
+    zero is, and that colours are multiplied already, OpenCV does not see, or in 8 bits alone. What it leaves out (alpha
+    beside grey, colour profiles) is warned of.
     """
-    meaning = None
+    looked = Looked(stored)
     order, kind = {b"II": "<", b"MM": ">"}.get(stored[:2]), stored[2:4]
     big = kind in (b"+\0", b"\0+")
     if order is None or not (big or kind in (b"*\0", b"\0*")):
-        return stored, meaning
+        return looked
     offset, number, row = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
     try:
         (start,) = struct.unpack_from(order + offset, stored, 8 if big else 4)
@@ -132,14 +143,16 @@ def with_plain_alpha(stored: bytes, path: Path) -> tuple[bytes, int | None]:
             tag, _, length, value = struct.unpack_from(order + row, stored, entry)
             (value,) = struct.unpack_from(f"{order}H", value)
             if tag == 262:  # PhotometricInterpretation
-                meaning = value
+                looked = looked._replace(meaning=value)
             if (tag, value) == (277, 2):  # SamplesPerPixel
                 warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
             if tag == 34675:  # ICCProfile
                 warn(f"{path}: the colour profile of a TIFF is left out; a PNG keeps it", stacklevel=3)
-            if (tag, length, value) == (338, 1, 2):  # ExtraSamples
-                at = entry + size - (8 if big else 4)
-                return stored[:at] + b"\0\0" + stored[at + 2 :], meaning
+            if (tag, length) == (338, 1):  # ExtraSamples: 0 of no stated kind, 1 associated, 2 not
+                looked = looked._replace(is_multiplied=value == 1)
+                if value == 2:
+                    at = entry + size - (8 if big else 4)
+                    looked = looked._replace(stored=stored[:at] + b"\0\0" + stored[at + 2 :])
     except struct.error:  # damaged, as OpenCV will find
         pass
-    return stored, meaning
+    return looked

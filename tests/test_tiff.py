@@ -102,6 +102,23 @@ def test_colours_are_not_multiplied_by_alpha(bigtiff, byteorder, tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.tif"), pixels)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_colours_that_are_multiplied_by_alpha_are_divided_by_it(dtype, tmp_path):
+    top = np.iinfo(dtype).max
+    colours, alpha = PHOTO.astype(float) / 255, np.linspace(0, 1, PHOTO.shape[1])[None, :, None]
+    alpha = np.broadcast_to(alpha, (*PHOTO.shape[:2], 1))
+    pixels = (np.dstack([colours * alpha, alpha]) * top).round().astype(dtype)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(pixels, photometric="rgb", extrasamples=["assocalpha"], iccprofile=b"0" * 200)
+    with pytest.warns(UserWarning, match="the colour profile of a TIFF is left out"):
+        found = read_image(tmp_path / "a.tif")
+    assert (found.dtype, found.shape) == (dtype, pixels.shape)
+    assert np.array_equal(found[..., 3], pixels[..., 3])
+    away = np.abs(found[..., :3] / top - colours)  # colours and alpha were rounded by half a step, and so is this
+    assert (away[:, 2:] <= 1.1 / (top * alpha[:, 2:]) + 0.51 / top).all()
+    assert (found[:, 0, :3] == 0).all()
+
+
 def test_a_file_of_more_than_4_gib_would_be_a_bigtiff(tmp_path, monkeypatch):
     monkeypatch.setattr(tiff, "_CLASSIC", 0)
     with StripedTiff(tmp_path / "a.tif", PHOTO.shape, PHOTO.dtype) as file:
