@@ -134,7 +134,7 @@ def _check_fit(fast: MaskGuided, fit: str, split_at: str | None) -> None:
         )
     if split_at not in (None, "auto"):
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
-    if split_at == "auto" and fast.model is not fast.unwrap():
+    if split_at == "auto" and fast.model is not fast.given:
         raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
 
 

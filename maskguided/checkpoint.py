@@ -19,7 +19,7 @@ from .gain import GainEstimate
 from .guided import MaskGuided
 from .head import BLURS
 from .networks import load_network
-from .probing.modules import refuse_wrapped
+from .probing.modules import network_within, refuse_wrapped
 from .probing.untouched import in_eval_mode
 from .values import as_path
 from .weights import HEAD_FORMAT, load_into, read, safetensors_file
@@ -89,7 +89,8 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     refuse_wrapped(model)
     content = _saved(path)
     base, saved = content.base, {**_BEFORE, **content.settings}
-    _check_same(path, base, {"class": type(model).__qualname__})  # before an adapter says that it does not know it
+    kind = type(network_within(model)).__qualname__
+    _check_same(path, base, {"class": kind})  # before an adapter says that it does not know it
     settings = {**saved, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
     least = settings.pop("min_gain_db", None)
     fast = _wrapped(path, model, settings, saved, base)
@@ -257,9 +258,9 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 
 def _trained(fast: MaskGuided) -> dict[str, Tensor]:
     """The network's weights that are not those of the network that was given."""
-    given = fast.unwrap().state_dict()
-    own = {} if fast.model is fast.unwrap() else fast.model.state_dict()
-    return {_MODEL + name: v for name, v in own.items() if not torch.equal(v.cpu(), given[name].cpu())}
+    given = fast.given.state_dict()
+    own = {} if fast.model is fast.given else fast.model.state_dict()
+    return {_MODEL + name: v for name, v in own.items() if not torch.equal(v.cpu(), given[name].to("cpu", v.dtype))}
 
 
 def _settings(fast: MaskGuided) -> dict[str, Any]:
@@ -297,5 +298,5 @@ def _network_facts(fast: MaskGuided) -> dict[str, Any]:
         "in_channels": probe.in_channels,
         "out_channels": probe.out_channels,
         "blocks": len(fast.split.blocks),
-        "fingerprint": fingerprint(fast.unwrap().state_dict()),
+        "fingerprint": fingerprint(fast.given.state_dict()),
     }

@@ -27,7 +27,7 @@ def luma(image: Tensor) -> Tensor:
 @torch.no_grad()
 def dense_image(fast: MaskGuided, lr: Tensor) -> Tensor:
     """What the network that was given, before any training, makes of `lr` in eval mode: (B, C', s*H, s*W)."""
-    given = fast.unwrap()
+    given = fast.given
     like = first_weight(given)  # it may have stayed behind on another device
     with in_eval_mode(given):
         image = image_of(given(fast.accepted(lr).clone().to(like)))  # a network may change its input

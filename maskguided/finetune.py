@@ -236,7 +236,7 @@ class _Run:
         )
         fast.to(self.accelerator.device)
         parameters = train_only(fast, stage)
-        fast.unwrap().to(self.accelerator.device)
+        fast.given.to(self.accelerator.device)
         fast.eval()  # no dropout, no batch statistics: what is trained is what will run
         self.identity = self._identity(parameters)
         optimizer, self.schedule = _optimizer(parameters, recipe)
@@ -340,7 +340,7 @@ class _Run:
         own = set(map(id, trained))
         stays = {n: p for n, p in fast.named_parameters() if id(p) not in own and n.startswith(has_a_say)}
         since = {**{name: getattr(fast, name) for name in _SINCE}, _STAYS: fingerprint(stays)[:16]}
-        of_network = {"network": fingerprint(fast.unwrap().state_dict())[:16], "shapes": shapes}
+        of_network = {"network": fingerprint(fast.given.state_dict())[:16], "shapes": shapes}
         return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network}
 
 

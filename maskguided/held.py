@@ -24,7 +24,7 @@ class Held(Knobs):
     model: nn.Module
     constants: nn.Module | None
     refine_tail: LightTail | None
-    _given: tuple[nn.Module]
+    _given: tuple[nn.Module, ...]
 
     @property
     def scale(self) -> int:
@@ -90,17 +90,23 @@ class Held(Knobs):
 
     def unwrap(self) -> nn.Module:
         """The network that was wrapped: the very object, which neither wrapping nor training has changed."""
+        return self._given[-1]
+
+    @property
+    def given(self) -> nn.Module:
+        """The same, without what torch.compile or DataParallel put around it."""
         return self._given[0]
 
     def become(self, other: Held) -> None:
         """Take over the split, parts and settings of another wrap of the same network; a user's hooks stay."""
         theirs = other.__dict__.keys() | other._modules.keys()
         users = {name: value for name, value in self.__dict__.items() if name not in theirs or "_hook" in name}
-        self.__dict__ = {**other.__dict__, **users}  # a part that the other has not must not stay behind
+        # A part that the other has not must not stay behind.
+        self.__dict__ = {**other.__dict__, "_given": self._given, **users}
 
     def own_network(self) -> None:
         """From now on hold a copy of the network, to train it; the one that was given stays what it is."""
-        if self.model is self._given[0]:
+        if self.model is self.given:
             self.split = self.split.own()
             self.model, self.constants = self.split.model, self.split.constants
             self.refine_tail = self.split.light if isinstance(self.split, LightTailed) else None

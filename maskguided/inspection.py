@@ -17,7 +17,7 @@ from .errors import CannotSplit, MaskGuidedError, first_line
 from .guided import MaskGuided
 from .parts import Cuts
 from .patches import round_up
-from .probing.modules import first_weight
+from .probing.modules import first_weight, network_within
 from .probing.probe import probe_network
 from .probing.untouched import untouched
 from .split import Facts, Split
@@ -104,6 +104,7 @@ def inspect(
     >>> found.can_split, found.adapter, len(found.facts.blocks), found.facts.body_radius
     (True, 'pan', 4, 4)
     """
+    model = network_within(model)
     name = type(model).__name__
     runs: tuple[str, ...] = ()
     try:

@@ -11,6 +11,7 @@ from .adapter import AUTOMATIC, Adapter, choose_adapter
 from .automatic import automatic_split
 from .errors import ArgumentError, CannotSplit, MaskGuidedError
 from .parts import Cuts, first_and_later
+from .probing.modules import network_within
 from .probing.probe import Probe, probe_network, with_smallest
 from .probing.untouched import untouched
 from .split import Split
@@ -31,7 +32,8 @@ def split(
     """Split a super-resolution network after block `split_at` of its body. The network is not changed.
 
     Args:
-        model: takes (B, C, H, W), returns one image (B, C', s*H, s*W).
+        model: takes (B, C, H, W), returns one image (B, C', s*H, s*W). Of what torch.compile or DataParallel made, the
+            network within is split.
         split_at: 1..N-1, or "auto" for half of the depth; or several numbers that rise, as (4, 8, 12).
         adapter: name of the one to use; "automatic" for none. Default: the first that knows the network.
         body: the blocks, for a network that no adapter shall split: their module names, or a pattern for them in
@@ -50,6 +52,7 @@ def split(
     >>> bool((parts.tail(parts.body(parts.prefix(x))) == parts.model(x)).all())
     True
     """
+    model = network_within(model)
     probe = probe_network(model)
     if check and not probe.is_finite:
         height, width = probe.sizes[0]

@@ -52,7 +52,9 @@ def wrap(
     """
     refuse_wrapped(model)
     check_arguments("wrap", settings, MaskGuided, skip=1)
-    return MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
+    fast = MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
+    fast._given = (fast.given, model)
+    return fast
 
 
 def check_wrapped(fast: object) -> None:

@@ -7,12 +7,13 @@ import pickle
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import PHOTO, image, need_shared, official_pan, scaled
+from support import PHOTO, difference, image, need_shared, official_pan, scaled
 from torch import nn
 
 import maskguided
@@ -22,6 +23,7 @@ from maskguided.export import export
 from maskguided.files import torch_save_whole, write_whole
 from maskguided.images import read_image, write_image
 from maskguided.networks import load_network
+from maskguided.training.stages import train_only
 from maskguided.weights import load_into, read
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.ones(2)}
@@ -289,3 +291,22 @@ def test_a_torch_file_that_cannot_be_written_is_an_oserror_of_that_file(tmp_path
     assert not list(tmp_path.iterdir())
     torch_save_whole(tmp_path / "a.checkpoint", {"weights": torch.ones(10)})
     assert torch.equal(torch.load(tmp_path / "a.checkpoint", weights_only=True)["weights"], torch.ones(10))
+
+
+@pytest.mark.parametrize(
+    "around", [partial(torch.compile, backend="eager"), nn.DataParallel], ids=["compiled", "parallel"]
+)
+@pytest.mark.parametrize("coarse_tail", ["copy", "deep"])
+def test_a_head_fits_a_network_whatever_is_put_around_it(around, coarse_tail, tmp_path):
+    net, x = scaled(PAN(features=8, up_features=8, blocks=4)), image(1, 3, 20, 24)
+    fast = maskguided.wrap(around(net), 2, merge="image", coarse_tail=coarse_tail, keep=0.5).eval()
+    assert fast.unwrap()._modules.keys() <= {"_orig_mod", "module"}
+    train_only(fast, "refine")
+    with torch.no_grad():
+        fast.model.upconv1.weight.mul_(1.1)
+    maskguided.save(fast, tmp_path / "a.safetensors")
+    for network in (net, around(net)):
+        again = maskguided.load(tmp_path / "a.safetensors", network).eval()
+        assert again.unwrap() is network
+        assert torch.equal(again(x), fast(x))
+    assert difference(maskguided.wrap(net, 2, keep=1)(x), net(x)) < 1e-5

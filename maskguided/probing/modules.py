@@ -21,6 +21,17 @@ class Wrapped(nn.Module):
     """The base class of MaskGuided: here, so that `refuse_wrapped` need not import that."""
 
 
+def network_within(model: nn.Module) -> nn.Module:
+    """`model` without the modules that torch.compile, DataParallel and DistributedDataParallel put around a network."""
+    while True:
+        parts = getattr(model, "_modules", {})  # what is no module is refused later
+        around = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = parts.get("module") if around else parts.get("_orig_mod")
+        if inner is None:
+            return model
+        model = inner
+
+
 def refuse_wrapped(model: object) -> None:
     """Refuse what is no network, one that is wrapped already, and one that holds such."""
     if not isinstance(model, nn.Module):
