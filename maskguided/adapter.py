@@ -215,7 +215,7 @@ def adapters() -> dict[str, type[Adapter]]:
             try:
                 entry.load()
             except Exception as error:  # whatever a foreign module raises: the others are no worse for it
-                warn(f"adapter {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
+                warn(f"adapter {entry.value} cannot be loaded: {type(error).__name__}: {error}")
         _loaded = True
     return dict(_registry)
 

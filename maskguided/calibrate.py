@@ -93,8 +93,7 @@ def calibrate(
         if fit in ("all", "score") and fast.scorer == "head":
             warn(
                 f"calibrate: the linear score takes the place of the mask head (fit={fit!r}); fit='nothing' leaves "
-                "trained parts as they are",
-                stacklevel=4,
+                "trained parts as they are"
             )
         if split_at == "auto":
             prices = search(fast, known, budget, progress)
@@ -144,14 +143,12 @@ def _warn_of_little(fast: MaskGuided, image: Known, chosen: Point, split_at: str
     if is_rough(fast, image.lr, image.dense):
         warn(
             "calibrate: what is not refined is farther from the dense image than a bicubic one; wrap with "
-            f"merge='image' and coarse_tail='light'{search_it}",
-            stacklevel=5,
+            f"merge='image' and coarse_tail='light'{search_it}"
         )
     if chosen.macs > 1:
         warn(
             f"calibrate: at keep={chosen.keep:.3f} it costs {chosen.macs:.0%} of the dense network's MACs; allow more "
-            f"loss{search_it}",
-            stacklevel=5,
+            f"loss{search_it}"
         )
 
 

@@ -96,7 +96,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     fast = _wrapped(path, model, settings, saved, base)
     other = [name for name in _FITTED_FOR if name in changes and getattr(fast, name) != _value(saved, name, fast)]
     if other and _ESTIMATE in content.tensors:
-        warn(f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}", stacklevel=2)
+        warn(f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}")
         content = content._replace(tensors=without_estimate(content.tensors))
         least = changes.get("min_gain_db")
     if _ESTIMATE in content.tensors:
@@ -203,10 +203,7 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     _check_same(path, base, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     if own["fingerprint"] != base["fingerprint"] and not _holds_already(fast.model, trained):
-        warn(
-            f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since",
-            stacklevel=3,
-        )
+        warn(f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since")
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:

@@ -1,8 +1,11 @@
 """The one family of errors, and of warnings. Each text says what was wrong, with what values, and what would work."""
 
+import sys
 import warnings
 
 import torch
+
+_INSIDE = (__package__, "torch", "contextlib")
 
 
 def first_line(error: BaseException) -> str:
@@ -10,9 +13,12 @@ def first_line(error: BaseException) -> str:
     return next(filter(None, str(error).splitlines()), type(error).__name__)
 
 
-def warn(text: str, stacklevel: int = 2) -> None:
-    """Warn of what the caller's caller does (stacklevel 2), or one that is farther."""
-    warnings.warn(text, MaskGuidedWarning, stacklevel=stacklevel + 1)
+def warn(text: str) -> None:
+    """Warn of what the nearest caller outside of maskguided, and of torch's decorators, does."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, MaskGuidedWarning, stacklevel=level)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -151,7 +151,7 @@ def fit(
     recipe = Recipe() if recipe is None else recipe
     _check(fast, recipe, every, workers)
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
-        warn(wrong, stacklevel=4)  # beyond the decorators
+        warn(wrong)  # beyond the decorators
     crops = _crops(fast, hr, lr, recipe)
     kept = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     with undone_by_failure(fast, fast.model):
@@ -313,8 +313,7 @@ class _Run:
         if seen != self.images:
             warn(
                 f"{self.checkpoint}: its {step} steps saw other images ({seen}, here {self.images}); remove "
-                "it to train on these alone",
-                stacklevel=5,
+                "it to train on these alone"
             )
         _copy_into(self.parameters, parameters)
         if self.average is not None:

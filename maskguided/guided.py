@@ -27,6 +27,7 @@ from .settings import (
     check_refine_tail,
     check_score,
     merge_and_tail,
+    warn_of_unused,
 )
 from .split import Split
 from .tails.coarse import CoarseTail, make_coarse_tail
@@ -108,6 +109,7 @@ class MaskGuided(Held):
             check_refine_tail(merge)
             split = with_light_tail(split)
         check_possible(split, merge, coarse_tail, global_ops)
+        warn_of_unused(merge, coarse_tail, coarse_on)
         check_cuts(split, merge, context)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
         small = exchanges and isinstance(patch_size, int) and not split.exchanges_at(patch_size)

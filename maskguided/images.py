@@ -60,7 +60,7 @@ def read_image(path: str | Path) -> Image:
             f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)} and what else OpenCV knows"
         )
     if path.suffix.lower() in _PAGED and _opens(path) and (pages := cv2.imcount(str(path))) > 1:
-        warn(f"{path}: the first of {pages} pictures in it is read", stacklevel=2)
+        warn(f"{path}: the first of {pages} pictures in it is read")
     if image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
     if is_multiplied and image.shape[2:] == (4,):
@@ -144,7 +144,7 @@ def _fitting(profile: bytes | None, path: Path, shape: tuple[int, ...]) -> bytes
     kind = b"GRAY" if len(shape) == 2 and suffix != ".webp" else b"RGB "  # a WebP is always RGB
     if profile is None or (suffix in _PROFILED and profile[16:20] == kind):
         return profile
-    warn(f"{path}: the colour profile is left out; a PNG, JPEG or WebP of colours keeps it", stacklevel=3)
+    warn(f"{path}: the colour profile is left out; a PNG, JPEG or WebP of colours keeps it")
     return None
 
 
@@ -187,7 +187,7 @@ def list_images(path: Path) -> list[Path]:
         raise ImageError(f"{path}: no files are in this folder (folders in it are not searched)")
     if passed := len(inside) - len(found):
         folders = "1 folder in it is" if passed == 1 else f"{passed} folders in it are"
-        warn(f"{path}: {folders} not searched for images", stacklevel=2)
+        warn(f"{path}: {folders} not searched for images")
     return found
 
 

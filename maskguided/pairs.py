@@ -52,7 +52,7 @@ def read_pairs(
         except ImageError as error:
             if not lr.is_dir() or (path is paths[-1] and not pairs):
                 raise
-            warn(f"{error}; it is left out", stacklevel=2)
+            warn(f"{error}; it is left out")
             continue
         match = hr if hr is not None and hr.is_file() else next((found[n] for n in hr_names(path) if n in found), None)
         if hr is not None and match is None:

@@ -39,6 +39,16 @@ def merge_and_tail(
     return merge, ("copy" if split.can_skip else "light") if coarse_tail is None else coarse_tail
 
 
+def warn_of_unused(merge: Merge, coarse_tail: CoarseTail | None, coarse_on: CoarseOn) -> None:
+    """Say which settings of the coarse tail are of no use where there is none."""
+    for name, value in (("coarse_tail", coarse_tail), ("coarse_on", coarse_on)):
+        if merge != "image" and value not in (None, "copy", "all"):
+            warn(
+                f"{name}={value!r} with merge={merge!r} has no effect: the network's own tail runs on the whole image, "
+                "and there is no other; use merge='image'"
+            )
+
+
 def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_ops: GlobalOps) -> None:
     """Refuse what this network cannot do, and say where the coarse image is not what one would expect."""
     name, rest = type(split.model).__name__, f"blocks {split.split_at + 1} to {len(split.blocks)}"
@@ -58,8 +68,7 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
         )
     warn(
         f"{rest} of this {name} cannot be left out: the coarse image comes from a light tail alone, which is "
-        "bilinear until it is fitted or trained",
-        stacklevel=4,
+        "bilinear until it is fitted or trained"
     )
 
 

@@ -145,9 +145,9 @@ def look_at(stored: bytes, path: Path) -> Looked:
             if tag == 262:  # PhotometricInterpretation
                 looked = looked._replace(meaning=value)
             if (tag, value) == (277, 2):  # SamplesPerPixel
-                warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it", stacklevel=3)
+                warn(f"{path}: the alpha channel of a grey TIFF is left out; a PNG keeps it")
             if tag == 34675:  # ICCProfile
-                warn(f"{path}: the colour profile of a TIFF is left out; a PNG keeps it", stacklevel=3)
+                warn(f"{path}: the colour profile of a TIFF is left out; a PNG keeps it")
             if (tag, length) == (338, 1):  # ExtraSamples: 0 of no stated kind, 1 associated, 2 not
                 looked = looked._replace(is_multiplied=value == 1)
                 if value == 2:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from toys import ResidualOutside
 
 import maskguided
-from maskguided import ArgumentError, ExportError
+from maskguided import ArgumentError, ExportError, MaskGuidedWarning
 from maskguided.adapters.pan_net import PAN
 from maskguided.gain import GainEstimate
 
@@ -196,6 +196,23 @@ def test_who_names_a_coarse_tail_gets_it():
     assert pan().merge == "features"
     assert pan(coarse_tail="light").merge == "image"
     assert pan(coarse_tail="light", merge="features").merge == "features"
+
+
+@pytest.mark.parametrize("unused", [{"coarse_tail": "light"}, {"coarse_on": "unrefined"}])
+@pytest.mark.parametrize("way", ["wrap", "load", "MaskGuided"])
+def test_settings_of_a_tail_that_is_not_there_are_warned_of_where_they_are_given(way, unused, tmp_path):
+    name, given = next(iter(unused)), {"merge": "features", **unused}
+    with pytest.warns(MaskGuidedWarning):
+        fast = maskguided.wrap(pan().unwrap(), 2, **given)
+    maskguided.save(fast, tmp_path / "a.safetensors")
+    again = {
+        "wrap": lambda: maskguided.wrap(fast.unwrap(), 2, **given),
+        "load": lambda: maskguided.load(tmp_path / "a.safetensors", fast.unwrap()),
+        "MaskGuided": lambda: maskguided.MaskGuided(fast.split, **given),
+    }
+    with pytest.warns(MaskGuidedWarning, match=f"{name}='.*' with merge='features' has no effect") as said:
+        again[way]()
+    assert [warning.filename for warning in said] == [__file__], "not in ours, nor in torch's decorators"
 
 
 class Reflecting(ResidualOutside):

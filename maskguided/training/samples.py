@@ -112,7 +112,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
                 return _read(self.paths[which], self.grey)
             except ImageError as error:
                 self._damaged.add(which)
-                warn(f"{error}; it is left out", stacklevel=2)
+                warn(f"{error}; it is left out")
         return None
 
 
