@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .errors import ArgumentError, ImageError, is_out_of_memory
 from .guided import MaskGuided
+from .head import BLURS
 from .images import Image, as_pixels, resize, to_tensor
 from .patches import Grid, per_pixel, round_up, select
 from .probing.modules import first_weight
@@ -200,7 +202,7 @@ def tiles(
         raise ArgumentError(f"tile={tile!r}, tile_pad={pad!r}: use 0 or more LR pixels, whole numbers")
     side = tile or max(size)
     grid = Grid(*size, side)
-    above = _threshold(model, read, grid) if grid.count > 1 else None
+    above = _threshold(model, read, grid, pad) if grid.count > 1 else None
     waiting = [(row * side, col * side, side) for row in range(grid.rows) for col in range(grid.cols)][::-1]
     done = 0
     while waiting:
@@ -210,13 +212,16 @@ def tiles(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            part = None
+        if part is None:  # not within the except, where the error still holds the tensors of what failed
             torch.cuda.empty_cache()
             side = -(-side // 2)
             if side < SMALLEST_TILE:
                 raise ArgumentError(
                     f"out of memory even with tiles of {2 * side} LR pixels: use --device cpu, or more memory"
-                ) from None
-            tile = tile or side  # from now on there are borders, which need context
+                )
+            if not tile:  # from now on there are borders, which need context, and patches of other parts to rank among
+                tile, above = side, _threshold(model, read, Grid(*size, side), pad)
             quarters = [(row + down, col + right, side) for down in (0, side) for right in (0, side)]
             waiting += [place for place in quarters if place[0] < size[0] and place[1] < size[1]][::-1]
             continue
@@ -226,21 +231,24 @@ def tiles(
 
 
 @torch.inference_mode()
-def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: Grid) -> float | None:
-    """The score above which a patch is refined, so that `keep` holds over all tiles; None: within each.
+def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: Grid, pad: int) -> float | None:
+    """The score above which a patch is refined, so that `keep` holds over all tiles, as they see it; None: within each.
 
     A score that looks at features needs the base, which would run twice, and costs more than it brings
     (docs/benchmarks.md).
     """
     if model.scorer not in ("input", "linear") or not 0 < model.keep < 1 or model.min_gain_db is not None:
         return None
-    side, device = grid.patch_size, first_weight(model).device
-    parts = (
-        read(slice(row, row + side), slice(col, col + side))
-        for row in range(0, grid.height, side)
-        for col in range(0, grid.width, side)
-    )
-    scores = [model.input_score(part.to(device)).flatten() for part in parts]
+    patch, device, side = model.patch_size, first_weight(model).device, grid.patch_size
+    count, reach = -(-side // patch), max(BLURS) // 2
+    context = round_up(reach, patch) if pad >= reach else 0  # against which the detail at a tile's border is seen
+    scores = []
+    for row, col in itertools.product(range(0, grid.height, side), range(0, grid.width, side)):
+        top, left = max(0, row - context), max(0, col - context)
+        part = read(slice(top, row + side + context), slice(left, col + side + context))
+        first, start = (row - top) // patch, (col - left) // patch
+        score = model.input_score(part.to(device))[:, first : first + count, start : start + count]
+        scores.append(score.flatten())
     score = torch.cat(scores).sort(descending=True).values
     return float(score[min(int(model.keep * len(score) + 0.5), len(score) - 1)])
 

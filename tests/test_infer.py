@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,43 @@ def test_keep_holds_over_all_tiles_where_the_input_alone_ranks_the_patches(fast,
     finally:
         fast.scorer = "input"
     assert (alone.reshape(2, 32, 4, 32).mean((1, 3)) == keep).all()
+
+
+@pytest.mark.parametrize("scorer", ["input", "linear"])
+def test_tiles_refine_what_the_whole_would(fast, scorer):
+    """Borders of tiles count by what lies beyond them."""
+    photo = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    fast.keep, fast.scorer = 0.25, scorer
+    try:
+        whole, tiled = (upscale(fast, photo, tile=side, tile_pad=8).mask for side in (0, 32))
+    finally:
+        fast.scorer = "input"
+    assert whole.mean() == 0.25
+    assert np.array_equal(tiled, whole)
+
+
+def test_keep_holds_over_the_image_where_memory_was_short_for_the_whole(fast, monkeypatch):
+    photo = np.full((128, 128, 3), 128, np.uint8)
+    photo[:64, :64] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
+    fast.keep, finish, failed = 0.25, fast.finish, []
+
+    class Held:
+        """Stands for what a failed tile has computed."""
+
+    def short_at_first(*args):
+        held = Held()
+        if not failed:
+            failed.append(weakref.ref(held))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return finish(*args)
+
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(failed[0]() is None))
+    monkeypatch.setattr(fast, "finish", short_at_first)
+    mask = upscale(fast, photo, tile=0).mask
+    assert mask[:64, :64].all()
+    assert mask.mean() == 0.25
+    assert emptied == [True], "the cache is emptied when nothing holds what failed"
 
 
 def test_a_flat_image_in_tiles_is_not_refined(fast):
