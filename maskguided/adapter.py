@@ -104,7 +104,7 @@ class Adapter(Split):
 
     @classmethod
     def build(cls, weights: Mapping[str, Tensor], scale: int | None = None) -> nn.Module:
-        """The network that these weights belong to, loaded with all of them and in eval mode.
+        """The network that these weights belong to, loaded with all of them.
 
         Args:
             weights: a flat state dict.

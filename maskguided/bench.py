@@ -192,8 +192,10 @@ def total_macs(fast: MaskGuided, pairs: Sequence[Pair], shares: Sequence[float])
 
     @functools.cache
     def counted(height: int, width: int, share: float) -> int:
-        whole = fast.min_gain_db is not None and share == 1  # such an image runs through the network as it is
-        return fast.macs_at(height, width, **({"min_gain_db": 0.0} if whole else {"keep": share}))
+        # Of an image that decides: all is the network as it is, and none has been chosen, too.
+        ends: dict[float, float] = {} if fast.min_gain_db is None else {0: math.inf, 1: 0.0}
+        least = ends.get(share)
+        return fast.macs_at(height, width, **({"keep": share} if least is None else {"min_gain_db": least}))
 
     return sum(counted(*pair.lr.shape[2:], share) for pair, share in zip(pairs, shares, strict=True))
 

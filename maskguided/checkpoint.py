@@ -20,7 +20,6 @@ from .guided import MaskGuided
 from .head import BLURS
 from .networks import load_network
 from .probing.modules import network_within, refuse_wrapped
-from .probing.untouched import in_eval_mode
 from .values import as_path
 from .weights import HEAD_FORMAT, load_into, read, safetensors_file
 from .wrapping import check_wrapped, wrap
@@ -100,7 +99,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
         content = content._replace(tensors=without_estimate(content.tensors))
         least = changes.get("min_gain_db")
     if _ESTIMATE in content.tensors:
-        fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1))
+        fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1)).train(fast.training)
     _load_added(fast, content, path)
     with nullcontext() if "min_gain_db" in changes else _said_of(path, base):
         fast.min_gain_db = least
@@ -212,11 +211,9 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
         if trained:
             fast.own_network()
             whole = {**fast.model.state_dict(), **{name.removeprefix(_MODEL): v for name, v in trained.items()}}
-            with in_eval_mode(fast.model):  # each of its modules stays in the mode it is in
-                load_into(fast.model, whole)
+            load_into(fast.model, whole)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    added.train(fast.training)
 
 
 def _holds_already(model: nn.Module, trained: Mapping[str, Tensor]) -> bool:

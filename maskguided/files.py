@@ -14,6 +14,8 @@ import torch
 from .errors import ArgumentError
 
 Result = TypeVar("Result")
+_BESIDE = ".maskguided."
+"""What the name of a file that is being written begins with."""
 
 
 def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
@@ -25,7 +27,7 @@ def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
         raise ArgumentError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".maskguided.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_BESIDE, suffix=path.suffix)
         os.close(handle)
         beside = Path(name)
         try:
@@ -35,8 +37,11 @@ def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
             return made
         finally:
             beside.unlink(missing_ok=True)
-    except OSError as error:  # no rights, a full disk: said of this file, not of the one beside it
-        raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
+    except OSError as error:
+        beside_it = error.filename is None or Path(str(error.filename)).name.startswith(_BESIDE)
+        if error.errno and beside_it:  # no rights, a full disk: said of this file, not of the one beside it
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def torch_save_whole(path: Path, content: Any) -> None:

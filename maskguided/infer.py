@@ -17,7 +17,7 @@ from .head import BLURS
 from .images import Image, as_pixels, resize, to_tensor
 from .patches import Grid, per_pixel, round_up, select
 from .probing.modules import first_weight
-from .values import as_whole
+from .values import as_whole, check_one_of
 from .wrapping import check_wrapped
 
 SMALLEST_TILE = 32
@@ -59,9 +59,10 @@ def upscale(
             Default: 384 for images of more than 512x512, if the network allows tiles.
         tile_pad: context around a tile, in LR pixels; no seams if it is at least the receptive-field radius.
         alpha: how the alpha channel grows.
-        on_tile: called with (done, total) after each tile.
+        on_tile: called with (done, total) after each tile; of an alpha channel it is not told.
     """
     check_wrapped(model)
+    check_one_of("alpha", alpha, ("model", "bicubic"))
     if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
         what = getattr(image, "dtype", type(image).__name__)
         raise ImageError(f"an image of {what}; it must be a NumPy array of uint8 or uint16")
@@ -124,8 +125,6 @@ def overlay(image: Image, mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _upscale_alpha(model: MaskGuided, alpha: Image, tile: int | None, tile_pad: int, how: str) -> Image:
-    if how not in ("model", "bicubic"):
-        raise ArgumentError(f"alpha={how!r}; use 'model' or 'bicubic'")
     height, width = (side * model.scale for side in alpha.shape)
     if alpha.min() == alpha.max():  # opaque stays opaque
         return np.full((height, width), alpha.flat[0], alpha.dtype)

@@ -173,7 +173,7 @@ def _recognised(weights: Mapping[str, Tensor], scale: int | None) -> Loaded:
 
 def _by_adapter(adapter: type[Adapter], weights: Mapping[str, Tensor], scale: int | None) -> Loaded:
     try:
-        model = adapter.build(weights, scale)
+        model = adapter.build(weights, scale).eval()
     except KeyError as error:
         raise CheckpointError(
             f"no weights of a network that {adapter.name!r} knows: there is no {error.args[0]!r} in it; "

@@ -80,7 +80,8 @@ def read(path: str | Path, key: str | None = None) -> Weights:
         inner := next((k for k in keys if isinstance(content.get(k), Mapping)), None)
     ):
         key, content = inner, content[inner]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    pairs = content.items() if isinstance(content, Mapping) else ()
+    tensors = {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, Tensor)}
     if not tensors:
         found = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
@@ -109,7 +110,6 @@ def load_into(model: Module, weights: Mapping[str, Tensor], owner: str | None = 
             f"these weights are not of this {owner or type(model).__name__}: {'; '.join(sorted(wrong)[:4])}{more}"
         )
     model.load_state_dict(dict(weights))
-    model.eval()
     return model
 
 
