@@ -145,7 +145,7 @@ def as_trained(model: nn.Module) -> nn.Module:
     Tried are those that it has, and the usual ones, on a smooth random image: with the wrong ones a trained network's
     image, reduced, is less like the LR image. They stay as they are where no others are clearly better.
     """
-    noise = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0), device="cpu")
     lr = F.interpolate(noise, size=(16, 16), mode="bicubic").clamp(0, 1)
     if next(model.parameters()).shape[1] != lr.shape[1]:
         return model

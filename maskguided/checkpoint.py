@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .adapter import AUTOMATIC
 from .errors import ArgumentError, CannotSplit, CheckpointError, warn
 from .files import write_whole
-from .gain import GainEstimate
+from .gain import fresh_estimate
 from .guided import MaskGuided
 from .head import BLURS
 from .networks import load_network
@@ -99,7 +99,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
         content = content._replace(tensors=without_estimate(content.tensors))
         least = changes.get("min_gain_db")
     if _ESTIMATE in content.tensors:
-        fast.estimate = GainEstimate(fast.split.feature_channels).to(fast.split.example(1, 1)).train(fast.training)
+        fast.estimate = fresh_estimate(fast.split.feature_channels, fast.split.example(1, 1)).train(fast.training)
     _load_added(fast, content, path)
     with nullcontext() if "min_gain_db" in changes else _said_of(path, base):
         fast.min_gain_db = least
@@ -235,7 +235,7 @@ def upgraded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     their estimate knew nothing of the patches around.
     """
     tensors = {name: v[: len(BLURS)] if name == "linear.weight" else v for name, v in tensors.items()}
-    root = {"linear.root": torch.ones(())} if "linear.weight" in tensors else {}
+    root = {"linear.root": torch.ones((), device="cpu")} if "linear.weight" in tensors else {}
     around = {"estimate.around": torch.zeros_like(tensors[_ESTIMATE])} if _ESTIMATE in tensors else {}
     return {**root, **around, **tensors}
 

@@ -78,7 +78,7 @@ def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tens
     counted = macs_without_data(forward, shape, like, model)
     if counted is not None:
         return counted
-    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
     with untouched(model), counting() as counter:
         forward(noise)
     return int(counter.get_total_flops()) // 2

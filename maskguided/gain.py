@@ -54,6 +54,12 @@ class GainEstimate(nn.Module):
         return gain, error + _ROUNDING
 
 
+def fresh_estimate(channels: int, like: Tensor) -> GainEstimate:
+    """One of zeros, where `like` is and in its dtype."""
+    with torch.device("cpu"):  # whatever torch's default is
+        return GainEstimate(channels).to(like)
+
+
 def log_energies(base: Base, features: str, patch: int) -> Tensor:
     """Logarithms of mean squares over each patch: (B, terms, rows, cols), float32.
 

@@ -126,8 +126,8 @@ class MaskGuided(Held):
         if not isinstance(head, dict | None):
             raise ArgumentError(f"head={head!r}; give the settings of the mask head in a dict, as {{'hidden': 16}}")
         check_arguments("head", head or {}, MaskHead, skip=1)
-        self.head = MaskHead(split.feature_channels, **(head or {}))
-        self.linear = LinearScore()
+        with torch.device("cpu"):  # whatever torch's default is
+            self.head, self.linear = MaskHead(split.feature_channels, **(head or {})), LinearScore()
         self.coarse_tail = make_coarse_tail(split, coarse_tail) if merge == "image" else None
         self.coarse_tail_kind: CoarseTail = coarse_tail
         self.refine_tail = split.light if isinstance(split, LightTailed) else None

@@ -148,7 +148,7 @@ class Split(Parts):
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for weight in (weight for module in other._modules for weight in silent_weights(module)):
-                noise = torch.randn(weight.shape, generator=generator)
+                noise = torch.randn(weight.shape, generator=generator, device="cpu")
                 weight.copy_(noise / weight[0].numel() ** 0.5 if weight.dim() > 1 else noise.abs() + 0.5)
         return other
 

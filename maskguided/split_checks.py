@@ -183,7 +183,7 @@ def _shows_mirrored(split: Split, state: State, image: Tensor, dim: int, length:
     for name in (name for name, kind in split.kinds.items() if kind == "map" and state[name].is_floating_point()):
         value, ratio = state[name].clone(), state[name].shape[dim] / length
         strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
-        noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0)).to(strip)
+        noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(strip)
         strip.add_(noise * value.std())
         changed[name] = value
     shown = (split.rest(changed) - image).abs().transpose(-1, dim)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..base import Base
 from ..error_map import patch_error
-from ..gain import LEAST, GainEstimate, around, log_energies
+from ..gain import LEAST, around, fresh_estimate, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT, energies
 from ..patches import continued, per_pixel, select
@@ -86,8 +86,8 @@ def _regress(
     """
     kernel = tail.conv.kernel_size[0]
     inputs = tail.conv.in_channels * kernel**2 + 1
-    gram = torch.zeros(inputs, inputs, dtype=torch.float64)
-    cross = torch.zeros(inputs, tail.conv.out_channels, dtype=torch.float64)
+    gram = _zeros(inputs, inputs)
+    cross = _zeros(inputs, tail.conv.out_channels)
     for known in images:
         base = fast.run_base(known.lr)
         features = look(base)
@@ -139,7 +139,7 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
     mean, target_mean = (roots * share).sum(1, keepdim=True), (target * share).sum()
     std = ((roots - mean).square() * share).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
     standardised = (roots - mean) / std
-    gram = (standardised * share) @ standardised.T + 1e-3 * torch.eye(len(roots), dtype=torch.float64)
+    gram = (standardised * share) @ standardised.T + 1e-3 * torch.eye(len(roots), device=roots.device).to(roots)
     weights = torch.linalg.solve(gram, (standardised * share) @ (target - target_mean)) / std[:, 0]
     largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
     fast.linear.weight.copy_(weights / largest)
@@ -163,7 +163,7 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
     target = torch.stack([torch.cat(gains), torch.cat(errors)]).double()  # (2, patches)
     own, means = (torch.cat([logs.flatten(2)[0] for logs in of], 1).double() for of in (seen, map(around, seen)))
     weights, bias = _log_regression(torch.cat([own, means]), target, torch.cat(images_of))
-    fast.estimate = GainEstimate(fast.split.feature_channels).to(images[0].lr)
+    fast.estimate = fresh_estimate(fast.split.feature_channels, images[0].lr)
     fast.estimate.weight.copy_(weights[:, : len(own)])
     fast.estimate.around.copy_(weights[:, len(own) :])
     fast.estimate.bias.copy_(bias)
@@ -181,11 +181,12 @@ def _log_regression(seen: Tensor, target: Tensor, image: Tensor) -> tuple[Tensor
     logs = (target + LEAST).log()
     mean, std = seen.mean(1, keepdim=True), seen.std(1, correction=0, keepdim=True).clamp_min(1e-9)
     standardised, logs_mean = (seen - mean) / std, logs.mean(1, keepdim=True)
-    gram = standardised @ standardised.T / seen.shape[1] + _LOG_RIDGE * torch.eye(len(seen)).to(seen)
+    ridge = _LOG_RIDGE * torch.eye(len(seen), device=seen.device, dtype=seen.dtype)
+    gram = standardised @ standardised.T / seen.shape[1] + ridge
     weight = torch.linalg.solve(gram, standardised @ (logs - logs_mean).T / seen.shape[1]).T / std.T
     bias = logs_mean - weight @ mean
     found = (weight @ seen + bias).exp()
-    sums = torch.zeros(2, int(image.max()) + 1, len(target)).to(target)
+    sums = target.new_zeros(2, int(image.max()) + 1, len(target))
     sums[0].index_add_(0, image, target.T)
     sums[1].index_add_(0, image, found.T)
     return weight, bias[:, 0] + ((sums[0] + LEAST) / sums[1]).log().median(0).values
@@ -197,8 +198,8 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
     if context is None:
         return
     inputs = fast.split.feature_channels + 1
-    grams = [torch.zeros(inputs, inputs, dtype=torch.float64) for _ in context.maps]
-    crosses = [torch.zeros(inputs, part.shape[1], dtype=torch.float64) for part in context.maps]
+    grams = [_zeros(inputs, inputs) for _ in context.maps]
+    crosses = [_zeros(inputs, part.shape[1]) for part in context.maps]
     for known in images:
         base = fast.run_base(known.lr)
         beside = _beside(base.grid.mask(fast.choose(base)).float())
@@ -222,6 +223,10 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
     combine[-1, -1] = 1
     for part, gram, cross in zip(context.maps, grams, crosses, strict=True):
         part.copy_(_ridge(combine.T @ gram @ combine, combine.T @ cross))
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float64, device="cpu")
 
 
 def _ridge(gram: Tensor, cross: Tensor) -> Tensor:

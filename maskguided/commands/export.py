@@ -78,7 +78,7 @@ def _example(path: Path | None, size: str | None, channels: int) -> Tensor:
 
 def _example_image(channels: int, height: int, width: int) -> Tensor:
     """(1, C, H, W): smooth, as photographs are; noise of full contrast is nothing that networks know."""
-    coarse = 0.3 + 0.4 * torch.rand(1, channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    coarse = 0.3 + 0.4 * torch.rand(1, channels, 4, 4, generator=torch.Generator().manual_seed(0), device="cpu")
     return F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
 
 

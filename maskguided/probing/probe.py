@@ -71,7 +71,7 @@ class Probe:
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:
         """A fixed random image, (batch, in_channels, height, width) in 0..1."""
         generator = torch.Generator().manual_seed(0)
-        x = torch.rand(batch, self.in_channels, height, width, generator=generator)
+        x = torch.rand(batch, self.in_channels, height, width, generator=generator, device="cpu")
         x = x if self.contrast == 1 else 0.5 + (x - 0.5) * self.contrast
         return x.to(self.device, self.dtype)
 

@@ -86,7 +86,7 @@ def _of_channels(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     # Weights that come of the image (dynamic convolutions) may hold NaN anywhere; to read all of the others takes time.
     telling = each[:, 0] if isinstance(weight, nn.Parameter) else each.mean(1)
     telling = torch.tanh(telling * each.shape[1] ** 0.5)
-    more = torch.linspace(-1, 1, len(each)).to(telling)
+    more = torch.linspace(-1, 1, len(each), device=telling.device).to(telling)
     return 1 + (telling - telling.nanmean()) / 2, more if bias is None else more + bias
 
 

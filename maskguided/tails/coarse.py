@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
@@ -45,7 +46,8 @@ def make_coarse_tail(split: Split, kind: CoarseTail) -> LightTail | CopiedTail:
     if rest:
         raise ArgumentError(f"coarse_tail={kind!r}: the features are finer than the HR image; use 'copy'")
     branch = None if kind == "light" else kind
-    tail = LightTail(
-        split.features, features.shape[1], probe.out_channels, scale=probe.scale, factor=factor, branch=branch
-    )
+    with torch.device("cpu"):  # whatever torch's default is
+        tail = LightTail(
+            split.features, features.shape[1], probe.out_channels, scale=probe.scale, factor=factor, branch=branch
+        )
     return tail.to(features)

@@ -92,5 +92,6 @@ def with_light_tail(parts: Split) -> LightTailed:
             f"refine_tail='light': what its halfway makes of {size[0]} LR pixels, {features.shape[2]}, is no part of "
             f"the {probe.scale * size[0]} of the HR image of this {name}; use 'own'"
         )
-    light = LightTail(_HALFWAY, features.shape[1], probe.out_channels, scale=probe.scale, factor=factor)
+    with torch.device("cpu"):  # whatever torch's default is
+        light = LightTail(_HALFWAY, features.shape[1], probe.out_channels, scale=probe.scale, factor=factor)
     return LightTailed(parts, light.to(features))

@@ -99,4 +99,8 @@ def make_context(split: Split, merge: Merge) -> LinearContext | None:
     with untouched(split.model):
         state = split.window(size)
         watch(split, state, size, merge, lambda number, x: channels.append(x.shape[1]))
-    return LinearContext(split.feature_channels, channels).to(state[split.features]) if channels else None
+    if not channels:
+        return None
+    with torch.device("cpu"):  # whatever torch's default is
+        context = LinearContext(split.feature_channels, channels)
+    return context.to(state[split.features])

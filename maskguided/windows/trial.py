@@ -155,7 +155,7 @@ def _picture(parts: Parts, height: int, width: int) -> Tensor:
     its left and bright at its right, so that what is counted twice shows."""
     noise, few = parts.example(height, width), parts.example(4, 5)
     smooth = F.interpolate(few, size=(height, width), mode="bicubic").clamp(0, 1)
-    return (noise + smooth) / 2 * torch.linspace(0.1, 1, width).to(noise)
+    return (noise + smooth) / 2 * torch.linspace(0.1, 1, width, device=noise.device).to(noise)
 
 
 def _grid(parts: Parts, least: int) -> Grid:
