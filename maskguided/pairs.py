@@ -15,6 +15,9 @@ from torch import Tensor
 from .errors import ArgumentError, ImageError, warn
 from .images import Image, list_images, read_image, to_tensor
 
+SMALLEST = 3
+"""LR pixels a side: of fewer, PSNR's border leaves nothing."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -62,8 +65,14 @@ def read_pairs(
 
 
 def check_sizes(pairs: Sequence[Pair], scale: int) -> None:
-    """Refuse HR images that are not `scale` times their LR images; a few rows and columns more are what LR left out."""
+    """Refuse images too small to be compared, and HR images that are not `scale` times their LR images; a few rows and
+    columns more are what LR left out."""
     for pair in pairs:
+        if min(pair.lr.shape[2:]) < SMALLEST:
+            raise ArgumentError(
+                f"{pair.name}: an image of {pair.lr.shape[2]}x{pair.lr.shape[3]} LR pixels; PSNR leaves its border "
+                f"out, so use images of {SMALLEST}x{SMALLEST} or more"
+            )
         if pair.hr is not None:
             height, width = (side * scale for side in pair.lr.shape[2:])
             if not (0 <= pair.hr.shape[0] - height < scale and 0 <= pair.hr.shape[1] - width < scale):

@@ -147,7 +147,7 @@ def check_input(x: object, channels: int) -> None:
     if not isinstance(x, Tensor):
         raise ArgumentError(f"input of type {type(x).__name__}; a network takes a tensor (B, {channels}, H, W)")
     if x.dim() != 4 or x.shape[1] != channels or not len(x):
-        raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W)")
+        raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W) with B >= 1")
     if not x.is_floating_point():
         raise ArgumentError(f"input of {x.dtype}; a network takes floats in its own range, as x.float() / 255")
     check_size(*x.shape[2:])
@@ -159,6 +159,8 @@ def check_score(score: object, expected: tuple[int, int, int]) -> None:
         raise ArgumentError(f"score of type {type(score).__name__}; expected a tensor {expected}")
     if score.shape != expected:
         raise ArgumentError(f"score of shape {tuple(score.shape)}; expected {expected}")
+    if score.is_complex():
+        raise ArgumentError(f"score of {score.dtype}; patches are ranked by real numbers")
 
 
 def check_size(height: int, width: int) -> None:

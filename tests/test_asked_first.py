@@ -63,6 +63,10 @@ def test_capitals_in_a_suffix_are_as_good_as_others(tmp_path):
         (["bench", "-i", "{}/in/a.png", "--hr", "{}/deep/deep.png"], "deep.png: PSNR is measured on images of 8 bits"),
         (["calibrate", "-i", "{}/dot.png", "-o", "{}/x.safetensors", "--split-at", "2"], "an image of 2x2 LR pixels"),
         (
+            ["bench", "-i", "{}/dot.png"],
+            "dot: an image of 2x2 LR pixels; PSNR leaves its border out, so use images of 3x3",
+        ),
+        (
             ["finetune", "--hr", "{}/in", "-o", "{}/x.safetensors", "--stage", "head,heads", "--steps", "1"],
             "stage='heads'",
         ),

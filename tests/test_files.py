@@ -76,6 +76,10 @@ def test_what_is_no_weight_file_is_said_to_be_none(suffix, tmp_path):
     path = tmp_path / f"w{suffix}"
     with pytest.raises(CheckpointError, match="no such file"):
         read(path)
+    if suffix == ".pth":
+        torch.save({0: torch.zeros(2), 1: torch.zeros(3)}, path)
+        with pytest.raises(CheckpointError, match=r"no weights found in it \(it holds 0, 1\)"):
+            read(path)
     path.write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match="not a readable"):
         read(path)

@@ -149,6 +149,8 @@ def test_a_wrapped_network_is_not_wrapped_again(tmp_path):
         (torch.zeros(1, 3, 0, 5), None, "an image of 0x5 pixels"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), None, "input of torch.uint8; a network takes floats"),
         (torch.zeros(1, 3, 16, 16), np.zeros((1, 2, 2)), "score of type ndarray; expected a tensor"),
+        (torch.zeros(1, 3, 16, 16), torch.zeros(1, 2, 2, dtype=torch.complex64), "ranked by real numbers"),
+        (torch.zeros(0, 3, 16, 16), None, r"takes \(B, 3, H, W\) with B >= 1"),
     ],
 )
 def test_what_is_no_image_or_no_score_is_refused(x, score, text):

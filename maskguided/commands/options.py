@@ -170,7 +170,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # of the meta device nothing comes back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ArgumentError(f"--device {name}: not usable here ({first_line(error)}); use cpu or auto") from None
     return device

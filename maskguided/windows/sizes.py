@@ -171,8 +171,8 @@ def check_aligned(name: str, value: object, least: int, multiple: int) -> int:
     if size is None or size < least:
         raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")
     if size % multiple:
+        near = dict.fromkeys((size // multiple * multiple or multiple, round_up(size, multiple)))
         raise ArgumentError(
-            f"{name}={size}: this network works on multiples of {multiple} LR pixels; "
-            f"use {size // multiple * multiple or multiple} or {round_up(size, multiple)}"
+            f"{name}={size}: this network works on multiples of {multiple} LR pixels; use {' or '.join(map(str, near))}"
         )
     return size
