@@ -20,7 +20,7 @@ class Explanation:
     coarse: Tensor
     """(B, C, s*H, s*W), the output at keep=0."""
     score: Tensor
-    """(B, rows, cols), float32: one value a patch, larger where refining should gain more."""
+    """(B, rows, cols): one value a patch, larger where refining should gain more; the scorer's in float32."""
     mask: Tensor
     """(B, rows, cols), bool: the patches that were refined."""
     index: Tensor

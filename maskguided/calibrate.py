@@ -44,10 +44,11 @@ def calibrate(
     per_image: bool = False,
     progress: Progress = lambda what: None,
 ) -> Calibration:
-    """Fit coarse tail and score of `fast` on a handful of images and set its keep, in place.
+    """Fit light tails and score of `fast` on a handful of images and set its keep, in place.
 
     With merge="image" and any coarse tail but a copy, the tail's convolution becomes the ridge regression that
-    comes closest to the dense network's image on the patches that are not refined. The score becomes the linear
+    comes closest to the dense network's image on the patches that are not refined; a light refine tail likewise on
+    those that are. The score becomes the linear
     predictor of a patch's distance from the refined one, and `scorer` "linear". Where windows exchange borders, what
     they see of patches that are not refined becomes a linear guess from the features at the cut.
 
@@ -60,7 +61,7 @@ def calibrate(
             no budget keep stays.
         split_at: "auto": also choose the split, where branches merge, and then the refine tail, patch size, halo and
             whether windows exchange borders.
-        fit: "all": coarse tail, score and context; "score" or "context": that alone, the others stay as they were
+        fit: "all": light tails, score and context; "score" or "context": that alone, the others stay as they were
             trained; "nothing": only keep is chosen.
         per_image: let each image decide how many patches it needs (`MaskGuided.min_gain_db`) instead of refining the
             same share of all; the budget, or else the present keep, then holds for the mean over these images. What a

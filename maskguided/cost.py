@@ -31,7 +31,7 @@ class Cost:
     parameters: int
     """Of the network."""
     added: int
-    """Parameters of what wrapping added: head, score, coarse tail, context, estimate."""
+    """Parameters of what wrapping added: head, score, tails, context, estimate."""
     k: int
     patches: int
 

@@ -276,7 +276,7 @@ class MaskGuided(Held):
                 check_windows(self.split, self.merge, self.patch_size, self.halo, self.exchange)
             raise
 
-    def _coarse(self, base: Base, last: bool = False) -> Tensor:
+    def _coarse(self, base: Base, last: bool) -> Tensor:
         """What the coarse tail makes of the whole image, (B, C', s*H', s*W')."""
         assert self.coarse_tail is not None
         if base.coarse is None:

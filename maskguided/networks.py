@@ -14,6 +14,7 @@ from .adapter import Adapter, adapters, named
 from .errors import ArgumentError, CheckpointError, MaskGuidedError, MissingDependency
 from .guided import MaskGuided
 from .integrations.spandrel_bridge import describe, image_to_image
+from .parts import Cuts
 from .split import Split
 from .values import as_path
 from .weights import HEAD_FORMAT, read
@@ -66,7 +67,7 @@ class Loaded:
 
 def from_file(
     path: str | Path,
-    split_at: int | Literal["auto"] = "auto",
+    split_at: Cuts = "auto",
     *,
     model: str | None = None,
     scale: int | None = None,
@@ -79,7 +80,7 @@ def from_file(
 
     Args:
         path: .pth, .pt, .ckpt or .safetensors; EMA weights are preferred, code in it never runs.
-        split_at: how many blocks run on the whole image; "auto": half.
+        split_at: how many blocks run on the whole image; "auto": half; several as in `wrap`.
         model: name of the adapter to use, instead of recognising the weights.
         scale: only where the weights do not tell it (PAN x2 and x3).
         settings: of `wrap`.

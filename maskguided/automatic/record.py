@@ -35,7 +35,7 @@ class Made(NamedTuple):
     path: Path
 
 
-class Held(NamedTuple):
+class Attribute(NamedTuple):
     """A tensor that the network holds, by attribute."""
 
     name: str
@@ -60,7 +60,7 @@ class Step:
     target: Callable[..., Any] | str
     """The function, or the module's name."""
     args: tuple[Any, ...]
-    """Its arguments, each tensor replaced by Made, Held or Constant."""
+    """Its arguments, each tensor replaced by Made, Attribute or Constant."""
     kwargs: dict[str, Any]
     shapes: dict[Path, tuple[int, ...]]
     """Of the tensors it made."""
@@ -127,7 +127,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.recording = Recording((x.shape[0], x.shape[2], x.shape[3]), x.shape[1])
-        self.known: dict[int, Made | Held | Constant] = {id(t): Held(name) for name, t in _held(model)}
+        self.known: dict[int, Made | Attribute | Constant] = {id(t): Attribute(name) for name, t in _held(model)}
         self.known[id(x)] = Made(-1, ())
         self.from_input: set[int] = {-1}
         self.inside = 0
@@ -267,7 +267,7 @@ def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
 
 def rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
     """`value` with `change` applied to each part of a tuple, list, dict or slice; other values as they are."""
-    if isinstance(value, (Made, Held, Constant, Ambient)):
+    if isinstance(value, (Made, Attribute, Constant, Ambient)):
         return value
     if isinstance(value, (tuple, list)):
         return like(value, [change(part) for part in value])
@@ -306,7 +306,7 @@ def with_fixed(described: Any, other: Any) -> Any:
     """Described arguments with each dtype that is the same in those of a network in another dtype."""
     if isinstance(described, Ambient):
         return other if isinstance(other, torch.dtype) else described
-    if type(described) is not type(other) or isinstance(described, (Made, Held, Constant)):
+    if type(described) is not type(other) or isinstance(described, (Made, Attribute, Constant)):
         return described
     if isinstance(described, (tuple, list)) and len(described) == len(other):
         return like(described, [with_fixed(*pair) for pair in zip(described, other, strict=True)])

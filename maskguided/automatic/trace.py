@@ -19,9 +19,9 @@ from .body import on_one_size
 from .layout import Layout, find_layout
 from .record import (
     Ambient,
+    Attribute,
     CannotFollow,
     Constant,
-    Held,
     Made,
     Recording,
     Step,
@@ -280,7 +280,7 @@ class _Generaliser:
     def _merged(self, values: list[Any], where: str) -> Any:
         """What the same argument is in all recordings: a node, a literal, or a size as a node."""
         first = values[0]
-        if isinstance(first, (Made, Held, Constant, Ambient)):
+        if isinstance(first, (Made, Attribute, Constant, Ambient)):
             if any(value != first for value in values):
                 raise _Differs(f"{where} takes other tensors")
             return self._node(first)
@@ -315,12 +315,12 @@ class _Generaliser:
             else found
         )
 
-    def _node(self, source: Made | Held | Constant | Ambient) -> fx.Node:
+    def _node(self, source: Made | Attribute | Constant | Ambient) -> fx.Node:
         if isinstance(source, Made):
             return self.made[source]
         if isinstance(source, Ambient):
             return self.graph.call_function(getattr, (self.at, source.name))
-        if isinstance(source, Held):
+        if isinstance(source, Attribute):
             return self.graph.create_node("get_attr", f"{MODEL}.{source.name}")
         name = f"tensor{source.number}"
         if not hasattr(self.constants, name):

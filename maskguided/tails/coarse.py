@@ -25,6 +25,8 @@ class CopiedTail(nn.Module):
         self.reads = tuple(dict.fromkeys((*split.kinds, *split.writes)))
 
     def forward(self, state: State, x: Tensor) -> Tensor:
+        """The image (B, C', s*H', s*W') of live values that stand for H' x W' LR pixels; `x`, the LR image, is in them
+        where the network's own tail reads it."""
         image: Tensor = self.tail(state)
         return image
 

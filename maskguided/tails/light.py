@@ -17,9 +17,9 @@ _NARROW, _PAIRS = 16, 8  # channels within a residual tail, and its pairs of con
 
 
 class LightTail(nn.Module):
-    """A coarse tail of one convolution: kxk to C' * f*f channels, PixelShuffle, plus the bilinear input.
+    """A tail of one convolution: kxk to C' * f*f channels, PixelShuffle, plus the bilinear input.
 
-    Starts as the bilinear input alone. f is `factor`, from the features' resolution to the HR image's. `branch`, for
+    It makes the coarse image, or that of refined patches (refine.py). Starts as the bilinear input alone. f is `factor`, from the features' resolution to the HR image's. `branch`, for
     training, is added to what the convolution makes; it starts at zero, too:
 
         deep      three convolutions of 32 channels, LeakyReLU between
@@ -50,6 +50,8 @@ class LightTail(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, state: State, x: Tensor) -> Tensor:
+        """The image (B, C', s*H', s*W') of live values that stand for H' x W' LR pixels, beside the LR image `x`
+        (B, C', H, W), which is continued to that."""
         features = state[self.features]
         detail = self.conv(features)
         if self.branch is not None:
