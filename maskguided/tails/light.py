@@ -19,9 +19,9 @@ _NARROW, _PAIRS = 16, 8  # channels within a residual tail, and its pairs of con
 class LightTail(nn.Module):
     """A tail of one convolution: kxk to C' * f*f channels, PixelShuffle, plus the bilinear input.
 
-    It makes the coarse image, or that of refined patches (refine.py). Starts as the bilinear input alone. f is `factor`,
-    from the features' resolution to the HR image's. `branch`, for training, is added to what the convolution makes; it
-    starts at zero, too:
+    It makes the coarse image, or that of refined patches (refine.py). Starts as the bilinear input alone. f is
+    `factor`, from the features' resolution to the HR image's. `branch`, for training, is added to what the convolution
+    makes; it starts at zero, too:
 
         deep      three convolutions of 32 channels, LeakyReLU between
         residual  eighteen of 16 channels, the inner ones in residual pairs, and a convolution of 1x1 beside them: as
