@@ -213,6 +213,8 @@ def test_an_input_of_a_size_the_network_cannot_take_is_padded_and_cropped():
     assert difference(by_windows(fast, x), fast.model(padded)[:, :, :21, :33]) < 1e-5
     with pytest.raises(ArgumentError, match="halo=3: this network works on multiples of 2 LR pixels; use 2 or 4"):
         maskguided.wrap(fast.model, halo=3)
+    with pytest.raises(ArgumentError, match=r"halo=1: this network works on multiples of 2 LR pixels; use 2$"):
+        maskguided.wrap(fast.model, halo=1)
 
 
 @pytest.mark.parametrize(

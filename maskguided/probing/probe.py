@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -144,7 +145,7 @@ def _with_room(model: nn.Module, found: Probe) -> Probe:
 
 
 def with_smallest(found: Probe, run: Callable[[Tensor], Tensor]) -> Probe:
-    """`found`, with the least side from which on `run` takes images of all sizes, up to the one that was tried."""
+    """`found`, with the least side of images that `run` takes: if one is enough, so are larger ones."""
 
     def is_taken(side: int) -> bool:
         try:
@@ -153,9 +154,9 @@ def with_smallest(found: Probe, run: Callable[[Tensor], Tensor]) -> Probe:
             return False
         return min(image.shape[2:]) >= found.scale * side
 
-    step = found.multiple_of
-    sides = (step,) if is_taken(step) else range(found.sizes[0][0], 0, -step)
-    return replace(found, smallest=next((side + step for side in sides if not is_taken(side)), step))
+    sides = range(found.multiple_of, found.sizes[0][0] + 1, found.multiple_of)
+    at = 0 if is_taken(sides[0]) else bisect_left(sides, True, lo=1, key=is_taken)
+    return replace(found, smallest=sides[min(at, len(sides) - 1)])
 
 
 def image_of(result: Any) -> Tensor:
