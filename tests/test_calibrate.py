@@ -13,7 +13,7 @@ import maskguided
 from maskguided import ArgumentError, pictures
 from maskguided.adapters.pan_net import PAN
 from maskguided.calibration import prices
-from maskguided.calibration.closed_form import Known, common_directions, fit_tail
+from maskguided.calibration.closed_form import Known, common_directions, fit_score, fit_tail
 from maskguided.error_map import patch_error
 from maskguided.networks import load_network
 from maskguided.patches import select
@@ -50,6 +50,8 @@ def test_the_ridge_tail_finds_a_linear_network(tail, keep):
         truth.conv.weight.copy_(torch.randn(truth.conv.weight.shape) * 0.1)
         truth.conv.bias.copy_(torch.randn(truth.conv.bias.shape) * 0.1)
         images = [Known(x, None, truth(fast.run_base(x).skipped, x), floor=1.0) for x in photographs()]
+        if tail == "residual":
+            fast.coarse_tail.branch[-1].weight.normal_()  # what it had learnt goes
         fit_tail(fast, fast.coarse_tail, images)
     fresh = image(1, 3, 30, 22, seed=99)
     with torch.no_grad():
@@ -153,6 +155,18 @@ def test_the_linear_score_ranks_small_errors_as_well_as_large_ones():
         error = patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every))
         places = [each.flatten().argsort().argsort().double() for each in (error, fast.score(base))]
     assert torch.corrcoef(torch.stack(places))[0, 1] > 0.92, "fitted to the errors as they are it is 0.86"
+
+
+def test_an_image_counts_for_the_score_as_its_dense_image_is_near_to_the_truth():
+    a, b = photographs(2, side=80)
+    b = b.flip(3) ** 4
+    fast, found = wrapped(), []
+    for floors in ({a: 1e-6}, {b: 1e2}, {a: 1e-6, b: 1e2}):
+        fit_score(fast, [Known(x, None, fast.unwrap()(x), floor) for x, floor in floors.items()])
+        found.append(fast.linear.weight.clone())
+    only_a, only_b, both = found
+    assert difference(both, only_a) < 1e-4
+    assert difference(only_b, only_a) > 0.1
 
 
 def test_a_score_that_was_linear_in_the_energies_stays_so_until_it_is_fitted(tmp_path):

@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import OriginalEDSR, difference, image, scaled
 from torch import nn
+from torch.nn import functional as F
+from toys import Strided
 
 import maskguided
 from maskguided import ArgumentError, MaskGuided
 from maskguided.adapters.pan_net import PAN
+from maskguided.error_map import luma, patch_error
+from maskguided.head import high_frequency, pool
 from maskguided.patches import Grid, others
 from maskguided.training.stages import loss, prepare, train_only
 
@@ -94,6 +98,17 @@ def test_a_scorer_that_needs_the_coarse_image_has_it_everywhere():
     x = image(1, 3, 24, 30)
     assert torch.equal(alone(x), everywhere(x))
     assert torch.equal(alone.explain(x).refined, alone(x))
+
+
+def test_patches_beyond_the_image_are_of_its_last_row_and_column():
+    fast, x = maskguided.wrap(scaled(Strided()), 2, patch_size=4, scorer="coarse"), image(1, 3, 9, 19)
+    base, wider = fast.run_base(x), (0, 2, 0, 2)
+    coarse, refined = fast.coarse_image(base), fast.refine(base, base.every)
+    assert (coarse.shape[2:], base.grid.height, base.grid.width) == ((18, 38), 10, 20)
+    expected = high_frequency(F.pad(coarse, wider, mode="replicate"), 8)
+    assert difference(fast.score(base) / expected, torch.ones_like(expected)) < 1e-5
+    expected = pool(F.pad(luma(coarse - refined).square(), wider, mode="replicate"), 8)[:, 0]
+    assert difference(patch_error(fast, base, coarse, refined) / expected, torch.ones_like(expected)) < 1e-5
 
 
 def test_it_needs_windows_that_exchange_borders():

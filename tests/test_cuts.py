@@ -14,6 +14,7 @@ from support import NETWORKS, OriginalEDSR, difference, image, scaled
 import maskguided
 from maskguided import ArgumentError, MaskGuided, checkpoint
 from maskguided.adapters.pan_net import PAN
+from maskguided.patches import select
 
 WAYS = [
     *((name, "adapter") for name in ("pan-small-x3", "edsr-original", "rcan")),
@@ -94,6 +95,8 @@ def test_the_best_patches_go_deepest():
         other = copy.copy(fast)
         other.keep, other.onward = 1 / 25, [1.0, 1.0] if depth < 3 else [1.0, 0.0]
         assert difference(found[at], other(x, only)[at]) > 1e-3, "every block matters"
+    fast.keep, fast.onward, score = 1, (0.5, 0.5), image(1, 5, 5)
+    assert torch.equal(fast.restore(x, score)[1], select(score, 25)), "where all are refined, too"
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from support import by_windows, image, need_basicsr, scaled
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from training_runs import QUICK, wrapped
 
 import maskguided
@@ -114,6 +115,21 @@ def test_the_coarse_stage_learns_by_the_psnr_loss(photos):
     recipe = Recipe(steps=50, batch=4, crop=24, warmup=2, rate=3e-3, options=Options(pixel_loss="psnr"))
     losses = finetune.fit(fast, photos, "coarse", recipe)
     assert np.mean(losses[-8:]) < 0.7 * np.mean(losses[:8])
+
+
+@pytest.mark.parametrize("head_loss", ["rank", "l1"])
+def test_the_error_that_teaches_the_head_does_not_teach_the_images(head_loss):
+    fast, lr, hr = wrapped(), image(2, 3, 24, 24), image(2, 3, 48, 48, seed=1)
+    stages.train_only(fast, "end")
+    tails = [*fast.coarse_tail.parameters(), *fast.model.conv_last.parameters()]
+    with torch.enable_grad():
+        base = fast.run_base(lr)
+        images = F.l1_loss(fast.coarse_image(base), hr) + F.l1_loss(fast.refine(base, base.every), hr)
+        whole = stages.loss(fast, "end", stages.prepare(fast, "end", lr, hr), Options(head_loss=head_loss))
+        expected, found = (torch.autograd.grad(value, tails) for value in (images, whole))
+    assert whole > images
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("head_loss", ["rank", "l1", "none"])
@@ -237,6 +253,16 @@ def test_what_cannot_be_trained(photos, tmp_path):
         Options(distill=2)
     with pytest.raises(ArgumentError, match="pixel_loss='l2'; use 'l1' or 'psnr'"):
         Options(pixel_loss="l2")
+
+
+def test_the_stage_refine_leaves_what_the_base_uses_too():
+    conv, act = (lambda a, b: nn.Conv2d(a, b, 3, padding=1)), nn.PReLU()
+    body = nn.Sequential(*(nn.Sequential(conv(8, 8), act) for _ in range(4)))
+    net = scaled(nn.Sequential(conv(3, 8), body, conv(8, 12), nn.PixelShuffle(2)))
+    fast = maskguided.wrap(net, 2)
+    stages.train_only(fast, "refine")
+    trained = {name for name, parameter in fast.model.named_parameters() if parameter.requires_grad}
+    assert trained == {f"{conv}.{name}" for conv in ("1.2.0", "1.3.0", "2") for name in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("merge", ["features", "image"])

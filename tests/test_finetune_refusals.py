@@ -30,21 +30,27 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", [*WRONG, "half a checkpoint", "a damaged checkpoint"])
-def test_what_is_refused_changes_nothing(what, photos, tmp_path):
+@pytest.mark.parametrize(
+    ("what", "stage"),
+    [
+        *((what, "refine") for what in (*WRONG, "half a checkpoint")),
+        *(("damaged", stage) for stage in ("refine", "head")),
+    ],
+)
+def test_what_is_refused_changes_nothing(what, stage, photos, tmp_path):
     fast, kept = wrapped(), tmp_path / "a.checkpoint"
     given, text, kind = {"recipe": QUICK, "checkpoint": kept}, "no checkpoint of a training run", CheckpointError
     if what == "half a checkpoint":
         finetune.fit(wrapped(), photos, "refine", QUICK, checkpoint=kept)
         torch.save({"run": torch.load(kept, weights_only=True)["run"]}, kept)
-    elif what == "a damaged checkpoint":
+    elif what == "damaged":
         kept.write_bytes(b"PK")
     else:
         changes, text = WRONG[what]
         given, kind = {**given, **changes}, ArgumentError
     before = {name: value.clone() for name, value in fast.state_dict().items()}
     with pytest.raises(kind, match=text):
-        finetune.fit(fast, photos, "refine", **given)
+        finetune.fit(fast, photos, stage, **given)
     assert fast.model is fast.unwrap()
     assert all(p.requires_grad for p in fast.model.parameters())
     assert all(module.training for module in fast.modules())

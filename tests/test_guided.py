@@ -48,7 +48,9 @@ def test_a_batch_is_its_images(merge):
 @pytest.mark.parametrize("merge", ["features", "image"])
 def test_explain_is_what_forward_does(merge):
     fast, x = pan(merge=merge, keep=0.3), image(2, 3, 20, 27)
-    found = fast.explain(x)
+    with torch.enable_grad():
+        found = fast.explain(x)
+    assert not found.refined.requires_grad
     assert torch.equal(found.refined, fast(x))
     assert found.index.shape == (2, 6)
     assert found.mask.sum((1, 2)).tolist() == [6, 6]
@@ -114,14 +116,14 @@ def test_autocast(merge):
 def test_scores_are_as_fine_under_autocast():
     """In bfloat16 many patches would have one score, and be chosen by their position."""
     torch.manual_seed(0)
-    seen, linear, estimate = torch.rand(1, 3, 20, 20), LinearScore(), GainEstimate(5)
+    seen, linear, estimate, head = torch.rand(1, 3, 20, 20), LinearScore(), GainEstimate(5), MaskHead(8)
     logs = torch.rand(1, 8, 20, 20)
     for parameter in (*linear.parameters(), *estimate.parameters()):
         parameter.data.copy_(torch.rand(parameter.shape))
     estimate.seen[0] = 0
-    usual = linear(seen), *estimate(logs)
+    usual = linear(seen), head(logs, 4), *estimate(logs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        within = linear(seen), *estimate(logs)
+        within = linear(seen), head(logs, 4), *estimate(logs)
     assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(usual, within, strict=True))
 
 

@@ -104,6 +104,15 @@ def test_the_stage_refine_leaves_the_given_network_s_statistics(net):
     assert unchanged(net, before)
 
 
+def test_training_a_head_leaves_the_network_s_statistics(net, photos):
+    net.train()
+    before = statistics(net)
+    fast = maskguided.wrap(net, 2, merge="image", coarse_tail="light")
+    finetune.fit(fast, photos, "head", Recipe(steps=2, batch=2, crop=16, warmup=1))
+    assert unchanged(net, before)
+    assert not any(modes(fast))
+
+
 def test_a_trained_copy_may_be_elsewhere_than_the_given_network(net):
     fast = maskguided.wrap(net, 2)
     fast.own_network()

@@ -101,7 +101,7 @@ def test_where_time_counts_windows_alone_are_tried_too(monkeypatch):
     assert found.chosen.macs <= 0.8
 
 
-def test_without_a_budget_keep_and_the_head_stay_whatever_the_split():
-    fast = maskguided.wrap(network(), 2, keep=0.25, head={"channels": 1})
+def test_without_a_budget_keep_the_head_and_what_means_see_stay_whatever_the_split():
+    fast = maskguided.wrap(network(), 2, keep=0.25, head={"channels": 1}, global_ops="window")
     maskguided.calibrate(fast, photographs(), split_at="auto")
-    assert (fast.keep, fast.head.settings["channels"]) == (0.25, 1)
+    assert (fast.keep, fast.head.settings["channels"], fast.global_ops) == (0.25, 1, "window")
