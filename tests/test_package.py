@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import maskguided
 
 PACKAGE = Path(maskguided.__file__).parent
@@ -111,3 +113,12 @@ def test_the_version_is_one():
     from importlib.metadata import version
 
     assert version("maskguided") == maskguided.__version__
+
+
+def test_what_a_command_wrote_at_the_top_is_not_kept():
+    root, written = Path(__file__).parents[1], {".png", ".tif", ".jpg", ".pth", ".safetensors", ".onnx", ".pt2"}
+    try:
+        tracked = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no git checkout")
+    assert [name for name in tracked.splitlines() if "/" not in name and Path(name).suffix in written] == []
