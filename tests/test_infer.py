@@ -46,6 +46,8 @@ def test_grey_with_alpha_stays_grey(fast, dtype, tmp_path):
     assert np.array_equal(done[..., 0], upscale(fast, grey).image)
     assert np.array_equal(done[..., :1].repeat(3, 2), done[..., :3])
     assert done.shape[2] == 4
+    colour = upscale(fast, np.dstack([grey] * 3)).image
+    assert np.array_equal(upscale(fast, grey).image, colour.mean(2).round())
 
 
 def test_16_bits_agree_with_8_to_a_level(fast):
@@ -58,6 +60,12 @@ def test_bicubic_alpha_is_bicubic_and_colour_does_not_depend_on_it(fast):
     done = upscale(fast, rgba, alpha="bicubic").image
     assert np.array_equal(done[..., 3], resize(PHOTO[..., 0], 96, 120))
     assert np.array_equal(done[..., :3], upscale(fast, PHOTO).image)
+
+
+def test_a_wrong_way_for_alpha_is_refused_also_of_images_without_it(fast):
+    for pixels in (PHOTO, None):
+        with pytest.raises(ArgumentError, match="alpha='nearest'"):
+            upscale(fast, pixels, alpha="nearest")
 
 
 def test_a_network_for_one_channel_takes_colour_channel_by_channel():
