@@ -107,6 +107,7 @@ VECTORS = {
     "smallest": lambda y: y.sub(2).flatten(2).min(2, keepdim=True)[0][..., None],
     "logsumexp": lambda y: 0.2 * torch.logsumexp(y.flatten(2), 2)[..., None, None],
     "deviation": lambda y: y.std((2, 3), keepdim=True),
+    "variance, biased": lambda y: torch.var(y, (2, 3), False, True),
     "deviation, flattened": lambda y: y.flatten(2).std(2)[..., None, None],
     "deviation, channels last": lambda y: y.permute(0, 2, 3, 1).std((1, 2))[..., None, None],
     "number of pixels": lambda y: mean_of(y, (y > 1.6).sum((2, 3), keepdim=True).to(y.dtype)),

@@ -38,6 +38,9 @@ OPERATIONS = {
     "stride 2": lambda x: F.conv2d(x, image(5, 4, 3, 3) - 0.5, stride=2, padding=1),
     "transposed": lambda x: F.conv_transpose2d(x, image(4, 5, 4, 4) - 0.5, None, 2, 1),
     "transposed 9x3": lambda x: F.conv_transpose2d(x, image(4, 5, 9, 3) - 0.5, image(5), 3, (4, 0), (2, 0)),
+    "transposed, along one side": lambda x: F.conv2d(
+        F.conv_transpose2d(x, image(4, 5, 4, 3) - 0.5, None, (2, 1), 1), image(5, 5, 2, 1) - 0.5, stride=(2, 1)
+    ),
     "transposed, dilated": lambda x: F.conv_transpose2d(x, image(4, 1, 3, 3) - 0.5, None, 1, 2, 0, 4, 2),
     "transposed, nothing around": lambda x: F.conv_transpose2d(x, image(4, 5, 2, 2) - 0.5, stride=2),
     "reflect": lambda x: F.conv2d(F.pad(x, (2, 1, 1, 2), mode="reflect"), image(5, 4, 4, 4) - 0.5),

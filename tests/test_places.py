@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import maskguided
 from maskguided import ArgumentError, CannotSplit
+from maskguided.probing.probe import image_of
 
 
 class Block(nn.Module):
@@ -102,6 +103,12 @@ def test_what_a_dict_calls_its_output_is_the_image():
     assert difference(by_windows(fast, x), network(x)["output"]) < 1e-5
     fast.keep = 0
     assert difference(fast(x), network(x)["output"]) > 1e-2
+
+
+def test_of_images_of_one_size_the_last_of_a_list_is_the_image_and_else_the_first():
+    a, b, small = image(1, 3, 8, 8), image(1, 3, 8, 8, seed=1), image(1, 3, 4, 4)
+    assert image_of([small, a, b, small]) is b
+    assert image_of((small, a, b, small)) is a
 
 
 def test_an_image_that_the_refined_blocks_have_no_say_in_is_refused():

@@ -26,6 +26,17 @@ def test_the_radius_of_dilated_convolutions_that_leap_over_the_end_of_a_strip(di
         assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, twice, ["x"], step) == 2 * reach
 
 
+@pytest.mark.parametrize("dilation", [1, 40])
+@pytest.mark.parametrize("kernel", [(7, 1), (1, 7)])
+def test_the_radius_is_that_of_the_side_along_which_a_part_sees_farther(kernel, dilation):
+    dilations = tuple(dilation if side > 1 else 1 for side in kernel)
+
+    def along(state):
+        return {"x": F.conv2d(state["x"], torch.ones(1, 1, *kernel), padding="same", dilation=dilations)}
+
+    assert radius(lambda size: {"x": torch.ones(1, 1, *size)}, along, ["x"], 1) == 3 * dilation
+
+
 def test_the_radius_is_not_looked_for_at_other_places_where_one_reaches_an_end():
     runs = []
 
