@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,8 +18,10 @@ from typer.testing import CliRunner
 
 from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
+from maskguided.commands.calibrate import _cut
 from maskguided.errors import MaskGuidedError
-from maskguided.images import read_image, write_image
+from maskguided.images import read_image, to_tensor, write_image
+from maskguided.pairs import Pair
 from maskguided.weights import read
 
 WRAP = ["--split-at", "2", "--merge", "image", "--coarse-tail", "deep", "--patch-size", "8", "--halo", "1"]
@@ -98,6 +101,15 @@ def test_settings_that_are_given_are_kept_and_no_others_tried(folder):
     assert [settings[name] for name in ("patch_size", "coarse_tail", "split_at")] == [24, "deep", 2]
     assert once.metadata == twice.metadata
     assert all(torch.equal(once.tensors[name], twice.tensors[name]) for name in once.tensors), "also the mask head"
+
+
+def test_large_images_are_cut_to_their_middle():
+    lr, hr = np.random.default_rng(0).integers(0, 256, (2, 400, 480, 3), np.uint8)
+    given = to_tensor(lr[:100, :120])[None]
+    low, high = _cut(Pair("a", given, hr), 50, 4)
+    assert torch.equal(low, given[:, :, 25:75, 35:85])
+    assert torch.equal(high, to_tensor(hr[100:300, 140:340])[None])
+    assert torch.equal(_cut(Pair("a", given, None), 110, 4), given[:, :, :, 5:115])
 
 
 def test_images_decide_on_the_command_line(folder):
