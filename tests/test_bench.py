@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 from skimage import data
-from support import PHOTO, run
+from support import PHOTO, image, run
+from test_calibrate import wrapped
 
 import maskguided
 from maskguided import ArgumentError, MaskGuidedWarning, bench, metrics
 from maskguided.errors import ImageError
+from maskguided.gain import fresh_estimate
 from maskguided.images import resize, write_image
 from maskguided.pairs import read_pairs
 
@@ -94,6 +97,23 @@ def test_bench_lets_each_image_decide(tmp_path):
     assert none["macs_ratio"] == pytest.approx(coarse["macs_ratio"], rel=0.02)
     assert (all_of_it["keep"], all_of_it["psnr"]) == (1, pytest.approx(all_of_it["dense_psnr"]))
     assert coarse["psnr"] <= own["psnr"] <= all_of_it["psnr"]
+
+
+def test_images_that_refine_nothing_or_all_by_themselves_are_counted_with_their_choosing():
+    fast, pair = wrapped(scorer="head"), bench.Pair("a", image(1, 3, 40, 48), None)
+    fast.estimate = fresh_estimate(fast.split.feature_channels, pair.lr)
+    fixed = [bench.total_macs(fast, [pair], [keep]) for keep in (0.0, 1.0)]
+    assert fixed == [fast.macs_at(40, 48, keep=keep) for keep in (0, 1)]
+    fast.min_gain_db = 1.0
+    decided = [bench.total_macs(fast, [pair], [share]) for share in (0.0, 1.0)]
+    assert decided == [fast.macs_at(40, 48, min_gain_db=least) for least in (math.inf, 0.0)]
+    assert decided[0] > fixed[0], "the head has chosen"
+    assert decided[1] < fixed[1], "the network as it is costs less than all windows"
+
+
+def test_large_images_count_for_more_in_the_mean_share():
+    small, large = (bench.Pair("a", image(1, 3, side, side), None) for side in (10, 30))
+    assert bench.mean_share([1.0, 0.5], [small, large]) == pytest.approx(0.55)
 
 
 def test_bench_says_what_is_wrong_before_it_runs_anything(weights, tmp_path):
