@@ -150,18 +150,24 @@ def test_the_results_of_the_folder_that_one_is_in_lie_beside_it(where, given, we
     assert "give --output FOLDER" in str(run("upscale", "-i", "/usr/..", "-w", weights, code=1).exception)
 
 
-def test_what_another_run_wrote_meanwhile_is_not_replaced(weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("way", ["upscale", "upscale_onto"])
+def test_what_another_run_wrote_meanwhile_is_not_replaced(way, weights, tmp_path, monkeypatch):
     from maskguided.commands import upscale as command
+
+    runs = getattr(command, way)
 
     def meanwhile(*args, **kwargs):
         (tmp_path / "b.png").write_bytes(b"another")
-        return upscale(*args, **kwargs)
+        return runs(*args, **kwargs)
 
     write_image(tmp_path / "a.png", PHOTO)
-    monkeypatch.setattr(command, "upscale", meanwhile)
+    monkeypatch.setattr(command, way, meanwhile)
+    if way == "upscale_onto":
+        monkeypatch.setattr("maskguided.tiff.LARGE", 0)
     common = ("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "-w", weights)
     assert "exists already" in run(*common, code=1).output
     assert (tmp_path / "b.png").read_bytes() == b"another"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
 def test_a_saved_head_brings_its_settings(weights, tmp_path):
@@ -228,9 +234,11 @@ def test_a_format_that_cannot_hold_an_image_is_refused_before_the_work(tmp_path,
 
 
 def test_sizes_by_outscale_are_rounded(tmp_path):
-    write_image(tmp_path / "a.png", PHOTO[:30, :10])
+    write_image(tmp_path / "a.png", PHOTO[:33, :10])
     run("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "-s", 2.3)
-    assert read_image(tmp_path / "b.png").shape[:2] == (69, 23)
+    assert read_image(tmp_path / "b.png").shape[:2] == (76, 23)
+    run("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "c.png", "-s", 1.3)
+    assert read_image(tmp_path / "c.png").shape[:2] == (43, 13)
 
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
