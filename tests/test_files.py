@@ -19,6 +19,7 @@ from torch import nn
 import maskguided
 from maskguided import ArgumentError, CheckpointError, pictures
 from maskguided.adapters.pan_net import PAN
+from maskguided.checkpoint import fingerprint
 from maskguided.export import export
 from maskguided.files import torch_save_whole, write_whole
 from maskguided.images import read_image, write_image
@@ -124,6 +125,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["result.png"]
 
 
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_an_error_of_the_file_beside_is_said_of_the_target_and_one_of_another_file_of_that(is_beside, tmp_path):
+    target, other = tmp_path / "a.txt", tmp_path / "none" / "x"
+
+    def fail(beside):
+        (beside if is_beside else other).open("x")
+
+    with pytest.raises(OSError, match=r"\[Errno") as raised:
+        write_whole(target, fail)
+    assert raised.value.filename == str(target if is_beside else other)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".safetensors", ".pdf", ".pt2"])
 def test_a_full_disk_is_said_of_the_file_itself(suffix, tmp_path):
     resource = pytest.importorskip("resource")
@@ -194,6 +207,19 @@ def test_saved_files_are_small_and_hold_no_base_weights(tmp_path):
     assert {name.partition(".")[0] for name in found.tensors} == {"head", "linear"}
     assert '"split_at": 2' in found.metadata["settings"]
     assert (tmp_path / "a.safetensors").stat().st_size < 12_000
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_are_loaded_into_a_network_in_whatever_mode(training):
+    net = small_pan(1).train(training)
+    assert load_into(net, small_pan().state_dict()) is net
+    assert fingerprint(net.state_dict()) == fingerprint(small_pan().state_dict())
+    assert {module.training for module in net.modules()} == {training}
+
+
+def test_a_fingerprint_is_that_of_the_weights_in_whatever_order():
+    state = small_pan().state_dict()
+    assert fingerprint(dict(reversed(state.items()))) == fingerprint(state) != fingerprint(small_pan(1).state_dict())
 
 
 def test_loading_onto_another_network_is_refused_and_other_weights_are_a_warning(tmp_path):
