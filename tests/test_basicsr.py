@@ -218,6 +218,17 @@ def test_base_whole_and_head_files_are_told_apart(work, log):
     assert all(torch.equal(value, saved[key]) for key, value in found.items())
 
 
+def test_what_is_shown_with_no_patch_refined_leaves_keep_as_it_is(work):
+    built, shown = model(small("train_edsr", keep=0.3)), {}
+    built.feed_data({"lq": image(1, 3, 16, 16)})
+    for view in ("coarse", "refined"):
+        built.view = view
+        built.test()
+        shown[view] = built.output
+        assert built.net_g.keep == 0.3
+    assert not torch.equal(shown["refined"], shown["coarse"])
+
+
 @pytest.mark.parametrize("key", ["params", "params_ema"])
 def test_param_key_g_says_which_weights_of_a_file(key, work):
     both = {"params": weights("edsr.pth"), "params_ema": {k: v + 1 for k, v in weights("edsr.pth").items()}}

@@ -147,6 +147,13 @@ def test_the_rank_loss_has_its_least_at_the_right_order():
     assert float(right) < 1e-4
 
 
+def test_a_score_beyond_its_range_refines_a_patch_wholly_or_not_at_all():
+    fast, score = wrapped(), torch.ones(1, 2, 3)
+    coarse, refined = image(1, 3, 32, 48), image(1, 3, 32, 48, seed=1)
+    for beyond, made in ((3 * score, refined), (-2 * score, coarse)):
+        assert stages._masked(fast, beyond, coarse, refined, made) < 1e-6
+
+
 def test_the_head_is_less_than_a_hundredth_of_an_edsr():
     edsr = need_basicsr("basicsr.archs.edsr_arch").EDSR(3, 3, num_feat=64, num_block=16, upscale=4)
     fast = maskguided.wrap(edsr)

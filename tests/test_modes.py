@@ -14,6 +14,7 @@ from maskguided import ArgumentError, finetune
 from maskguided.adapters.pan_net import PAN
 from maskguided.error_map import dense_image
 from maskguided.finetune import Recipe
+from maskguided.gain import fresh_estimate
 from maskguided.infer import upscale
 from maskguided.training import stages
 
@@ -76,10 +77,12 @@ def test_a_wrap_is_in_the_mode_of_its_network(net, training, tmp_path):
     fast.own_network()
     with torch.no_grad():
         fast.model[2].bias.add_(0.1)
+    fast.estimate = fresh_estimate(8, image(1))
     maskguided.save(fast, tmp_path / "a.safetensors")
     again = maskguided.load(tmp_path / "a.safetensors", net)
     assert again.model is not net
     assert (again.training, modes(again.model), modes(net)) == (training, before, before)
+    assert {*modes(again.head), *modes(again.coarse_tail), *modes(again.estimate)} == {training}
 
 
 def test_what_looks_at_a_network_that_trains_leaves_its_statistics(net):
