@@ -100,6 +100,7 @@ def test_the_very_network_comes_back_with_its_facts(name, how, tmp_path):
     path = saved(model, tmp_path / "net.pth", how)
     loaded = load_network(path)
     assert (loaded.architecture, loaded.by) == (architecture, "spandrel" if tiling else "adapter")
+    assert not any(module.training for module in loaded.model.modules())
     fast = maskguided.from_file(path, 2, keep=0.25, patch_size=8).eval()
     x = image(1, 3, 21, 30)
     assert torch.equal(fast.unwrap()(x.clone()), model(x.clone()))
