@@ -48,9 +48,9 @@ def calibrate(
 
     With merge="image" and any coarse tail but a copy, the tail's convolution becomes the ridge regression that
     comes closest to the dense network's image on the patches that are not refined; a light refine tail likewise on
-    those that are. The score becomes the linear
-    predictor of a patch's distance from the refined one, and `scorer` "linear". Where windows exchange borders, what
-    they see of patches that are not refined becomes a linear guess from the features at the cut.
+    those that are. The score becomes the linear predictor of a patch's distance from the refined one, and `scorer`
+    "linear". Where windows exchange borders, what they see of patches that are not refined becomes a linear guess from
+    the features at the cut.
 
     Args:
         fast: a wrapped network for images in 0..1.

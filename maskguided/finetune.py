@@ -151,7 +151,7 @@ def fit(
     recipe = Recipe() if recipe is None else recipe
     _check(fast, recipe, every, workers)
     if wrong := too_small(fast, stage, recipe.crop, recipe.options):
-        warn(wrong)  # beyond the decorators
+        warn(wrong)
     crops = _crops(fast, hr, lr, recipe)
     kept = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     with undone_by_failure(fast, fast.model):

@@ -40,8 +40,8 @@ class Held(Knobs):
         return continued(x, *self._accepted(x.shape[2], x.shape[3]))
 
     def _accepted(self, height: int, width: int) -> tuple[int, int]:
-        probe = self.split.probe
-        return tuple(max(round_up(side, probe.multiple_of), probe.smallest) for side in (height, width))  # type: ignore[return-value]
+        multiple, smallest = self.split.probe.multiple_of, self.split.probe.smallest
+        return max(round_up(height, multiple), smallest), max(round_up(width, multiple), smallest)
 
     def cost(self, height: int, width: int) -> Cost:
         """MACs of one LR image of `height` x `width`: dense, coarse, and at `keep`, whatever `min_gain_db` is."""

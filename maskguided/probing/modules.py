@@ -23,13 +23,13 @@ class Wrapped(nn.Module):
 
 def network_within(model: nn.Module) -> nn.Module:
     """`model` without the modules that torch.compile, DataParallel and DistributedDataParallel put around a network."""
-    while True:
-        parts = getattr(model, "_modules", {})  # what is no module is refused later
+    while isinstance(model, nn.Module):  # what is none is refused later
         around = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
-        inner = parts.get("module") if around else parts.get("_orig_mod")
+        inner = dict(model.named_children()).get("module" if around else "_orig_mod")
         if inner is None:
-            return model
+            break
         model = inner
+    return model
 
 
 def refuse_wrapped(model: object) -> None:
