@@ -16,6 +16,8 @@ Image = NDArray[np.uint8]
 
 BT601 = (65.481, 128.553, 24.966)
 """What R, G and B in 0..1 add to Y, which is 16 without them."""
+SMALLEST = 3
+"""LR pixels a side: of fewer, a border of the scale leaves nothing of the HR image."""
 
 
 def luma(image: Image) -> NDArray[np.float64]:

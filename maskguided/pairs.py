@@ -14,9 +14,7 @@ from torch import Tensor
 
 from .errors import ArgumentError, ImageError, warn
 from .images import Image, list_images, read_image, to_tensor
-
-SMALLEST = 3
-"""LR pixels a side: of fewer, PSNR's border leaves nothing."""
+from .metrics import SMALLEST
 
 
 @dataclass(frozen=True)

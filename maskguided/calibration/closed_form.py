@@ -139,7 +139,8 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
     mean, target_mean = (roots * share).sum(1, keepdim=True), (target * share).sum()
     std = ((roots - mean).square() * share).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
     standardised = (roots - mean) / std
-    gram = (standardised * share) @ standardised.T + 1e-3 * torch.eye(len(roots), device=roots.device).to(roots)
+    ridge = 1e-3 * torch.eye(len(roots), device=roots.device, dtype=roots.dtype)
+    gram = (standardised * share) @ standardised.T + ridge
     weights = torch.linalg.solve(gram, (standardised * share) @ (target - target_mean)) / std[:, 0]
     largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
     fast.linear.weight.copy_(weights / largest)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..guided import MaskGuided
+from ..metrics import SMALLEST
 from ..probing.modules import first_weight
 
 _LEAST, _MOST = -0.5, 1.5
@@ -53,10 +54,10 @@ def as_pair(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> tuple[Te
         )
     if not all(bool(x.isfinite().all()) for x in (lr, *rest)):
         raise ArgumentError("calibrate: an image with values that are no numbers (NaN or infinite)")
-    if min(lr.shape[2:]) < 3:
+    if min(lr.shape[2:]) < SMALLEST:
         raise ArgumentError(
             f"calibrate: an image of {lr.shape[2]}x{lr.shape[3]} LR pixels; PSNR leaves its border out, so use "
-            "images of 3x3 LR pixels or more"
+            f"images of {SMALLEST}x{SMALLEST} LR pixels or more"
         )
     for x in (lr, *rest):
         low, high = float(x.min()), float(x.max())
