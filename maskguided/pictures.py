@@ -1,9 +1,10 @@
-"""Pictures for people: what a wrapped network saw and chose on an image, and the curve of a calibration."""
+"""Pictures for people: what a wrapped network saw and chose on an image, the curve of a calibration, and what `bench`
+measured."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from .base import Explanation
+from .bench import Row
 from .calibration.curve import Calibration, Point
 from .error_map import luma
 from .files import write_whole
@@ -83,6 +85,47 @@ def curve_picture(found: Calibration, path: str | Path) -> None:
         fontsize=9,
     )
     _save(figure, Path(path))
+
+
+def bench_picture(rows: Sequence[Row], path: str | Path) -> None:
+    """Write what `bench` measured: quality against the share of the dense network's time and MACs, a line for each
+    setting, its keeps along it.
+
+    Quality is PSNR-Y below the dense network, or likeness to its images where there are no HR images.
+    """
+    known = rows[0].psnr is not None
+    lines: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.macs_ratio):
+        how = ", each image its own keep" if row.min_gain_db is not None else ""
+        name = f"{row.merge}, split {row.split_at}, patch {row.patch_size}, halo {row.halo}{how}"
+        if known or row.fidelity is not None:  # an image that is the dense network's is like it without bound
+            lines.setdefault(name, []).append(row)
+    figure = _figure(figsize=(7, 4.5))
+    axis = figure.subplots()
+    for name, points in lines.items():
+        quality = [_to_dense(row) for row in points]
+        (line,) = axis.plot(
+            [100 * row.time_ratio for row in points], quality, "o-", markersize=4, label=f"{name}: time"
+        )
+        axis.plot([100 * row.macs_ratio for row in points], quality, "--", color=line.get_color(), label="MACs")
+        for row, height in zip(points, quality, strict=True):
+            axis.annotate(f"{row.keep:.2g}", (100 * row.time_ratio, height), fontsize=7, xytext=(4, -8), **_OFFSET)
+    axis.axvline(100, color="grey", linewidth=0.8)
+    if known:
+        axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set_xlabel("% of the dense network")
+    axis.set_ylabel("PSNR-Y to the dense network's, dB" if known else "PSNR-Y to the dense network's images, dB")
+    axis.set_title("numbers: share of the patches that is refined (keep)", fontsize=9)
+    axis.legend(fontsize=7)
+    _save(figure, Path(path))
+
+
+def _to_dense(row: Row) -> float:
+    """dB to the dense network's PSNR, or of likeness to its images."""
+    if row.psnr is not None and row.dense_psnr is not None:
+        return row.psnr - row.dense_psnr
+    assert row.fidelity is not None
+    return row.fidelity
 
 
 def _shown(x: Tensor) -> Image:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from skimage import data
 from support import PHOTO, image, run
 from test_calibrate import wrapped
 
 import maskguided
-from maskguided import ArgumentError, MaskGuidedWarning, bench, metrics
+from maskguided import ArgumentError, MaskGuidedWarning, bench, metrics, pictures
+from maskguided.commands.bench import _table as bench_table
 from maskguided.errors import ImageError
 from maskguided.gain import fresh_estimate
-from maskguided.images import resize, write_image
+from maskguided.images import read_image, resize, write_image
 from maskguided.pairs import read_pairs
 
 
@@ -70,6 +73,54 @@ def test_bench_tells_how_like_the_dense_images_are_without_hr(weights, tmp_path)
     assert "PSNR" not in heads
     assert f"| {some['fidelity']:.2f} |" in first
     assert "| same |" in last
+
+
+def _row(merge, keep, time, macs, psnr=None, fidelity=40.0, least=None):
+    dense = None if psnr is None else 30.0
+    return bench.Row(merge, 4, 8, 0, keep, least, macs, time, None, psnr, dense, 1.0, fidelity)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_picture_of_a_bench_has_a_line_for_each_setting(known, monkeypatch, tmp_path):
+    """Time and MACs, in % of dense, against dB to it, or likeness where there are no HR images."""
+    pytest.importorskip("matplotlib")
+    rows = [
+        _row("image", 0.5, 0.8, 0.7, 29.9 if known else None, 45.0),
+        _row("image", 0.0, 0.3, 0.2, 29.5 if known else None, 41.0),
+        _row("image", 0.3, 0.6, 0.5, 29.8 if known else None, 44.0, least=0.2),
+        _row("features", 1.0, 1.0, 1.0, 30.0 if known else None, None),
+    ]
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    pictures.bench_picture(rows, tmp_path / "b.png")
+    (axis,) = figures[0].axes
+    drawn = {line.get_label(): line.get_xydata().round(4).tolist() for line in axis.lines}
+    own = "image, split 4, patch 8, halo 0: time"
+    assert drawn[own] == ([[30, -0.5], [80, -0.1]] if known else [[30, 41], [80, 45]])
+    macs = [line.get_xydata()[:, 0].tolist() for line in axis.lines if line.get_label() == "MACs"]
+    assert macs[0] == [20, 70]
+    assert "image, split 4, patch 8, halo 0, each image its own keep: time" in drawn
+    assert ("features, split 4, patch 8, halo 0: time" in drawn) == known, "likeness has no bound there"
+    assert [text.get_text() for text in axis.texts][:2] == ["0", "0.5"]
+
+
+def test_bench_draws_and_cuts_no_digits_off(weights, tmp_path):
+    """Neither in a file, whatever the terminal, nor on one of 80 columns."""
+    pytest.importorskip("matplotlib")
+    write_image(tmp_path / "a.png", PHOTO)
+    arguments = ["bench", "-i", tmp_path / "a.png", "--weights", weights, "--rounds", 1, "--keep", "0.25,0.5"]
+    done = run(*arguments, "--plot", tmp_path / "new" / "b.png")
+    assert "0.25" in done.output
+    assert "…" not in done.output
+    assert read_image(tmp_path / "new" / "b.png").shape[0] > 400
+    assert "exists already" in str(run(*arguments, "--plot", tmp_path / "new" / "b.png", code=1).exception)
+    own = run(*arguments, "--plot", tmp_path / "a.png", "--overwrite", code=1)
+    assert "would replace a file that it is made from" in str(own.exception)
+    widest = [_row("features", 0.123, 1.234, 1.234, 31.45, 40.98, least=0.15)] * 2
+    terminal = Console(width=80, file=io.StringIO())
+    terminal.print(bench_table(widest))
+    assert "…" not in terminal.file.getvalue()
+    assert "1.234 1.234" in terminal.file.getvalue()
 
 
 def test_bench_lets_each_image_decide(tmp_path):

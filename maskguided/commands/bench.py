@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
-from .. import bench, checkpoint
+from .. import bench, checkpoint, pictures
 from ..errors import ArgumentError
 from ..files import write_whole
 from ..networks import load_network
@@ -30,6 +31,7 @@ from .options import (
     blocks,
     is_starter,
     new_file,
+    new_picture,
     pick_device,
     pick_dtype,
     use_threads,
@@ -72,6 +74,9 @@ def bench_command(
     channels_last: Annotated[bool, typer.Option(help="Memory format, for both sides.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw quality against time and MACs here (.png, .pdf, .svg).")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
@@ -84,6 +89,8 @@ def bench_command(
     for path, suffix in ((json_file, ".json"), (markdown, ".md")):
         if path is not None:
             new_file(path, overwrite, suffix)
+    if plot is not None:
+        new_picture(plot, overwrite, lr, hr)
     use_threads(threads)
     where = pick_device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -115,10 +122,13 @@ def bench_command(
     how = f"{dtype}, {'channels_last' if channels_last else 'contiguous'}, {_several(rounds, 'round')}"
     header = f"{what}, {how}; {_dense(rows[0])}"
     out.print(header, markup=False)
-    out.print(_table(rows), width=None if out.is_terminal else _WIDEST)
+    console = out if out.is_terminal else Console(width=_WIDEST, highlight=False)
+    console.print(_table(rows))
     if json_file is not None:
         text = json.dumps({"machine": header, "rows": bench.as_json(rows)}, indent=1)
         write_whole(json_file, lambda beside: beside.write_text(f"{text}\n"))
+    if plot is not None:
+        pictures.bench_picture(rows, plot)
     if markdown is not None:
         write_whole(markdown, lambda beside: beside.write_text(f"{header}\n\n{_markdown(rows)}\n"))
 
@@ -154,7 +164,15 @@ def _lines(rows: list[bench.Row]) -> list[tuple[str, ...]]:
 def _table(rows: list[bench.Row]) -> Table:
     heads, *lines = _lines(rows)
     caption = "MACs and time: ratio to the dense network of the same run; like dense: PSNR-Y to its images"
-    table = Table(*heads, box=SIMPLE, collapse_padding=True, pad_edge=False, caption=caption, caption_justify="left")
+    # so narrow that 80 columns are enough for all digits
+    table = Table(
+        *(head.replace(" ", "\n") for head in heads),
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+        caption=caption,
+        caption_justify="left",
+    )
     for line in lines:
         table.add_row(*line)
     return table

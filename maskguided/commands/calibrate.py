@@ -12,13 +12,12 @@ from torch import Tensor
 
 from .. import checkpoint, pictures
 from ..calibrate import calibrate
-from ..images import list_images, to_tensor
+from ..images import to_tensor
 from ..networks import load_network
 from ..pairs import Pair, check_sizes, read_pairs
 from ..probing.modules import first_weight
 from .console import err, log
 from .options import (
-    PICTURES,
     Device,
     HeadFile,
     ModelName,
@@ -28,6 +27,7 @@ from .options import (
     Threads,
     WeightFile,
     new_file,
+    new_picture,
     pick_device,
     use_threads,
     with_settings,
@@ -70,9 +70,7 @@ def calibrate_command(
     """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
     new_file(output, overwrite, ".safetensors", inputs=[weights, head])
     if plot is not None:
-        given = [path for place in (images, hr) if place is not None for path in list_images(place)]
-        new_file(plot, overwrite, *PICTURES, inputs=given)
-        pictures.drawing()
+        new_picture(plot, overwrite, images, hr)
     use_threads(threads)
     where = pick_device(device)
     network = load_network(weights, model, scale).model.to(where)

@@ -11,7 +11,6 @@ from .. import pictures
 from ..pairs import read_pairs
 from ..probing.modules import first_weight
 from .options import (
-    PICTURES,
     Device,
     HeadFile,
     Keep,
@@ -21,7 +20,7 @@ from .options import (
     SplitAt,
     Threads,
     WeightFile,
-    new_file,
+    new_picture,
     one_image,
     pick_device,
     ready,
@@ -48,8 +47,7 @@ def explain_command(
 ) -> None:
     """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
     use_threads(threads)
-    new_file(output, overwrite, *PICTURES, inputs=[image])
-    one_image(image)
+    new_picture(output, overwrite, one_image(image))
     where = pick_device(device)
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].to(where).eval()
     like = first_weight(fast)

@@ -19,6 +19,7 @@ from ..error_map import dense_image, is_rough
 from ..errors import ArgumentError, first_line
 from ..guided import MaskGuided
 from ..networks import STARTER, Loaded, load_network
+from ..pictures import drawing
 from ..tails.light import LightTail
 from ..tails.refine import LightTailed
 from ..wrapping import wrap
@@ -52,7 +53,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.", 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
-PICTURES = (".png", ".pdf", ".svg")
+_PICTURES = (".png", ".pdf", ".svg")
 _THREADS = 1024
 
 _SETTINGS: dict[str, Any] = {
@@ -143,6 +144,15 @@ def new_file(path: Path, overwrite: bool, *suffixes: str, inputs: Iterable[Path 
     except OSError as error:
         raise ArgumentError(f"{path}: its folder cannot be made ({error.strerror})") from None
     writable(path.parent)
+    return path
+
+
+def new_picture(path: Path, overwrite: bool, *made_from: Path | None) -> Path:
+    """`new_file` for a picture, which replaces no image of what it is made from: files, or folders of them."""
+    places = [place for place in made_from if place is not None]
+    inputs = [image for place in places for image in (place.iterdir() if place.is_dir() else [place])]
+    new_file(path, overwrite, *_PICTURES, inputs=inputs)
+    drawing()
     return path
 
 
