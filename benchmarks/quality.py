@@ -40,7 +40,8 @@ def read(hr: Path, lr: Path | None, scale: int, last: int | None, first: int | N
         image = read_channels(path)
         height, width = (side - side % scale for side in image.shape[:2])
         image = image[:height, :width]
-        pairs.append(Pair(path.stem, to_tensor(reduce(image, scale))[None], image))
+        reduced = to_tensor(reduce(image, scale))[None].contiguous(memory_format=torch.channels_last)
+        pairs.append(Pair(path.stem, reduced, image))
     return pairs
 
 
