@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CannotSplit, MaskGuidedError
 from ..parts import Kind, State, Stretch, moved_out
-from ..probing.modules import copied, first_weight
+from ..probing.modules import copied
 from ..probing.probe import Probe
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
@@ -76,8 +76,9 @@ class Frame:
             height, width = (side * ratio.denominator // ratio.numerator for side in value.shape[2:])
         whole = _IMAGE in state or not self.enlarges
         full = (self.rounding.full(height), self.rounding.full(width)) if whole else (height, width)
-        # A live value may be a mask, or float32 in a network of float16.
-        return At(value.shape[0], height, width, *full, value.device, first_weight(network).dtype)
+        # A live value may be a mask, or float32 in a network of float16; a tail may have no weights.
+        floats = (tensor for tensor in (*network.parameters(), *state.values()) if tensor.is_floating_point())
+        return At(value.shape[0], height, width, *full, value.device, next(floats).dtype)
 
 
 class AutomaticSplit(Split):

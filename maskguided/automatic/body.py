@@ -111,6 +111,11 @@ def _runs(calls: list[Call], size: tuple[int, int], largest: float, least: int =
             groups.setdefault(_signature(call), []).append(call)
             if call.in_shape == call.out_shape:
                 groups.setdefault((call.parent, call.out_shape), []).append(call)
+    image_maker = next((call for call in reversed(calls[:-1]) if any(True for _ in call.module.parameters())), None)
+    for group in groups.values():
+        # A bare convolution after which there is none makes the image, although it has the shape of a block.
+        if group[-1] is image_maker and len(group) > 2:
+            group.pop()
     found = [_candidate(group, calls[-1].macs) for group in groups.values() if len(group) >= 2]
     whole = {run.names for run in found if not run.mixed}
     found = [run for run in found if not (run.mixed and (run.names in whole or not run.share))]
