@@ -23,7 +23,7 @@ def warn(text: str) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; by the text, too: allocators of the CPU and of Apple's GPUs have no error class."""
-    known = ("can't allocate memory", "out of memory")
+    known = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # the last: of cuBLAS and cuDNN
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in known)
 
 

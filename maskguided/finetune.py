@@ -352,8 +352,9 @@ def _accelerator(device: torch.device, precision: str, unused: bool) -> Any:
     launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs
     if device.type == "cuda" and not launched:
         torch.cuda.set_device(device)
-    # Else all runs of a process would have the precision of the first.
-    optional("accelerate.state", "training", "train").AcceleratorState._reset_state()
+    # Else all runs of a process would have the precision of the first, and its device.
+    state = optional("accelerate.state", "training", "train").AcceleratorState
+    state._reset_state(reset_partial_state=not launched)
     ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=unused)
     return accelerate.Accelerator(
         cpu=device.type == "cpu" and not (launched and torch.cuda.is_available()),  # else CPUs are not joined

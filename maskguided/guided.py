@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Base, Explanation
-from .errors import ArgumentError, ExportError, MaskGuidedError
+from .errors import ArgumentError, ExportError, MaskGuidedError, is_out_of_memory
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
@@ -185,9 +185,10 @@ class MaskGuided(Held):
         """Index (B, k), best first: those that bring more than `least` dB, as many as the neediest image has."""
         assert self.estimate is not None  # see min_gain_db
         index = select(self.score(base) if score is None else score, base.grid.count)
-        k = int((self.worth(base, index) > least).sum(1).max())
-        whole_costs_less = self._all_go_on and k > self.estimate.whole * base.grid.count
-        return index if whole_costs_less else index[:, :k]
+        k = (self.worth(base, index) > least).sum(1).max()
+        if self._all_go_on:  # then all of them are the whole network, which may cost less
+            k = torch.where(k > self.estimate.whole * base.grid.count, base.grid.count, k)
+        return index[:, : int(k)]
 
     def worth(self, base: Base, index: Tensor) -> Tensor:
         """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.worth`."""
@@ -272,7 +273,7 @@ class MaskGuided(Held):
         except Exception as error:  # whatever a foreign network raises
             # Settings may have changed since wrap tried them. Where nothing is computed there is nothing to try.
             computed = type(base.x) is Tensor and not torch.compiler.is_compiling()
-            if computed and not isinstance(error, MaskGuidedError | torch.OutOfMemoryError):
+            if computed and not isinstance(error, MaskGuidedError) and not is_out_of_memory(error):
                 check_windows(self.split, self.merge, self.patch_size, self.halo, self.exchange)
             raise
 

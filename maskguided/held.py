@@ -111,6 +111,13 @@ class Held(Knobs):
             self.model, self.constants = self.split.model, self.split.constants
             self.refine_tail = self.split.light if isinstance(self.split, LightTailed) else None
 
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        """What nn.DataParallel calls for each GPU but the first; a copy would go on to hold the first one's network."""
+        raise ArgumentError(
+            f"nn.DataParallel around a wrapped {type(self.given).__name__}: wrap a copy of the network on each GPU, or "
+            "use DistributedDataParallel"
+        )
+
     def extra_repr(self) -> str:
         return (
             f"split_at={', '.join(map(str, self.split.cuts))} of {len(self.split.blocks)}, {self._how_many}, "

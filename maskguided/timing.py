@@ -48,19 +48,19 @@ def alternate(
             for key, run in runs.items():
                 start = time.perf_counter()
                 run(given)
-                _until_done()
+                _until_done(given)
                 if number >= 0:
                     found[key][number] += time.perf_counter() - start
             progress()
     return found
 
 
-def _until_done() -> None:
-    """Wait for a GPU that may be at work."""
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.synchronize()
-    if torch.backends.mps.is_available():
-        torch.mps.synchronize()
+def _until_done(given: object) -> None:
+    """Wait for the device that an input is on: of several GPUs only one is the current one."""
+    if not isinstance(given, Tensor) or given.device.type == "cpu":
+        return
+    synchronize = getattr(torch, given.device.type).synchronize  # of torch.cuda, torch.mps
+    synchronize(*([given.device] if given.device.type != "mps" else []))
 
 
 def at_keep(

@@ -18,7 +18,7 @@ from torch import Tensor, nn  # noqa: E402
 from typer.testing import CliRunner  # noqa: E402
 
 import maskguided  # noqa: E402
-from maskguided import infer  # noqa: E402
+from maskguided import infer, timing  # noqa: E402
 from maskguided.cli import app  # noqa: E402
 from maskguided.images import write_image  # noqa: E402
 from maskguided.probing.modules import first_weight  # noqa: E402
@@ -58,8 +58,15 @@ def moved() -> None:
             refined = fast(x)
             assert pretend.waits == [], (name, settings, pretend.waits)
             assert refined.device.type == pretend.NAME
-            assert difference(refined.cpu(), expected) == 0, (name, settings)
+            assert difference(refined.cpu(), expected) < 2e-6, (name, settings)  # other strides, other sums
             assert torch.equal(fast.explain(x).mask.cpu(), explained.mask), (name, settings)
+
+
+def timed() -> None:
+    """Each run until it is done there: of several GPUs one alone is the current one."""
+    x = there(image(1, 3, 16, 16))
+    timing.alternate({"a": lambda x: x + 1, "b": lambda x: x * 2}, [x], 1, warm=0)
+    assert pretend.waited_for == [x.device, x.device]
 
 
 def wrapped_there() -> None:
@@ -72,7 +79,7 @@ def wrapped_there() -> None:
             network = build().to(pretend.NAME)
             fast = maskguided.wrap(network, keep=0.4, **settings).eval()
             assert {p.device.type for p in (*fast.parameters(), *fast.buffers())} == {pretend.NAME}, (name, settings)
-            assert difference(fast(there(image(1, 3, 37, 43))).cpu(), expected) == 0, (name, settings)
+            assert difference(fast(there(image(1, 3, 37, 43))).cpu(), expected) < 2e-6, (name, settings)
             assert maskguided.inspect(network).can_split
 
 
@@ -85,11 +92,15 @@ def calibrated_there() -> None:
         maskguided.calibrate(fast, given, max_cost=0.8)
         return fast
 
-    expected = calibrated(NETWORKS["edsr-original"](), images)
+    pairs = [(x, image(1, 3, 96, 96)) for x in images]
+    expected, of_images = (calibrated(NETWORKS["edsr-original"](), images) for _ in range(2))
+    maskguided.calibrate(of_images, pairs, max_cost=0.8, per_image=True)
     for given in (images, [there(x) for x in images]):
         fast = calibrated(NETWORKS["edsr-original"]().to(pretend.NAME), given)
         assert fast.keep == expected.keep
         assert difference(fast(there(images[0])).cpu(), expected(images[0])) < 1e-5
+        maskguided.calibrate(fast, [tuple(map(there, pair)) for pair in pairs], max_cost=0.8, per_image=True)
+        assert fast.min_gain_db == pytest.approx(of_images.min_gain_db, rel=1e-4)
 
 
 def upscaled_there() -> None:
@@ -100,7 +111,7 @@ def upscaled_there() -> None:
     for kind in (pixels, pixels[..., :3], pixels[..., 0]):
         for tile in (0, 32):
             expected, found = infer.upscale(here, kind, tile=tile), infer.upscale(fast, kind, tile=tile)
-            assert np.array_equal(found.image, expected.image)
+            assert np.abs(found.image.astype(int) - expected.image.astype(int)).max() <= 1, "but for rounding"
             assert np.array_equal(found.mask, expected.mask)
 
 

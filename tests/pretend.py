@@ -18,6 +18,8 @@ from waiting import waits_for
 NAME = "pretend"
 waits: list[str] = []
 """What brought values to the host, or has a shape that depends on them."""
+waited_for: list[Any] = []
+"""Devices whose work was waited for."""
 
 _MADE = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm", "scalar_tensor")
 _library = [torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")]  # gone where nothing holds them
@@ -61,6 +63,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         waits.append(name)
         return args[0].copy_(args[1].here)
     strangers = [value for value in tensors if not isinstance(value, There) and value.dim()]
+    if not to_host and torch.float64 in (kwargs.get("dtype"), *(value.dtype for value in there)):
+        raise TypeError(f"{name}: this device has no float64, as Apple's have none")
     if there and strangers and name not in ("_to_copy", "copy_"):
         places = [(str(value.device), tuple(value.shape)) for value in tensors]
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, but they are {places}")
@@ -91,7 +95,8 @@ class _Module:
     current_device = staticmethod(lambda: 0)
     device_count = staticmethod(lambda: 1)
     _is_in_bad_fork = staticmethod(lambda: False)
-    manual_seed_all = synchronize = staticmethod(lambda *args: None)
+    manual_seed_all = staticmethod(lambda *args: None)
+    synchronize = staticmethod(lambda device=None: waited_for.append(device))
     get_amp_supported_dtype = staticmethod(lambda: [torch.float16, torch.bfloat16])
 
 

@@ -9,16 +9,17 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import typer
 from rich.console import Console
 from skimage import data
 from support import PHOTO, run, scaled
 
 import maskguided
-from maskguided import cli
+from maskguided import ArgumentError, cli
 from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
-from maskguided.commands import console
+from maskguided.commands import console, options
 from maskguided.images import read_image, write_image
 from maskguided.infer import upscale
 
@@ -116,6 +117,15 @@ def test_commands_take_the_settings_of_a_wrap(tmp_path):
     for name in ("upscale", "calibrate", "finetune", "explain", "export"):
         taken = {parameter.name for parameter in commands[name].params}
         assert {"onward", "merge", "coarse_tail", "coarse_on", "patch_size", "halo", "exchange"} <= taken
+
+
+def test_of_several_processes_each_takes_its_own_gpu(monkeypatch):
+    """torchrun's: else each would hold memory of the first one."""
+    monkeypatch.setenv("LOCAL_RANK", "77")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ArgumentError, match="cuda:77: not usable"):
+        options.pick_device("auto")
+    assert options.pick_device("cpu").type == "cpu"
 
 
 @pytest.mark.parametrize("command", ["bench", "calibrate"])

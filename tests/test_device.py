@@ -17,7 +17,15 @@ HERE = Path(__file__).parent
 )
 @pytest.mark.parametrize(
     "check",
-    ["the_device_is_one", "moved", "wrapped_there", "calibrated_there", "upscaled_there", "the_commands_go_there"],
+    [
+        "the_device_is_one",
+        "moved",
+        "timed",
+        "wrapped_there",
+        "calibrated_there",
+        "upscaled_there",
+        "the_commands_go_there",
+    ],
 )
 def test_on_another_device(check):
     run = subprocess.run([sys.executable, HERE / "device_checks.py", check], capture_output=True, text=True)

@@ -282,3 +282,12 @@ def test_the_stage_refine_trains_windows_where_keep_is_less_than_a_patch(merge):
         value.backward()
     assert torch.isfinite(value)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in fast.split.model.SCPA_trunk[3].parameters())
+
+
+def test_a_run_has_the_device_of_its_network_whatever_the_one_before_had(monkeypatch):
+    state = pytest.importorskip("accelerate.state").PartialState
+    assert finetune._accelerator(torch.device("cpu"), "no", False).device.type == "cpu"
+    monkeypatch.setattr(state, "default_device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert finetune._accelerator(torch.device("cuda"), "no", False).device.type == "cuda"
+    state._reset_state()

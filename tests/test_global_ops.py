@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from toys import blurred
 
 import maskguided
+from maskguided.patches import Grid, gather
+from maskguided.windows.global_ops import PerImage
+from maskguided.windows.readings import Reading
 
 
 class Block(nn.Module):
@@ -309,3 +312,16 @@ def test_all_patches_are_the_network_where_the_map_had_to_be_continued_for_its_w
     fast = maskguided.wrap(net, 2, keep=1)
     assert fast.split.multiple_of == 8
     assert difference(fast(x), net(x)) < 1e-5
+
+
+def test_a_norm_of_windows_in_float16_is_as_large_as_that_of_the_map():
+    """The square of one window's leaves the range of float16 before that of the norm does."""
+    x = 40 * image(1, 4, 64, 64)
+    grid = Grid(64, 64, 16)
+    windows = gather(x, torch.arange(grid.count)[None], grid)
+    whole = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+    assert whole.min() > 1000
+    with PerImage(grid.count, grid.count, reading=Reading("total")):
+        found = torch.linalg.vector_norm(windows.half(), dim=(2, 3), keepdim=True)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found[:1].float(), whole, rtol=2e-3, atol=0)

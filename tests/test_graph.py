@@ -13,6 +13,7 @@ from toys import ResidualOutside, conv
 from waiting import waits_for
 
 import maskguided
+from maskguided.gain import fresh_estimate
 from maskguided.patches import Grid, gather, owned
 from maskguided.windows.global_ops import PerImage
 from maskguided.windows.readings import Reading
@@ -52,6 +53,15 @@ def test_the_host_waits_for_nothing(name, settings):
     with Waits() as waits:
         x[x > 0.5].sum().item()
     assert waits.names == ["index", "_local_scalar_dense"], "the counter must count"
+
+
+def test_the_host_waits_once_where_images_decide():
+    fast, x = wrapped("pan-small-x3", {}), image(2, 3, 23, 29)
+    fast.estimate = fresh_estimate(fast.split.feature_channels, x)
+    fast.min_gain_db = 1.0
+    with Waits() as waits:
+        fast(x)
+    assert waits.names == ["_local_scalar_dense"]
 
 
 @pytest.mark.usefixtures("fresh_compiler")

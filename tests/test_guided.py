@@ -388,3 +388,9 @@ def test_nothing_of_the_cut_is_held_while_the_tail_enlarges(name, adapter, merge
         fast(x)
     assert alive[0] > 0, "the counter must count"
     assert alive[1] == 0
+
+
+def test_data_parallel_is_refused_for_a_replica_would_hold_the_first_gpus_network():
+    fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), 2)
+    with pytest.raises(ArgumentError, match="DistributedDataParallel"):
+        fast._replicate_for_data_parallel()

@@ -207,6 +207,22 @@ def test_short_of_memory_a_tile_is_done_in_four_and_what_was_done_stays(fast, mo
         upscale(fast, PHOTO)
 
 
+@pytest.mark.parametrize("text", ["MPS backend out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"])
+def test_short_of_memory_in_a_block_the_windows_are_not_to_blame(text, fast):
+    """They were tried on their own, with the memory as full as it was, and told to be smaller."""
+    fast.keep, failed, photo = 0.5, [], np.tile(PHOTO, (4, 4, 1))
+
+    def short_at_first(*_):
+        if len(failed) < 2:
+            failed.append(text)
+            raise RuntimeError(text)
+
+    handle = fast.split.model.get_submodule(fast.split.blocks[-1]).register_forward_pre_hook(short_at_first)
+    with handle:
+        assert upscale(fast, photo, tile=0).image.shape[:2] == tuple(side * fast.scale for side in photo.shape[:2])
+    assert len(failed) == 2
+
+
 def test_large_images_are_cut_into_tiles_by_themselves(fast, monkeypatch):
     from maskguided import infer
 

@@ -178,6 +178,8 @@ def pick_device(name: str) -> torch.device:
     """ "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1", "mps"; an ArgumentError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # of several processes each has its own, and nothing on the first
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()  # of the meta device nothing comes back

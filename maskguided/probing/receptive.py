@@ -171,11 +171,13 @@ def _between(value: Tensor, dim: int, first: int, last: int, length: int) -> Ten
 def spreading_nan() -> Iterator[None]:
     """Within it, NaN spreads as far as the layers see: no algorithm (Winograd, FFT) mixes neighbouring pixels."""
     mkldnn = torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
+    cudnn: Any = torch.backends.cudnn
+    enabled, cudnn.enabled = cudnn.enabled, False  # its flags() asks for TF32, too, which the user may have set anew
     try:
-        cudnn, nnpack = torch.backends.cudnn.flags(enabled=False), torch.backends.nnpack.flags(enabled=False)
-        with cudnn, nnpack, Thin(), _Deformable():
+        with torch.backends.nnpack.flags(enabled=False), Thin(), _Deformable():
             yield
     finally:
+        cudnn.enabled = enabled
         torch.backends.mkldnn.set_flags(_enabled=mkldnn[0])  # type: ignore[no-untyped-call]
 
 

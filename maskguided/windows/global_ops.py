@@ -302,8 +302,8 @@ class PerImage(GlobalOps):
         """From what each window gives, (B*k, ...), what the image gives, for each of its windows."""
         apart = each.reshape(-1, self.k, *each.shape[1:])
         if name in SECOND_POWERS:
-            squares = apart.square()
-            found = (squares.sum(1) if self.reading.sums == "total" else squares.mean(1)).sqrt()
+            squares = apart.to(precise(apart)).square()  # float16 ends at 256 squared
+            found = (squares.sum(1) if self.reading.sums == "total" else squares.mean(1)).sqrt().to(apart.dtype)
         elif name == "logsumexp":
             found = apart.logsumexp(1)
         elif name in LARGEST:
