@@ -219,8 +219,10 @@ def tiles(
                 raise ArgumentError(
                     f"out of memory even with tiles of {2 * side} LR pixels: use --device cpu, or more memory"
                 )
-            if not tile:  # from now on there are borders, which need context, and patches of other parts to rank among
-                tile, above = side, _threshold(model, read, Grid(*size, side), pad)
+            tile = tile or side  # from now on there are borders, which need context
+            if grid.count == 1:  # and patches of other parts to rank among
+                grid = Grid(*size, side)
+                above = _threshold(model, read, grid, pad) if grid.count > 1 else None
             quarters = [(row + down, col + right, side) for down in (0, side) for right in (0, side)]
             waiting += [place for place in quarters if place[0] < size[0] and place[1] < size[1]][::-1]
             continue

@@ -136,7 +136,8 @@ def test_tiles_refine_what_the_whole_would(fast, scorer):
     assert np.array_equal(tiled, whole)
 
 
-def test_keep_holds_over_the_image_where_memory_was_short_for_the_whole(fast, monkeypatch):
+@pytest.mark.parametrize("tile", [0, 128])
+def test_keep_holds_over_the_image_where_memory_was_short_for_the_whole(fast, monkeypatch, tile):
     photo = np.full((128, 128, 3), 128, np.uint8)
     photo[:64, :64] = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
     fast.keep, finish, failed = 0.25, fast.finish, []
@@ -154,7 +155,7 @@ def test_keep_holds_over_the_image_where_memory_was_short_for_the_whole(fast, mo
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(failed[0]() is None))
     monkeypatch.setattr(fast, "finish", short_at_first)
-    mask = upscale(fast, photo, tile=0).mask
+    mask = upscale(fast, photo, tile=tile).mask
     assert mask[:64, :64].all()
     assert mask.mean() == 0.25
     assert emptied == [True], "the cache is emptied when nothing holds what failed"
