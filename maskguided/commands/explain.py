@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from .. import pictures
@@ -50,8 +51,8 @@ def explain_command(
     new_picture(output, overwrite, one_image(image))
     where = pick_device(device)
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].to(where).eval()
-    like = first_weight(fast)
-    pair = read_pairs(image, None, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)[0]
+    like, last = first_weight(fast), fast.split.memory_format == torch.channels_last
+    pair = read_pairs(image, None, like.device, like.dtype, last, grey=fast.split.probe.in_channels == 1)[0]
     warn_of_rough(fast, pair.lr, weights, head)
     found = pictures.explain_picture(fast, pair.lr, output)
     typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")
