@@ -60,6 +60,9 @@ def test_capitals_in_a_suffix_are_as_good_as_others(tmp_path):
         (["upscale", "-i", "{}/in/a.png", "-o", "{}/x.png", "--merge", "image"], "ships with maskguided has parts"),
         (["upscale", "-i", "{}/in/a.png", "-o", "{}/x.png", "-w", "{}"], "is a folder; name a weight file"),
         (["upscale", "-i", "{}/above", "-o", "{}/x"], "folders in it are not searched"),
+        (["upscale", "-i", "{}/in", "-w", "{}/no.pth", "--keep", "0.5", "--min-gain", "1"], "0.5 with --min-gain 1"),
+        (["bench", "-i", "{}/in", "-w", "{}/no.pth", "--merge", "both"], "--merge both: 'both' is not valid there"),
+        (["bench", "-i", "{}/in", "-w", "{}/no.pth", "--keep", "half"], "--keep half: 'half' is not valid there"),
         (["bench", "-i", "{}/in/a.png", "--hr", "{}/deep/deep.png"], "deep.png: PSNR is measured on images of 8 bits"),
         (["calibrate", "-i", "{}/dot.png", "-o", "{}/x.safetensors", "--split-at", "2"], "an image of 2x2 LR pixels"),
         (

@@ -91,13 +91,6 @@ def bench_command(
             new_file(path, overwrite, suffix)
     if plot is not None:
         new_picture(plot, overwrite, lr, hr)
-    use_threads(threads)
-    where = pick_device(device)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    loaded = load_network(weights, model, scale)
-    net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
-    like = first_weight(net)
-    pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probe_network(net).in_channels == 1)
     keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [
         bench.Setting(
@@ -115,6 +108,13 @@ def bench_command(
         for p in _listed("patch_size", patch_size, _size, "auto, or whole numbers of LR pixels")
         for h in _listed("halo", halo, _size, "auto, or whole numbers of LR pixels")
     ]
+    use_threads(threads)
+    where = pick_device(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    loaded = load_network(weights, model, scale)
+    net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
+    like = first_weight(net)
+    pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probe_network(net).in_channels == 1)
     with progress_bar("image") as progress:
         task = progress.add_task("all settings and rounds", total=bench.steps(pairs, settings, rounds))
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))

@@ -113,6 +113,8 @@ def upscale_command(
     use_threads(threads)
     if overwrite and skip_existing:
         raise ArgumentError("--overwrite and --skip-existing: existing results are replaced or left; give one")
+    if keep is not None and min_gain is not None:
+        raise ArgumentError(f"--keep {keep:g} with --min-gain {min_gain:g}: the one or the other decides; give one")
     way = _Way(outscale, tile, tile_pad, alpha.value, overwrite or skip_existing)
     where = pick_device(device)
     jobs = results.jobs(input, output, suffix, ext, show_mask)
@@ -122,8 +124,6 @@ def upscale_command(
             return
     loaded, fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)
     if min_gain is not None:
-        if keep is not None:
-            raise ArgumentError(f"--keep {keep:g} with --min-gain {min_gain:g}: the one or the other decides; give one")
         fast.min_gain_db = min_gain
     if tile and fast.split.tiling in ("discouraged", "internal"):
         err.print(f"[yellow]warning:[/yellow] --tile {tile}: {plain(_against_tiles(loaded))}")
