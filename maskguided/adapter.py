@@ -10,6 +10,7 @@ import copy
 import importlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import entry_points
 from itertools import pairwise
@@ -164,12 +165,10 @@ class _AdapterTail(nn.Module):
         called: set[int] = set()
         with untouched(split.model):
             state = split.body(split.prefix(split.example(*split.probe.sizes[0])))
-            hooks = [m.register_forward_hook(lambda m, *_: called.add(id(m))) for m in split.model.modules()]
-            try:
+            with ExitStack() as hooks:
+                for module in split.model.modules():
+                    hooks.enter_context(module.register_forward_hook(lambda m, *_: called.add(id(m))))
                 split.tail(state)
-            finally:
-                for hook in hooks:
-                    hook.remove()
         needed = {id(m) for m in split.model.modules() if any(id(part) in called for part in m.modules())}
         left_out: dict[int, Any] = {
             id(module): nn.Identity()

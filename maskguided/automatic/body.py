@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -207,17 +208,12 @@ class _Recorder:
 
 def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator[Call]:
     """Every module call of one forward in the order they begin; the network's own call last."""
-    with untouched(model), counting() as counter:
+    with untouched(model), counting() as counter, ExitStack() as hooks:
         recorder = _Recorder({id(module): name for name, module in model.named_modules()}, counter)
-        handles = []
         for module in model.modules():
-            handles.append(module.register_forward_pre_hook(recorder.enter))
-            handles.append(module.register_forward_hook(recorder.leave))
-        try:
-            model(probe.input(height, width))
-        finally:
-            for handle in handles:
-                handle.remove()
+            hooks.enter_context(module.register_forward_pre_hook(recorder.enter))
+            hooks.enter_context(module.register_forward_hook(recorder.leave))
+        model(probe.input(height, width))
     yield from recorder.order[1:]
     yield recorder.order[0]
 

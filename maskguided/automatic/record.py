@@ -8,7 +8,7 @@ comparing recordings (trace.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -216,16 +216,12 @@ def _hooks(model: nn.Module, leaves: set[str], recorder: _Recorder) -> Iterator[
         if not recorder.inside:
             recorder.step(names[id(module)], *pending.pop(), result)
 
-    handles = []
-    for name in leaves:
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
-        handles.append(module.register_forward_hook(leave, with_kwargs=True))
-    try:
+    with ExitStack() as hooks:
+        for name in leaves:
+            module = model.get_submodule(name)
+            hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def leaves_around(model: nn.Module, blocks: tuple[str, ...]) -> set[str]:

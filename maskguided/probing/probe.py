@@ -206,11 +206,8 @@ def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
     if first is None or first.in_channels != 1:
         return True
     batches: list[int] = []
-    handle = first.register_forward_pre_hook(lambda module, given: batches.append(len(given[0])))
-    try:
+    with first.register_forward_pre_hook(lambda module, given: batches.append(len(given[0]))):
         model(found.input(*found.sizes[0]))
-    finally:
-        handle.remove()
     return image.shape[1] == 3 and batches[:1] == [1]
 
 
