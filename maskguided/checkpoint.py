@@ -21,7 +21,7 @@ from .head import BLURS
 from .networks import load_network
 from .probing.modules import network_within, refuse_wrapped
 from .values import as_path
-from .weights import HEAD_FORMAT, load_into, read, safetensors_file
+from .weights import HEAD_FORMAT, import_safetensors, load_into, read
 from .wrapping import check_wrapped, wrap
 
 STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"
@@ -52,7 +52,7 @@ def save(fast: MaskGuided, path: str | Path) -> None:
     added = {name: value for name, value in fast.state_dict().items() if name.partition(".")[0] in _ADDED}
     tensors = {name: v.detach().cpu().contiguous().clone() for name, v in {**added, **_trained(fast)}.items()}
     header = {"format": HEAD_FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_network_facts(fast))}
-    content = safetensors_file("save")(tensors, metadata=header)
+    content = import_safetensors().torch.save(tensors, metadata=header)
     write_whole(path, lambda beside: beside.write_bytes(content))  # whose error on a full disk is an OSError
 
 

@@ -123,19 +123,18 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max((int(match[1]) for name in weights if (match := pattern.match(name))), default=-1)
 
 
-def safetensors_file(name: str) -> Any:
-    """`name` of safetensors (safe_open) or safetensors.torch; imported late, since the core needs torch alone."""
+def import_safetensors() -> Any:
+    """The package, with its `torch` module; imported late, since the core needs torch alone."""
     try:
-        import safetensors
         import safetensors.torch
     except ImportError:
         raise MissingDependency("safetensors files need the package safetensors: pip install safetensors") from None
-    return getattr(safetensors, name, None) or getattr(safetensors.torch, name)
+    return safetensors
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safetensors_file("safe_open")(path, framework="pt") as file:
+        with import_safetensors().safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except MissingDependency:
         raise
