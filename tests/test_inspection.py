@@ -13,7 +13,7 @@ from maskguided.adapters.edsr_net import EDSR
 from maskguided.adapters.pan_net import PAN
 from maskguided.automatic import find_bodies
 from maskguided.inspection import describe
-from maskguided.probing.probe import probe
+from maskguided.probing.probe import probe_network
 
 
 def test_inspect_tells_what_it_sees():
@@ -27,7 +27,7 @@ def test_inspect_tells_what_it_sees():
     for part in ("5 x Block", "cut after block 3", "radius", "not pan: it has no conv_first"):
         assert part in text
     assert "3 channels, any size; patches and halos are multiples of 2" in str(maskguided.inspect(scaled(Strided()), 3))
-    assert len(find_bodies(SizesAndVectors().eval(), probe(SizesAndVectors()))) >= 2
+    assert len(find_bodies(SizesAndVectors().eval(), probe_network(SizesAndVectors()))) >= 2
 
 
 class Blurred(Block):

@@ -25,7 +25,7 @@ from toys import (
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided, MaskGuidedError
 from maskguided.automatic import find_bodies
-from maskguided.probing.probe import image_of, probe
+from maskguided.probing.probe import image_of, probe_network
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -88,7 +88,7 @@ def test_skipped_outputs_in_a_concat_are_stood_in_for_by_the_last_computed():
 )
 def test_the_body_is_found(toy, expected):
     model = toy().eval()
-    assert list(find_bodies(model, probe(model))[0].names) == expected
+    assert list(find_bodies(model, probe_network(model))[0].names) == expected
 
 
 def test_the_radius_is_that_of_the_convolutions():

@@ -6,6 +6,7 @@ import functools
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -78,45 +79,40 @@ class Probe:
 
 
 def probe_network(model: nn.Module) -> Probe:
-    """`probe`, refusing what is no network that can be looked into."""
-    refuse_wrapped(model)
-    refuse_opaque(model)
-    return probe(model)
-
-
-def probe(model: nn.Module) -> Probe:
-    """Find channels, scale and size rule of `model`, in that order of trying: every size, then multiples.
+    """Find channels, scale and size rule of `model` by calling it: at any size first, then at multiples.
 
     Raises:
-        CannotSplit: no input that was tried gave an image; the text has the last error of the network.
+        ArgumentError: it is no network, or one that is wrapped already.
+        CannotSplit: it cannot be looked into, or no input that was tried gave an image; then the text has the
+            network's last error.
     """
+    refuse_wrapped(model)
+    refuse_opaque(model)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
-    failure: Exception | str = "it was never called"
+    failure, guesses = "it was never called", _channel_guesses(model)
     with untouched(model):
-        for multiple in MULTIPLES:
-            for least in _LEAST:
-                for channels in _channel_guesses(model):
-                    found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
-                    height, width = found.sizes[0]
-                    try:
-                        result = model(found.input(height, width))
-                    except Exception as error:  # whatever a foreign network raises, another input may do
-                        if channels == _first_channels(model):  # the others fail for their channels
-                            failure = f"{type(error).__name__}: {first_line(error)}"
-                        continue
-                    out = image_of(result)
-                    if channels == 3 and not _is_of_colours(model, found, out):
-                        continue
-                    scale = out.shape[2] // height
-                    if scale and out.shape[2:] == (scale * height, scale * width):
-                        found = replace(found, out_channels=out.shape[1], scale=scale)
-                        return _with_room(model, _in_range(model, found, out))
-                    failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
-    guesses = ", ".join(map(str, _channel_guesses(model)))
+        for multiple, least, channels in product(MULTIPLES, _LEAST, guesses):
+            found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
+            height, width = found.sizes[0]
+            try:
+                result = model(found.input(height, width))
+            except Exception as error:  # whatever a foreign network raises, another input may do
+                if channels == _first_channels(model):  # the others fail for their channels
+                    failure = f"{type(error).__name__}: {first_line(error)}"
+                continue
+            out = image_of(result)
+            if channels == 3 and not _is_of_colours(model, found, out):
+                continue
+            scale = out.shape[2] // height
+            if scale and out.shape[2:] == (scale * height, scale * width):
+                found = replace(found, out_channels=out.shape[1], scale=scale)
+                return _with_room(model, _in_range(model, found, out))
+            failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
     raise CannotSplit(
-        f"{type(model).__name__} could not be run on a random image (channels {guesses}; sizes from "
+        f"{type(model).__name__} could not be run on a random image (channels "
+        f"{', '.join(map(str, guesses))}; sizes from "
         f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(MULTIPLES)}); last answer: {failure}"
     )
 
@@ -192,8 +188,7 @@ def _size(multiple: int, least: int) -> tuple[int, int]:
 def _channel_guesses(model: nn.Module) -> list[int]:
     """What its first convolution takes comes first; colours before grey, of which a network may work one by one."""
     first = _first_channels(model)
-    guesses = [3, 1, 4] if first == 1 else [first, 3, 1, 4]
-    return [c for i, c in enumerate(guesses) if c not in guesses[:i]]
+    return list(dict.fromkeys([3, 1, 4] if first == 1 else [first, 3, 1, 4]))
 
 
 def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
