@@ -43,7 +43,7 @@ RefineTail = Literal["own", "light"]
 
 
 def moved_out(state: State) -> State:
-    """The values of `state`, which is left empty: each is freed once its new owner drops it, whoever keeps `state`."""
+    """Take all values out of `state`: each can then be freed as soon as the caller drops it, whoever holds `state`."""
     own = dict(state)
     state.clear()
     return own

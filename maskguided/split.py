@@ -106,8 +106,11 @@ class Split(Parts):
         return Trial() if split is None else find_trial(split)
 
     def exchanges_at(self, patch_size: int) -> bool:
-        """Whether what `exchanges` says holds for patches of this size, too: small windows may be taken for vectors, or
-        for windows that blocks cut themselves, or be less than blocks look at. Tried when a size is asked for."""
+        """Whether windows of this patch size may exchange borders, too, as `exchanges` says of the usual sizes.
+
+        Small windows may be mistaken for vectors, or for windows that a block cuts itself, or be smaller than what a
+        block looks at. Each size is tried once, when it is first asked for.
+        """
         found, step = self.trial, self.multiple_of
         small = step == 1 and 0 < patch_size < SMALLEST_TRIED
         if not small and (found.overlapped or patch_size <= step or patch_size % step):

@@ -69,7 +69,8 @@ def _why(split: Split, x: Tensor, whole: Tensor, difference: float) -> str:
 
 
 def _holds_thinly(split: Split, x: Tensor) -> bool:
-    """Whether the parts are the network, but for what layers do: that is the same at all sizes, and takes the time."""
+    """Whether the parts give the network's image within Thin, whose cheap stand-ins for layers save most of the time:
+    what real layers compute has been compared at another size."""
     with untouched(split.model), suppress(Exception), Thin():
         return _difference(split, x, image_of(split.model(x.clone())), rounding=0) == 0
     return False
@@ -149,7 +150,7 @@ def check_places(split: Split) -> None:
 
 
 def _matters(split: Split) -> bool:
-    """Whether the tail's image has anything of what the body writes; a weight of zero has, too."""
+    """Whether the image depends on what the body writes, if only through a weight that is zero as yet."""
     after = split.body(split.window(split.probe.sizes_of(split.multiple_of)[0]))
     image = split.tail(dict(after))
     written = [name for name in split.writes if after[name].is_floating_point()]
@@ -176,9 +177,13 @@ def _is_mirrored(split: Split) -> bool:
 
 
 def _shows_mirrored(split: Split, state: State, image: Tensor, dim: int, length: int, at: int) -> bool:
-    """Whether what is changed at `at` along `dim`, of this length, shows as far from the other end, more than between.
+    """Whether a change of the live values at one place shows in the image at the mirrored one, and not in between.
 
-    `image` is what `state` gives unchanged.
+    Args:
+        split: the network in parts.
+        state: the live values.
+        image: what they give unchanged.
+        dim: the dimension along which `at`, the place, is counted; it has `length` LR pixels.
     """
     changed, step = dict(state), split.multiple_of
     for name in (name for name, kind in split.kinds.items() if kind == "map" and state[name].is_floating_point()):

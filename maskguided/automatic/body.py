@@ -152,7 +152,7 @@ def named_body(model: nn.Module, probe: Probe, body: str | Sequence[str]) -> Can
 def on_one_size(
     calls: list[Item], names: Sequence[str], *, name: Callable[[Item], Any], size: Callable[[Item], Hashable]
 ) -> list[Item]:
-    """The calls on one size of map that are `names`, one by one; all of them, where there are none such.
+    """Of `calls` those on one size of map, if their names are `names` in that order; else all.
 
     A network may call its blocks again, on maps of another size.
     """

@@ -63,9 +63,9 @@ class Rounding:
 
 
 def telling_sides(rounding: Rounding, others: Sequence[Rounding], known: Sequence[int], step: int) -> list[int]:
-    """Sides, multiples of `step`, at which each of `others` shows that goes with `rounding` at the `known` ones.
+    """Sides, multiples of `step`, that tell `rounding` from those of `others` that look like it at the `known` sides.
 
-    It goes with it where it is the same but for a factor and something added, which a Size has of its own.
+    One looks like it where the two differ by a factor and a summand alone, since a Size has these of its own.
 
     >>> telling_sides(Rounding(24), [Rounding(28), Rounding(8)], [17, 19, 37, 47, 61], 1)
     [73]

@@ -106,7 +106,7 @@ class Macs(Prices):
 
 
 class Spread(Prices):
-    """So many patches of each image that an equal slope is reached on all: what a keep on average means to each.
+    """Prices where each image decides: a keep on average is one least slope of PSNR, which gives each its own number.
 
     Args:
         slopes: of each image, what its patches bring, (patches,), best first (see `gain.worth`).
@@ -174,7 +174,7 @@ class Priced:
         return self.clock or self.spread or self.macs
 
     def affords(self, budget: Budget) -> bool:
-        """Whether nothing refined costs no more than the budget, if that is a share of the dense network's cost."""
+        """Whether the budget, if it is a share of the dense network's cost, is enough to run with nothing refined."""
         return budget.share is None or self.paid.at(0) <= budget.share
 
 

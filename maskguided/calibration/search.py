@@ -127,7 +127,10 @@ def _rated(
 def _cheapest(
     candidate: MaskGuided, images: Sequence[Known], prices: Priced, drop_db: float, high: Point, progress: Progress
 ) -> float:
-    """The share of the dense MACs at which no more is lost; `high`: where less is."""
+    """The least share of the dense MACs at which no more than `drop_db` is lost, between measured points.
+
+    `high`: a point where less is lost, to search below.
+    """
     keeps, low = [keep for keep in KEEPS if keep < high.keep], None
     while keeps:  # those between what loses too much and what does not
         middle = measure(candidate, images, prices, keeps[len(keeps) // 2], progress)

@@ -103,7 +103,7 @@ def _not_itself(path: Path, target: Path) -> Path:
 
 
 def _mask_names(targets: list[Path]) -> list[Path | None]:
-    """Where the picture of each result's mask goes; results that differ by their suffix alone keep it there."""
+    """Where the picture of each result's mask goes: NAME_mask.png, or NAME_jpg_mask.png beside a NAME.png."""
     stems = Counter(target.with_suffix("") for target in targets)
     own = [f"_{t.suffix[1:]}" if stems[t.with_suffix("")] > 1 else "" for t in targets]
     return [target.with_name(f"{target.stem}{ending}_mask.png") for target, ending in zip(targets, own, strict=True)]

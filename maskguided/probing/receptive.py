@@ -89,8 +89,9 @@ class _Part:
     def holds_on_broader(self, breadth: int, radius: int) -> bool:
         """Whether a radius holds on maps that are not so thin, where a network may look further.
 
-        Mostly it is enough to see what the layers do, and not what comes of it. Norms over the channels leave nothing
-        of the means over these that are seen then; where it falls apart into windows, it looks no further anyway.
+        That is tried within Thin, and in full only if it fails there. Thin makes all channels of one mean, of which a
+        norm over the channels leaves nothing to compare: a part with such norms is tried in full as well, unless it is
+        known to fall apart into windows.
         """
         broader = round_up(breadth + _BROADER, self.step)
         for vertical in (False, True):

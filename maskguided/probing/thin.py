@@ -35,7 +35,7 @@ def thinly(look: Callable[[], Result]) -> Result:
 
 
 class Thin(TorchFunctionMode):
-    """Within it, large conv2d and linear take the mean over the channels and make all theirs of that one.
+    """Within it, large conv2d and linear layers compute all their channels from one, the mean of those they are given.
 
     A value depends on the same pixels as before, NaN spreads as before, shapes are the same; other weights of the same
     shape give other values. These stay small (asinh), whatever the network multiplies.

@@ -125,10 +125,8 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undone_by_failure(wrapped: nn.Module, network: nn.Module) -> Iterator[None]:
-    """What is done within it to settings and parts of `wrapped`, to what trains and to modes is undone by an exception.
-
-    The weights of the `network` are not looked at.
-    """
+    """An exception within it brings `wrapped` back to what it was: its settings and parts, what trains, and each
+    module's mode. The weights of the `network` are left as they are."""
     attributes = {**vars(wrapped), "_modules": dict(wrapped._modules)}
     parts = [part for part in wrapped.children() if part is not network]
     values = [(value, value.clone()) for part in parts for value in (*part.parameters(), *part.buffers())]

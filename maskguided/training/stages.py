@@ -73,7 +73,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     """Make the parameters of `stage` trainable and all others not, and return them.
 
     Stages that change the network itself make `fast` hold a copy of it first, so `fast.unwrap()` stays as it was.
-    Images decide no more for themselves (`min_gain_db`): what a patch brings is to be estimated anew after training.
+    It ends `min_gain_db`: what a patch brings must be estimated anew after training.
     """
     check_stage(fast, stage)
     trains_network = stage not in ("coarse", "head")

@@ -102,7 +102,7 @@ class Steps(NamedTuple):
     dilation: tuple[int, int]
 
     def fit(self, x: Tensor) -> bool:
-        """Whether there is a pixel of what comes of `x` for each step over it."""
+        """Whether the output has one pixel for each stride of `x`, none missing at its end."""
         return all(
             ((length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1) * stride == length
             for length, kernel, stride, padding, dilation in zip(x.shape[2:], *self, strict=True)

@@ -36,8 +36,8 @@ class When(NamedTuple):
     unit: int
     """What windows are multiples of, in LR pixels."""
     parts: bool
-    """Whether a pool to (1, 1) may mean a part of a map, as one to an eighth does on windows of 8 pixels: where whole
-    maps are pooled to more. Else it means all of the map."""
+    """Whether a pool of windows to (1, 1) may stand for one of the map to more pixels (windows of 8 pixels, and a map
+    pooled to an eighth of its size). If not, it is a pool over the whole map."""
 
 
 class Detours:
@@ -56,8 +56,8 @@ class Detours:
         """The size of windows that a detour left from, and of the map that they were put into."""
 
     def leave_at(self, name: str, given: dict[str, Any]) -> bool:
-        """Whether a function does on windows what it does not on a map: pools that overlap, steps that windows need
-        not be a multiple of, and steps that go by the size of the map (align_corners)."""
+        """Whether a call gives something else on windows than on the map, so that a detour begins: pools that overlap,
+        steps that windows are no multiple of, and steps that go by the size of the map (align_corners)."""
         if name == "interpolate":
             return bool(given.get("align_corners"))
         if name in ADAPTIVE_POOLS:
@@ -69,7 +69,7 @@ class Detours:
         return overlaps or (steps.stride != (1, 1) and not self.comes_back_at(given))
 
     def comes_back_at(self, given: dict[str, Any]) -> bool:
-        """Whether what a conv2d or a pool makes of a map falls into windows, whatever their size."""
+        """Whether what a conv2d or a pool makes of a map can be cut into windows again, whatever their size."""
         steps, x = steps_of(given), given["input"]
         unit, window = self.when.unit * x.shape[2], self.grid.window[0]
         return steps.fit(x) and all(unit % (window * side) == 0 for side in steps.stride)
@@ -95,8 +95,8 @@ class Detours:
     def out(self, windows: Tensor, canvas: Tensor) -> Tensor:
         """(B*k, C, r*h, r*w), put into a canvas (B, C, r*H, r*W).
 
-        By its batch the map of an image with one window would be taken for that window: there is one map more then,
-        at which nobody looks.
+        Where each image has one window, maps and windows would have the same batch size and be mistaken for each
+        other. Then a map that nobody reads is appended.
         """
         self.left[_size_of(windows)] = _size_of(canvas)
         whole = scatter(windows, self.index, self.grid, onto=canvas)

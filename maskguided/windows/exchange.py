@@ -193,8 +193,8 @@ class Exchange(TorchFunctionMode):
         return framed(pixels.view(count, height, width, channels), found, sides).permute(0, 3, 1, 2)
 
     def is_numbered(self, x: Tensor, mode: str) -> bool:
-        """Whether padding `x` counts among the convolutions that a guess is told apart by: those that pad zeros to what
-        was not just cut out of a map."""
+        """Whether padding `x` gets a number, by which a guess knows the convolution: where zeros are added to what was
+        not just cut out of a map."""
         return mode == "constant" and self._cut_from(x) is None
 
     def _cut_from(self, x: Tensor) -> Tensor | None:
@@ -363,7 +363,7 @@ def _alone(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
 
 
 def _channels_first(x: Tensor, given: dict[str, Any]) -> Tensor:
-    """`x`, turned where it is to be rolled and has its channels last; the first of several maps rolled at once."""
+    """`x` as (n, C, h, w), where a roll gets it with channels last; of several maps rolled at once, the first."""
     if x.dim() == 5 and given.get("dims") in ((2, 3), [2, 3]):
         return x[0].permute(0, 3, 1, 2)
     return x.permute(0, 3, 1, 2) if x.dim() == 4 and given.get("dims") in ((1, 2), [1, 2]) else x

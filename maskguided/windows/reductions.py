@@ -102,7 +102,7 @@ def _to_one(args: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def dims_of(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:
-    """The dimensions that a reduction is over, counted from the first; none where it is over all, or not of squares."""
+    """The dimensions that a call reduces, from 0 on; an empty set for all, or for a norm of another power than 2."""
     place = 1
     if name in (*SECOND_POWERS, NORMALISED):
         place, power = 2, kwargs.get("p", kwargs.get("ord", args[1] if len(args) > 1 else 2))

@@ -60,8 +60,10 @@ def windows_of(split: Split, merge: Merge, patch_size: int | None, halo: int | N
 
 
 def _thrifty_patch(split: Split, patch_size: int, halo: int) -> int:
-    """`patch_size`, or a larger one, where blocks make so much more of windows alone than of their pixels in an image:
-    those that pad them to a multiple of their own, which may be many times as large (HiT-SR's, to 64)."""
+    """`patch_size`, or a larger one where such windows cost far more than as many pixels of a large image.
+
+    So they do where blocks pad each window to a multiple of their own, which may be many times as large (HiT-SR: 64).
+    """
     count = functools.cache(functools.partial(_macs_of_body, split))
 
     def dearness(size: int, image: int) -> float | None:

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 _SAME, _ROUNDED = 1e-4, 1e-5
-"""Largest differences, of the range: of what is taken for the same, and of what is so to rounding."""
+"""Largest difference, as a share of the range, of what counts as the same, and of what is the same up to rounding."""
 _GRIDS = ((2, 3), (2, 5), (2, 7), (3, 5), (3, 7), (5, 5))
 _MAP, _LARGE = 17, 64
 """Sides of maps in LR pixels: more than small windows have, and more than any window of a trial."""
@@ -168,7 +168,7 @@ def _grid(parts: Parts, least: int) -> Grid:
 
 
 def _grid_of(model: nn.Module, patch: int, less: int, side: int = 1) -> Grid:
-    """Patches in a number that no weight has as its size, so that what is no map of windows can be told from them.
+    """A grid with a number of patches that divides no weight's size, so that no weight is mistaken for windows.
 
     The last row and column are `less` LR pixels narrower, so windows overlap there: what counts a pixel twice shows.
     The map has at least `side` LR pixels a side.
