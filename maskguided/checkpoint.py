@@ -87,12 +87,12 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
             raise ArgumentError(f"{name}={changes[name]!r}: {path} decides that; change {', '.join(_CHANGEABLE)}")
     refuse_wrapped(model)
     content = _saved(path)
-    base, saved = content.base, {**_BEFORE, **content.settings}
+    facts, saved = content.facts, {**_BEFORE, **content.settings}
     kind = type(network_within(model)).__qualname__
-    _check_same(path, base, {"class": kind})  # before an adapter says that it does not know it
+    _check_same(path, facts, {"class": kind})  # before an adapter says that it does not know it
     settings = {**saved, **({"min_gain_db": None} if "keep" in changes else {}), **changes}
     least = settings.pop("min_gain_db", None)
-    fast = _wrapped(path, model, settings, saved, base)
+    fast = _wrapped(path, model, settings, saved, facts)
     other = [name for name in _FITTED_FOR if name in changes and getattr(fast, name) != _value(saved, name, fast)]
     if other and _ESTIMATE in content.tensors:
         warn(f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}")
@@ -101,13 +101,13 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     if _ESTIMATE in content.tensors:
         fast.estimate = fresh_estimate(fast.split.feature_channels, fast.split.example(1, 1)).train(fast.training)
     _load_added(fast, content, path)
-    with nullcontext() if "min_gain_db" in changes else _said_of(path, base):
+    with nullcontext() if "min_gain_db" in changes else _said_of(path, facts):
         fast.min_gain_db = least
     return fast
 
 
 def _wrapped(
-    path: str | Path, model: nn.Module, settings: Mapping[str, Any], saved: Mapping[str, Any], base: Mapping[str, Any]
+    path: str | Path, model: nn.Module, settings: Mapping[str, Any], saved: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> MaskGuided:
     """`wrap` with `settings`; where those that were `saved` are refused too, that is said of the file."""
     try:
@@ -115,17 +115,17 @@ def _wrapped(
     except (ArgumentError, CannotSplit) as error:
         if isinstance(error, CannotSplit) and not saved.get("body"):  # the file names no blocks: it is the network
             raise
-        with _said_of(path, base):
+        with _said_of(path, facts):
             wrap(model, **{name: value for name, value in saved.items() if name != "min_gain_db"})
         raise
 
 
 @contextmanager
-def _said_of(path: str | Path, base: Mapping[str, Any]) -> Iterator[None]:
+def _said_of(path: str | Path, facts: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (ArgumentError, CannotSplit) as error:
-        made_for = f"made for a {base['class']} of {base['blocks']} blocks"
+        made_for = f"made for a {facts['class']} of {facts['blocks']} blocks"
         raise CheckpointError(f"{path}: {made_for}, and its settings do not fit this one: {error}") from error
 
 
@@ -172,8 +172,8 @@ class Saved(NamedTuple):
 
     tensors: dict[str, Tensor]
     settings: dict[str, Any]
-    base: dict[str, Any]
-    """Of which network it was made."""
+    facts: dict[str, Any]
+    """What `_network_facts` said of the network that it was made for."""
 
 
 def without_estimate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -188,21 +188,21 @@ def _saved(path: str | Path) -> Saved:
             f"{path}: no file that maskguided.save wrote (its format is {content.metadata.get('format')})"
         )
     try:
-        settings, base = (json.loads(content.metadata[part]) for part in ("settings", "base"))
-        whole = settings.keys() >= _ALWAYS and base.keys() >= _NETWORK_KEYS
+        settings, facts = (json.loads(content.metadata[part]) for part in ("settings", "base"))
+        whole = settings.keys() >= _ALWAYS and facts.keys() >= _NETWORK_KEYS
     except (KeyError, ValueError, AttributeError):  # not there, no JSON, no dict
         whole = False
     if not whole:
         raise CheckpointError(f"{path}: damaged, or changed by another program: its settings are not in it")
-    return Saved(content.tensors, settings, base)
+    return Saved(content.tensors, settings, facts)
 
 
 def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
-    own, (tensors, _, base) = _network_facts(fast), content
-    _check_same(path, base, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
+    own, (tensors, _, facts) = _network_facts(fast), content
+    _check_same(path, facts, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
-    if own["fingerprint"] != base["fingerprint"] and not _holds_already(fast.model, trained):
-        warn(f"{path} was made for a {base['class']} with other weights; fine if you have fine-tuned it since")
+    if own["fingerprint"] != facts["fingerprint"] and not _holds_already(fast.model, trained):
+        warn(f"{path} was made for a {facts['class']} with other weights; fine if you have fine-tuned it since")
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:
@@ -222,10 +222,10 @@ def _holds_already(model: nn.Module, trained: Mapping[str, Tensor]) -> bool:
     return bool(trained) and all(name in own and torch.equal(own[name], value) for name, value in trained.items())
 
 
-def _check_same(path: str | Path, base: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def _check_same(path: str | Path, facts: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     for what, value in own.items():
-        if value != base[what]:
-            raise CheckpointError(f"{path}: made for a network with {what}={base[what]}; this one has {what}={value}")
+        if value != facts[what]:
+            raise CheckpointError(f"{path}: made for a network with {what}={facts[what]}; this one has {what}={value}")
 
 
 def upgraded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
