@@ -57,7 +57,7 @@ class StripedPng:
 
     def __setitem__(self, place: tuple[slice, slice], pixels: NDArray[Any]) -> None:
         """Write `pixels` (h, w) or (h, w, 3) at these rows and columns, whose start and stop are given."""
-        rows, cols = (slice(part.start, part.stop) for part in place)
+        rows, cols = place
         rows = slice(rows.start - self._row, rows.stop - self._row)
         if more := max(rows.stop - len(self._waiting), 0):
             self._waiting = np.concatenate([self._waiting, np.empty((more, *self.shape[1:]), self.dtype)])

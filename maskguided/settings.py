@@ -39,10 +39,10 @@ def merge_and_tail(
     return merge, ("copy" if split.can_skip else "light") if coarse_tail is None else coarse_tail
 
 
-def warn_of_unused(merge: Merge, coarse_tail: CoarseTail | None, coarse_on: CoarseOn) -> None:
+def warn_of_unused(merge: Merge, coarse_tail: CoarseTail, coarse_on: CoarseOn) -> None:
     """Say which settings of the coarse tail are of no use where there is none."""
     for name, value in (("coarse_tail", coarse_tail), ("coarse_on", coarse_on)):
-        if merge != "image" and value not in (None, "copy", "all"):
+        if merge != "image" and value not in ("copy", "all"):
             warn(
                 f"{name}={value!r} with merge={merge!r} has no effect: the network's own tail runs on the whole image, "
                 "and there is no other; use merge='image'"

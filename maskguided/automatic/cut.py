@@ -51,9 +51,9 @@ class Piece:
         return len(self.stand_in) == len(self.written)
 
     def summary(self, kinds: Mapping[str, Kind]) -> tuple[str, dict[str, Kind], dict[str, str]]:
-        """Name, what it reads and of which kind, what it writes and what stands in for each."""
+        """Name, what it reads and of which kind, what it writes and what stands in for each: of a `whole` piece."""
         reads = {node.name: kinds[node.name] for node in self.inputs}
-        return self.name, reads, {node.name: self.stand_in[node].name for node in self.written if self.whole}
+        return self.name, reads, {node.name: self.stand_in[node].name for node in self.written}
 
 
 _PADDED = "where the forward pads the image for all of its blocks, pad it before the network and crop what it makes"

@@ -226,12 +226,12 @@ class _Beside:
     """Shapes of what is no map of windows, of all readings so far."""
 
     def read_as(self, reading: Reading) -> tuple[Trial, frozenset[str]]:
-        """How windows do under a reading, and what of the reading mattered."""
-        parts, grid, state, unit = self.parts, self.grid, self.state, self.parts.multiple_of
+        """What windows give under a reading, and the fields of it by which another may give something else."""
+        parts, grid, state = self.parts, self.grid, self.state
         maps = [name for name, kind in parts.kinds.items() if kind == "map"]
         every = torch.arange(grid.count, device=state[maps[0]].device).expand(len(state[maps[0]]), -1)
         windows = cut_windows(state, parts.kinds, every, grid)
-        known: dict[str, Any] = {"noted": self.noted, "unit": unit}
+        known: dict[str, Any] = {"noted": self.noted, "unit": parts.multiple_of}
         counts = functools.partial(owned, every, grid) if grid.overlaps else None
         statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, **known)
         cut = [(windows[name], state[name]) for name in maps]
@@ -248,7 +248,7 @@ class _Beside:
             return Trial(strangers=frozenset(self.noted), runs=False), statistics.doubts
         closely = (max(in_body, in_image) if in_image <= _SAME else in_body) <= _ROUNDED
         same = in_body <= _SAME, in_image <= _SAME
-        found = Trial(*same, reading, frozenset(self.noted), unit, self.detours, closely=closely)
+        found = Trial(*same, reading, frozenset(self.noted), detours=self.detours, closely=closely)
         return found, statistics.doubts
 
     def _difference(self, whole: Tensor, windows: Tensor, index: Tensor) -> float:
