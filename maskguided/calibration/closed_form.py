@@ -21,7 +21,8 @@ from ..tails.refine import LightTailed
 from ..windows.context import make_context, watch
 
 _RIDGE = 1e-4  # of the mean energy of a feature
-_LOG_RIDGE = 1e-2  # of the variance of an input
+_ROOT_RIDGE, _LOG_RIDGE = 1e-3, 1e-2  # of the variance of an input: a cube root, or a logarithm
+_LEAST_STD = 1e-12  # of an input that is the same for all patches
 
 
 Progress = Callable[[str], None]
@@ -136,15 +137,10 @@ def fit_score(fast: MaskGuided, images: Sequence[Known]) -> None:
     fast.linear.root.fill_(ROOT)  # one loaded from an older file had none
     roots, target = fast.linear.compressed(torch.cat(seen, 1)), fast.linear.compressed(torch.cat(errors))
     share = torch.cat(counts) / torch.cat(counts).sum()  # by which each patch counts
-    mean, target_mean = (roots * share).sum(1, keepdim=True), (target * share).sum()
-    std = ((roots - mean).square() * share).sum(1, keepdim=True).sqrt().clamp_min(1e-12)
-    standardised = (roots - mean) / std
-    ridge = 1e-3 * torch.eye(len(roots), device=roots.device, dtype=roots.dtype)
-    gram = (standardised * share) @ standardised.T + ridge
-    weights = torch.linalg.solve(gram, (standardised * share) @ (target - target_mean)) / std[:, 0]
+    weights, bias = _standardised_ridge(roots, target[None], share, _ROOT_RIDGE)
     largest = weights.abs().max().clamp_min(1e-30)  # scores are ranked: their scale is free, and float32 is small
-    fast.linear.weight.copy_(weights / largest)
-    fast.linear.bias.copy_((target_mean - weights @ mean[:, 0]) / largest)
+    fast.linear.weight.copy_(weights[0] / largest)
+    fast.linear.bias.copy_(bias[0] / largest)
 
 
 def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
@@ -180,17 +176,24 @@ def _log_regression(seen: Tensor, target: Tensor, image: Tensor) -> tuple[Tensor
         image: (n,), the number of the image that each is of.
     """
     logs = (target + LEAST).log()
-    mean, std = seen.mean(1, keepdim=True), seen.std(1, correction=0, keepdim=True).clamp_min(1e-9)
-    standardised, logs_mean = (seen - mean) / std, logs.mean(1, keepdim=True)
-    ridge = _LOG_RIDGE * torch.eye(len(seen), device=seen.device, dtype=seen.dtype)
-    gram = standardised @ standardised.T / seen.shape[1] + ridge
-    weight = torch.linalg.solve(gram, standardised @ (logs - logs_mean).T / seen.shape[1]).T / std.T
-    bias = logs_mean - weight @ mean
-    found = (weight @ seen + bias).exp()
+    weight, bias = _standardised_ridge(seen, logs, 1 / seen.shape[1], _LOG_RIDGE)
+    found = (weight @ seen + bias[:, None]).exp()
     sums = target.new_zeros(2, int(image.max()) + 1, len(target))
     sums[0].index_add_(0, image, target.T)
     sums[1].index_add_(0, image, found.T)
-    return weight, bias[:, 0] + ((sums[0] + LEAST) / sums[1]).log().median(0).values
+    return weight, bias + ((sums[0] + LEAST) / sums[1]).log().median(0).values
+
+
+def _standardised_ridge(seen: Tensor, target: Tensor, share: Tensor | float, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weights (outputs, inputs) and biases (outputs,) from (inputs, n) to (outputs, n), penalised as if each input had
+    a variance of 1. `share`: by how much each of the n counts, 1 together."""
+    mean, target_mean = ((x * share).sum(1, keepdim=True) for x in (seen, target))
+    std = ((seen - mean).square() * share).sum(1, keepdim=True).sqrt().clamp_min(_LEAST_STD)
+    standardised = (seen - mean) / std
+    gram = (standardised * share) @ standardised.T
+    gram.diagonal().add_(ridge)
+    weights = torch.linalg.solve(gram, (standardised * share) @ (target - target_mean).T).T / std.T
+    return weights, (target_mean - weights @ mean)[:, 0]
 
 
 def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
