@@ -30,7 +30,7 @@ from .probing.modules import first_weight
 from .probing.untouched import undone_by_failure
 from .training.pool import batches
 from .training.samples import Batches, Crops
-from .training.stages import REUSABLE, Options, StageInput, loss, prepare, too_small, train_only
+from .training.stages import RANKING, REUSABLE, Options, StageInput, loss, prepare, too_small, train_only
 from .values import as_number, as_path, as_whole
 from .wrapping import check_wrapped
 
@@ -167,7 +167,7 @@ def fit(
         if step % every == 0 or step == recipe.steps:
             run.save(step)
     run.finish()
-    if stage in ("head", "end"):
+    if stage in RANKING:
         fast.scorer = "head"
     return losses
 

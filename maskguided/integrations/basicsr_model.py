@@ -14,7 +14,7 @@ from .. import checkpoint
 from ..errors import ArgumentError
 from ..files import torch_save_whole
 from ..infer import run_tiled
-from ..training.stages import too_small
+from ..training.stages import RANKING, too_small
 from .basicsr_kinds import lacking
 from .basicsr_network import MaskGuidedSR
 from .basicsr_options import GIVEN, check_train, stage_options
@@ -90,7 +90,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         options = stage_options(train.get("stage_opt") or {})
         if size and (wrong := too_small(net, train["stage"], size // net.scale, options)):
             _logger().warning(f"datasets: train: gt_size: {size}: {wrong}")
-        if train["stage"] in ("head", "end") and net.scorer != "head":
+        if train["stage"] in RANKING and net.scorer != "head":
             _logger().warning(f"scorer: {net.scorer} ranks the patches, so validation does not see the head")
 
     def init_training_settings(self) -> None:

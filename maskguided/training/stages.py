@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,11 @@ from ..probing.untouched import untouched
 from ..split_checks import check_gradients
 
 Stage = Literal["coarse", "refine", "head", "all", "end", "joint"]
-STAGES: tuple[Stage, ...] = ("coarse", "refine", "head", "all", "end", "joint")
+STAGES: tuple[Stage, ...] = get_args(Stage)
 PAPER: tuple[Stage, ...] = ("all", "refine", "head")
 """The paper's three steps."""
+RANKING = ("head", "end")
+"""Stages in which the mask head learns which patches come first."""
 HeadLoss = Literal["rank", "l1", "none"]
 PixelLoss = Literal["l1", "psnr"]
 _LEAST_ERROR = 3e-4
@@ -167,7 +169,7 @@ def check_stage(fast: MaskGuided, stage: str) -> None:
 
 def too_small(fast: MaskGuided, stage: str, crop: int, options: Options) -> str | None:
     """What is wrong with crops of a single patch: where the head learns which patches come first, nothing is learnt."""
-    if stage not in ("head", "end") or options.head_loss == "none" or crop > fast.patch_size:
+    if stage not in RANKING or options.head_loss == "none" or crop > fast.patch_size:
         return None
     return (
         f"stage={stage!r}: a crop of {crop} LR pixels is one patch of patch_size={fast.patch_size}, and the head "
