@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 import maskguided
-from maskguided import MaskGuided, bench
+from maskguided import MaskGuided
 from maskguided.pairs import Pair
 from maskguided.parts import Cuts
 
-from .quality import read
+from .quality import mean_psnr, read
 from .small_networks import NETWORKS, network
 
 
@@ -59,11 +59,11 @@ def main() -> None:
         for cuts, onward in rows:
             fast = maskguided.wrap(net, cuts, onward=onward).eval()
             pairs = pairs or read(args.hr, args.lr, fast.scale, args.last)
-            dense = bench.mean_psnr(net, pairs, fast.scale) if dense is None else dense
+            dense = mean_psnr(net, pairs, fast.scale) if dense is None else dense
             keep = keep_for(fast, share)
             if keep is not None:
                 fast.keep = keep
-                drop = bench.mean_psnr(fast, pairs, fast.scale) - dense
+                drop = mean_psnr(fast, pairs, fast.scale) - dense
                 print(f"| {cuts} | {onward or ''} | {share} | {keep} | {drop:+.3f} |", flush=True)
 
 

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import maskguided
-from maskguided.bench import mean_psnr, quality
+from maskguided.bench import quality
 from maskguided.guided import MaskGuided
 from maskguided.pairs import Pair, read_pairs
 from maskguided.parts import State
 from maskguided.windows.global_ops import GlobalOps
 
+from .quality import mean_psnr
 from .small_networks import SCALE, network
 
 WEIGHTS = Path(__file__).parent / "weights"

@@ -19,13 +19,12 @@ from typing import Any
 import torch
 
 import maskguided
-from maskguided.bench import mean_psnr
 from maskguided.error_map import dense_image
 from maskguided.errors import ArgumentError
 from maskguided.images import as_pixels
 from maskguided.pairs import read_pairs
 
-from .quality import read
+from .quality import mean_psnr, read
 from .small_networks import NETWORKS, network
 
 

@@ -26,6 +26,7 @@ from maskguided.error_map import dense_image, patch_error
 from maskguided.images import list_images, to_tensor
 from maskguided.pairs import Pair, read_channels, read_pairs
 from maskguided.patches import select
+from maskguided.probing.probe import image_of
 from maskguided.timing import Ratio, alternate, at, ratio
 from maskguided.training.samples import reduce
 
@@ -72,6 +73,12 @@ def losses(fast: MaskGuided, pair: Pair, settings: list[bench.Setpoint]) -> list
         }
         found.append(Found(k / base.grid.count, drops))
     return found
+
+
+@torch.inference_mode()
+def mean_psnr(network: bench.Network, pairs: list[Pair], scale: int) -> float:
+    """PSNR-Y of a network, mean over images that have HR images."""
+    return statistics.mean(bench.quality(image_of(network(pair.lr.clone())), pair, scale) for pair in pairs)
 
 
 def times(fast: MaskGuided, pairs: list[Pair], settings: list[bench.Setpoint], rounds: int) -> list[Ratio]:

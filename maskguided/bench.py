@@ -12,9 +12,9 @@ import math
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -173,11 +173,6 @@ def machine(threads: int, device: torch.device | str = "cpu") -> str:
     return f"Python {platform.python_version()}, torch {torch.__version__}, {name}, {threads} thread(s)"
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows as plain dictionaries."""
-    return [asdict(row) for row in rows]
-
-
 @torch.inference_mode()
 def refined_share(fast: MaskGuided, pair: Pair) -> float:
     """The share of an image's patches that `fast` refines as it is set."""
@@ -243,9 +238,3 @@ def _dense_macs(dense_network: Network, model: nn.Module, pairs: Sequence[Pair])
     sizes = [tuple(pair.lr.shape) for pair in pairs]
     counted = {size: macs(dense_network, size, pairs[0].lr, model) for size in set(sizes)}
     return sum(counted[size] for size in sizes)
-
-
-@torch.inference_mode()
-def mean_psnr(network: Network, pairs: Sequence[Pair], scale: int) -> float:
-    """PSNR-Y of a network, mean over images that have HR images."""
-    return statistics.mean(quality(image_of(network(pair.lr.clone())), pair, scale) for pair in pairs)

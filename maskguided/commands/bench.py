@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,7 +126,7 @@ def bench_command(
     console = out if out.is_terminal else Console(width=_WIDEST, highlight=False)
     console.print(_table(rows))
     if json_file is not None:
-        text = json.dumps({"machine": header, "rows": bench.as_json(rows)}, indent=1)
+        text = json.dumps({"machine": header, "rows": [asdict(row) for row in rows]}, indent=1)
         write_whole(json_file, lambda beside: beside.write_text(f"{text}\n"))
     if plot is not None:
         pictures.bench_picture(rows, plot)
