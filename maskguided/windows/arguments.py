@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -25,13 +26,13 @@ ORDER: dict[str, tuple[str, ...]] = {
 _TRANSPOSED = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
 
 
-def named(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by their names.
+def named(order: Sequence[str], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by their names; `order`: those of its positional ones.
 
-    >>> named("roll", ("x", 1), {"dims": 2})
+    >>> named(ORDER["roll"], ("x", 1), {"dims": 2})
     {'input': 'x', 'shifts': 1, 'dims': 2}
     """
-    return {**dict(zip(ORDER[name], args, strict=False)), **kwargs}
+    return {**dict(zip(order, args, strict=False)), **kwargs}
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -132,7 +132,7 @@ class Exchange(TorchFunctionMode):
         name = "im2col" if func is F.unfold else name  # there is a Tensor.unfold, too
         if name not in ORDER:
             return func(*args, **kwargs)
-        given = named(name, args, kwargs)
+        given = named(ORDER[name], args, kwargs)
         x = given.get("input")
         if not isinstance(x, Tensor):
             return func(*args, **kwargs)

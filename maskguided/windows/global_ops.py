@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .arguments import named
 from .products import PRODUCTS, Products
 from .readings import READ_PLAINLY, Reading
 from .reductions import (
@@ -35,7 +36,6 @@ from .reductions import (
     is_flat,
     is_global,
     is_transposed,
-    of_norm,
     precise,
 )
 
@@ -362,7 +362,7 @@ class PerImage(GlobalOps):
 
     def _normalised(self, x: Tensor, name: str, args: Any, kwargs: Any) -> Tensor:
         """Batch, instance or group norm by the statistics of `x` itself."""
-        given = of_norm(name, args, kwargs)
+        given = named(NORMS[name], args, kwargs)
         mean, variance, _ = self._moments(x, name == "batch_norm")
         if name == "group_norm":
             mean, variance = _of_groups(mean, variance, given["num_groups"])

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import named
+
 ADAPTIVE_POOLS = ("adaptive_avg_pool2d", "adaptive_max_pool2d")
 FIXED_POOLS = ("avg_pool2d", "max_pool2d")
 _FLAT_POOLS = ("adaptive_avg_pool1d", "adaptive_max_pool1d")
@@ -60,10 +62,10 @@ def is_global(func: Any, args: Any, kwargs: dict[str, Any], *, single: bool = Fa
             return bool(dims) and dims <= {1, 2, 3} and (dims >= {2, 3} or name in _IDEMPOTENT)
         return dims in ({2, 3}, {1, 2}, {1, 2, 3}) or (len(rest) == 1 and dims == rest and name not in DEVIATIONS)
     if name == "batch_norm":  # which keeps no statistics, and so takes those of what it sees
-        return of_norm(name, args, kwargs).get("running_mean") is None
+        return named(NORMS[name], args, kwargs).get("running_mean") is None
     if name == "group_norm":
         return True
-    return name == "instance_norm" and of_norm(name, args, kwargs).get("use_input_stats", True)
+    return name == "instance_norm" and named(NORMS[name], args, kwargs).get("use_input_stats", True)
 
 
 def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
@@ -111,11 +113,6 @@ def dims_of(name: str, args: Any, kwargs: dict[str, Any]) -> set[int]:
     dims = args[place] if len(args) > place else kwargs.get("dim", kwargs.get("axis"))
     dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
     return {d % args[0].dim() for d in dims} if isinstance(dims, (tuple, list)) else set()
-
-
-def of_norm(name: str, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a norm by their names."""
-    return {**dict(zip(NORMS[name], args, strict=False)), **kwargs}
 
 
 def precise(x: Tensor) -> torch.dtype:
