@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .adapter import AUTOMATIC, recognise
 from .automatic import find_bodies
@@ -130,7 +130,7 @@ def describe(fast: MaskGuided) -> Inspection:
 
 def _found(parts: Split, missed: dict[str, str], runs: tuple[str, ...], fast: MaskGuided | None = None) -> Inspection:
     """What there is to say of a split network, and of what was made of it, or would be."""
-    dense = functools.cache(functools.partial(_dense, parts))  # both look at one size, mostly
+    dense = functools.cache(functools.partial(_macs, parts, parts.model))  # both look at one size, mostly
     windows, prices = _would_be(parts, dense) if fast is None else _wrapped(fast, dense)
     return Inspection(
         network=type(parts.model).__name__,
@@ -190,25 +190,22 @@ def _live(parts: Split) -> dict[str, str]:
     with untouched(parts.model):
         state = parts.prefix(parts.example(*size))
 
-    def describe(name: str, kind: str) -> str:
+    def words(name: str, kind: str) -> str:
         value = state[name]
         if kind != "map":
             return f"{kind} {tuple(value.shape)}"
         return f"{value.shape[1]} channels at {value.shape[2] / height:g}x"
 
-    return {name: describe(name, kind) for name, kind in parts.kinds.items()}
+    return {name: words(name, kind) for name, kind in parts.kinds.items()}
 
 
 def _shares(parts: Split, dense_at: Callable[[int], int]) -> dict[str, float]:
     side = round_up(_SIDE, parts.multiple_of)
-    shape = (1, parts.probe.in_channels, side, side)
-    like, whole = first_weight(parts.model), dense_at(side)
-    prefix = macs(parts.prefix, shape, like, parts.model)
-    to_body = macs(lambda x: parts.body(parts.prefix(x)), shape, like, parts.model)
+    whole, prefix = dense_at(side), _macs(parts, parts.prefix, side)
+    to_body = _macs(parts, lambda x: parts.body(parts.prefix(x)), side)
     return {"prefix": prefix / whole, "body": (to_body - prefix) / whole, "tail": (whole - to_body) / whole}
 
 
-def _dense(parts: Split, side: int) -> int:
-    """MACs of the network on side x side LR pixels, which it takes."""
-    shape = (1, parts.probe.in_channels, side, side)
-    return macs(parts.model, shape, first_weight(parts.model), parts.model)
+def _macs(parts: Split, forward: Callable[[Tensor], object], side: int) -> int:
+    """MACs of `forward`, the network or some of its parts, on an LR image of side x side pixels."""
+    return macs(forward, (1, parts.probe.in_channels, side, side), first_weight(parts.model), parts.model)
