@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
-from ..patches import continued
+from ..patches import continued, memory_format_of
 from .sizes import BATCH, At, Size
 
 
@@ -55,9 +54,7 @@ class Layout:
         """The value of this layout; one without a batch gets that of `value`."""
         height, width = self._extent(at)
         if value.shape[2:] != (height, width):
-            channels_last = value.is_contiguous(memory_format=torch.channels_last)
-            value = value[:, :, :height, :width]
-            value = value.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+            value = value[:, :, :height, :width].contiguous(memory_format=memory_format_of(value))
         if self._plain:
             return value
         batch, channels, rows, cols = self._axes()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from ..patches import is_channels_last
+from ..patches import memory_format_of
 from .samples import Batches, Crops, Unseen
 from .stages import StageInput
 
@@ -41,5 +41,4 @@ def _collate(pairs: list[CropPair]) -> CropPair | None:
 
 def _stacked(values: list[Tensor]) -> Tensor:
     stacked = torch.stack(values)
-    last = stacked.dim() == 4 and is_channels_last(values[0][None])
-    return stacked.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return stacked.contiguous(memory_format=memory_format_of(values[0][None])) if stacked.dim() == 4 else stacked
