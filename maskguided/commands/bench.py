@@ -45,8 +45,8 @@ _WIDEST = 200
 def bench_command(
     lr: Annotated[Path, typer.Option("--input", "-i", help="LR image or folder.")],
     hr: Annotated[Path | None, typer.Option(help="HR image or folder, for PSNR; the same names.")] = None,
-    model: ModelName = None,
     weights: WeightFile = None,
+    model: ModelName = None,
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: Annotated[str, typer.Option(help="One or several, as 4,8,12; auto: half.")] = "auto",

@@ -21,8 +21,8 @@ from .options import (
 
 
 def inspect_command(
-    model: ModelName = None,
     weights: WeightFile = None,
+    model: ModelName = None,
     scale: NetScale = None,
     split_at: SplitAt = "auto",
     body: Body = None,
