@@ -31,7 +31,7 @@ from .probing.untouched import undone_by_failure
 from .training.pool import batches
 from .training.samples import Batches, Crops
 from .training.stages import RANKING, REUSABLE, Options, StageInput, loss, prepare, too_small, train_only
-from .values import as_number, as_path, as_whole
+from .values import as_number, as_path, is_whole
 from .wrapping import check_wrapped
 
 
@@ -64,8 +64,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch", 1), ("crop", 1), ("warmup", 0), ("seed", 0), ("pool", 0)):
-            value = as_whole(getattr(self, name))
-            if value is None or value < least:
+            if not is_whole(getattr(self, name), least):
                 raise ArgumentError(f"{name}={getattr(self, name)!r}: use {least} or more, a whole number")
         if not 0 < as_number(self.rate) < float("inf") or not 0 <= as_number(self.ema) < 1:
             raise ArgumentError(f"rate={self.rate}, ema={self.ema}: use a rate above 0 and an ema of 0 to below 1")
@@ -194,7 +193,7 @@ def _check(fast: MaskGuided, recipe: Recipe, every: int, workers: int) -> None:
         ("every", every, 1, "steps from one checkpoint to the next"),
         ("workers", workers, 0, "processes that read images"),
     ):
-        if (number := as_whole(value)) is None or number < least:
+        if not is_whole(value, least):
             raise ArgumentError(f"{name}={value!r}: {what}; use a whole number, {least} or more")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import ArgumentError
-from .values import as_whole
+from .values import is_whole
 
 BLURS = (3, 5, 9)  # LR pixels
 ROOT = 1 / 3
@@ -39,7 +39,7 @@ class MaskHead(nn.Module):
         super().__init__()
         if channels not in (1, 2):
             raise ArgumentError(f"MaskHead: channels={channels}; use 2 (the paper) or 1")
-        if (as_whole(hidden) or 0) < 1:
+        if not is_whole(hidden, 1):
             raise ArgumentError(f"MaskHead: hidden={hidden!r}; use a whole number, 1 or more")
         self.settings = {"hidden": hidden, "channels": channels, "dynamic": dynamic}
         self.squeeze = nn.Conv2d(in_channels, hidden, 3, padding=1)

@@ -17,7 +17,7 @@ from .head import BLURS
 from .images import Image, as_pixels, resize, to_tensor
 from .patches import Grid, per_pixel, round_up, select
 from .probing.modules import first_weight
-from .values import as_whole, check_one_of
+from .values import check_one_of, is_whole
 from .wrapping import check_wrapped
 
 SMALLEST_TILE = 32
@@ -197,7 +197,7 @@ def tiles(
     """
     if tile is None:
         tile = _TILE if size[0] * size[1] > _LARGEST_WHOLE and model.split.tiling in (None, "supported") else 0
-    if any(as_whole(length) is None or length < 0 for length in (tile, pad)):
+    if not (is_whole(tile, 0) and is_whole(pad, 0)):
         raise ArgumentError(f"tile={tile!r}, tile_pad={pad!r}: use 0 or more LR pixels, whole numbers")
     side = tile or max(size)
     grid = Grid(*size, side)

@@ -23,6 +23,12 @@ def as_whole(value: object) -> int | None:
         return None
 
 
+def is_whole(value: object, least: int) -> bool:
+    """Whether `value` is a whole number, `least` or more."""
+    number = as_whole(value)
+    return number is not None and number >= least
+
+
 def as_path(value: Any, name: str) -> Path:
     """`value` as a Path; an ArgumentError for the argument `name` where it is none.
 
