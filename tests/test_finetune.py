@@ -23,6 +23,7 @@ from maskguided.images import write_image
 from maskguided.networks import load_network
 from maskguided.training import stages
 from maskguided.training.pool import batches
+from maskguided.training.run import _accelerator
 from maskguided.training.samples import Batches, Crops
 from maskguided.training.stages import Options, StageInput, rank_loss
 
@@ -286,8 +287,8 @@ def test_the_stage_refine_trains_windows_where_keep_is_less_than_a_patch(merge):
 
 def test_a_run_has_the_device_of_its_network_whatever_the_one_before_had(monkeypatch):
     state = pytest.importorskip("accelerate.state").PartialState
-    assert finetune._accelerator(torch.device("cpu"), "no", False).device.type == "cpu"
+    assert _accelerator(torch.device("cpu"), "no", False).device.type == "cpu"
     monkeypatch.setattr(state, "default_device", property(lambda self: torch.device("cuda")))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    assert finetune._accelerator(torch.device("cuda"), "no", False).device.type == "cuda"
+    assert _accelerator(torch.device("cuda"), "no", False).device.type == "cuda"
     state._reset_state()

@@ -1,1 +1,8 @@
-"""What `finetune` is made of: what each stage trains, by which loss, and on which crops."""
+"""What `finetune` is made of.
+
+recipe.py   how long and how a stage trains
+stages.py   what each stage trains, and by which loss
+samples.py  on which crops
+pool.py     what is frozen, run once for each crop
+run.py      a stage in training, and its checkpoint
+"""
