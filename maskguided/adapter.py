@@ -70,7 +70,8 @@ class Adapter(Split):
         self.feature_channels = state[self.features].shape[1]
 
     def _check_state(self, maker: str, state: object) -> None:
-        """Refuse what is no state: what is to be cut into windows must be maps, and have names."""
+        """Refuse what is no state: what is to be cut into windows must be maps of the image's size, and have names."""
+        height, width = self.probe.sizes[0]
         made = f"adapter {self.name!r}: its {maker} makes"
         if not isinstance(state, dict) or self.features not in state:
             found = list(state) if isinstance(state, dict) else type(state).__name__
@@ -79,6 +80,13 @@ class Adapter(Split):
             if not isinstance(value, Tensor) or value.dim() != 4:
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise CannotSplit(f"{made} {name!r}, {what}; live values are maps (B, C, H, W): expand it to one")
+            high, wide = value.shape[2:]
+            if high * width != wide * height:
+                raise CannotSplit(
+                    f"{made} {name!r}, {tuple(value.shape)}, of an image of {height}x{width}; live values are maps of "
+                    "its shape: expand it to one; where the network pads, say multiple_of "
+                    "(docs/new_backbone.md, The size rule)"
+                )
 
     @property
     def net(self) -> Any:

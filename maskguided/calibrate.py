@@ -142,10 +142,10 @@ def _warn_of_little(fast: MaskGuided, image: Known, chosen: Point, split_at: str
     """Say so where what was found is of little use."""
     search_it = "" if split_at == "auto" else ", or let split_at='auto' choose"
     if is_rough(fast, image.lr, image.dense):
-        warn(
-            "calibrate: what is not refined is farther from the dense image than a bicubic one; wrap with "
-            f"merge='image' and coarse_tail='light'{search_it}"
-        )
+        cure = f"wrap with merge='image' and coarse_tail='light'{search_it}"
+        if fast.coarse_tail is not None and fast.coarse_tail_kind != "copy":
+            cure = "allow more work or less loss, cut later, give more images, or train it (stage coarse)"
+        warn(f"calibrate: what is not refined is farther from the dense image than a bicubic one; {cure}")
     if chosen.macs > 1:
         warn(
             f"calibrate: at keep={chosen.keep:.3f} it costs {chosen.macs:.0%} of the dense network's MACs; allow more "

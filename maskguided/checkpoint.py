@@ -194,6 +194,9 @@ def _saved(path: str | Path) -> Saved:
         whole = False
     if not whole:
         raise CheckpointError(f"{path}: damaged, or changed by another program: its settings are not in it")
+    for name, value in content.tensors.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: NaN or infinity in {name}, as after a training that diverged")
     return Saved(content.tensors, settings, facts)
 
 

@@ -16,6 +16,10 @@ from .errors import ArgumentError, ImageError, warn
 from .images import Image, list_images, read_image, to_tensor
 from .metrics import SMALLEST
 
+_TOO_SMALL = (
+    f"an image of {{}}x{{}} LR pixels; PSNR leaves its border out, so use images of {SMALLEST}x{SMALLEST} or more"
+)
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -55,6 +59,9 @@ def read_pairs(
                 raise
             warn(f"{error}; it is left out")
             continue
+        if min(x.shape[2:]) < SMALLEST and lr.is_dir() and not (path is paths[-1] and not pairs):
+            warn(f"{path}: {_TOO_SMALL.format(*x.shape[2:])}; it is left out")
+            continue
         match = hr if hr is not None and hr.is_file() else next((found[n] for n in hr_names(path) if n in found), None)
         if hr is not None and match is None:
             raise ArgumentError(f"--hr {hr}: no HR image is called {path.stem}, as {path} is")
@@ -67,10 +74,7 @@ def check_sizes(pairs: Sequence[Pair], scale: int) -> None:
     columns more are what LR left out."""
     for pair in pairs:
         if min(pair.lr.shape[2:]) < SMALLEST:
-            raise ArgumentError(
-                f"{pair.name}: an image of {pair.lr.shape[2]}x{pair.lr.shape[3]} LR pixels; PSNR leaves its border "
-                f"out, so use images of {SMALLEST}x{SMALLEST} or more"
-            )
+            raise ArgumentError(f"{pair.name}: {_TOO_SMALL.format(*pair.lr.shape[2:])}")
         if pair.hr is not None:
             height, width = (side * scale for side in pair.lr.shape[2:])
             if not (0 <= pair.hr.shape[0] - height < scale and 0 <= pair.hr.shape[1] - width < scale):

@@ -221,8 +221,11 @@ def check_adapter(split: Split) -> None:
             refuse(f"its {part} changes {name!r} in place; let it take a copy, state[{name!r}].clone()")
         return made
 
+    x = split.example(*split.probe.sizes[0])
     with untouched(split.model):
-        whole = split.prefix(split.example(*split.probe.sizes[0]))
+        version, whole = x._version, split.prefix(x)
+    if x._version != version:
+        refuse("its stem changes the image in place; let it take a copy, x.clone()")
     for name in (name for name in split.reads if name not in whole):
         refuse(f"its `reads` names {name!r}, which its prefix does not make")
     before = {name: whole[name] for name in split.reads}
@@ -242,6 +245,18 @@ def check_adapter(split: Split) -> None:
     if not isinstance(made, Tensor) or made.dim() != 4:
         what = f"a tensor {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
         raise CannotSplit(f"adapter {split.adapter!r}: its tail makes {what}; it takes one image (B, C, H, W)")
+    with untouched(split.model):
+        split.prefix(torch.cat([1 - split.example(*split.probe.round_size)] * 2))
+    try:
+        again = made_by("tail", {**whole, **made_by("body", before)})
+        stale = again.shape != made.shape or not torch.allclose(again, made, rtol=1e-4, atol=1e-4)
+    except RuntimeError:  # of shapes that do not go together
+        stale = True
+    if stale:
+        refuse(
+            "after its stem has seen another image its tail makes another one of the same state: it reads what "
+            "the stem has left in the adapter or the network; put that into the state, as a map"
+        )
 
 
 def check_stretches(split: Split) -> None:

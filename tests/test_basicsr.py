@@ -177,6 +177,32 @@ def test_a_stage_that_changes_the_base_saves_it_and_learns_from_the_one_that_was
     assert not torch.equal(run_again.net_g.model.body[2].conv1.weight, given.body[2].conv1.weight)
 
 
+def test_a_base_that_came_by_another_way_than_base_weights_has_a_file_of_its_own(work):
+    """Else `upscale --weights` is given that of base_weights, and makes another network's image."""
+    options, other = small("train_edsr"), weights("edsr.pth")
+    torch.save({"params": {name: value * 1.1 for name, value in other.items()}}, "other.pth")
+    options["path"]["pretrain_network_g"] = "other.pth"
+    run("train", options)
+    saved = weights(models(options["name"]) / "net_g_latest_base.pth")
+    assert all(torch.equal(saved[name], value * 1.1) for name, value in other.items())
+
+
+def test_a_run_that_diverges_stops_before_it_spoils_the_weights(work, capfd):
+    options = small("train_edsr")
+    options["train"].update(total_iter=50)
+    options["train"]["optim_g"]["lr"] = 1e30
+    assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
+    assert "use a smaller optim_g: lr" in " ".join(capfd.readouterr().err.split())
+
+
+def test_auto_resume_tells_of_an_older_run_that_was_moved_aside(work, capfd):
+    options = small("train_edsr")
+    options["train"]["total_iter"] = 1
+    Path("experiments", f"{options['name']}_archived_1").mkdir(parents=True)
+    assert not main("basicsr", "train", "-opt", write(options, "x.yml"), "--auto_resume")
+    assert "the run begins anew; an older one of that name is in" in " ".join(capfd.readouterr().err.split())
+
+
 def model(options: dict[str, Any], **path: Any) -> Any:
     """The model that basicsr would build, on the CPU and without its loop."""
     need_basicsr("basicsr")

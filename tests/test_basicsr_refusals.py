@@ -104,11 +104,15 @@ FOUND_LATE = {
 """What basicsr would stumble over in the run, with a traceback; a metric at the first validation."""
 
 
-@pytest.mark.parametrize("what", ["stage", "no stage", "stage_opt", *FOUND_LATE])
+EARLY = ("stage", "no stage", "stage_opt", "optimizer", "scheduler", "its milestones", "its arguments", "pairs")
+
+
+@pytest.mark.parametrize("what", [*EARLY, *FOUND_LATE])
 def test_an_older_run_stays_where_it_is(what, work, capfd):
     options = small("train_edsr")
     change, text = (FOUND_LATE if what in FOUND_LATE else WRONG)[what]
     change(options)
+    write_image(Path("more/0.png"), np.zeros((80, 88, 3), np.uint8))
     (older := Path("experiments") / options["name"]).mkdir(parents=True, exist_ok=True)
     assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
     assert text in capfd.readouterr().err

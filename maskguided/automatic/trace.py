@@ -34,6 +34,8 @@ from .record import (
 )
 from .sizes import BATCH, At, Rounding, Size, fit, size
 
+_MOST_STEPS = 50_000
+"""Of a forward on shapes alone: twice those of DAT, some 10 s."""
 _LARGE, _SMALL = (1103, 907), (41, 53)
 """LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
 MODEL, CONSTANTS, AT = "model", "constants", "at"
@@ -133,7 +135,8 @@ def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
 def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, first: Recording) -> list[Recording]:
     """`model` at a size that photographs have: it may cut those into tiles, or hold a table that is too small.
 
-    It runs on shapes alone, which costs the same at any size; where that cannot be, there is no such recording.
+    It runs on shapes alone, which costs the same at any size, but for loops over pixels; where that cannot be, there is
+    no such recording.
 
     Raises:
         _Differs: it takes other steps than those of `first`, at a small size.
@@ -165,7 +168,16 @@ def _shapes_of(model: nn.Module, leaves: set[str], probe: Probe, size: tuple[int
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import _disable_current_modes
 
-    step, mode = probe.multiple_of, FakeTensorMode(allow_non_fake_inputs=True)
+    class Bounded(FakeTensorMode):  # type: ignore[no-untyped-call]
+        steps = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.steps += 1
+            if self.steps > _MOST_STEPS:
+                raise RuntimeError("a loop over pixels, as of a scan in Python, has no end at this size")
+            return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+    step, mode = probe.multiple_of, Bounded(allow_non_fake_inputs=True)
     height, width = ((side // step | 1) * step for side in size)
     with mode:
         x = torch.empty(1, probe.in_channels, height, width, device=probe.device, dtype=probe.dtype)

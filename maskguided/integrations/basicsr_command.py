@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError, CheckpointError, warn
 from . import basicsr_options
 from .basicsr_options import GIVEN, Options, Phase
 from .basicsr_plugin import import_basicsr, register
@@ -62,6 +62,11 @@ def load_resume_state(options: Options) -> Options | None:
         latest = max(states, key=lambda state: float(state.stem), default=None)
         path = None if latest is None else str(latest)
         options["path"]["resume_state"] = path
+        if latest is None and (aside := sorted(Path("experiments").glob(f"{options['name']}_archived_*"))):
+            warn(
+                f"--auto_resume: experiments/{options['name']} has no training state, so the run begins anew; an older "
+                f"one of that name is in {aside[-1]}"
+            )
     if not path:
         return None
     if not Path(path).is_file():

@@ -51,7 +51,7 @@ class MaskGuidedSR(MaskGuided):
         network = _base(base, base_weights)
         super().__init__(split(network, split_at, adapter=adapter, body=body, cut=cut), **settings)
         self._stage: tuple[str, stages.Options] | None = None
-        self._in_a_file = None if base_weights is None else checkpoint.fingerprint(self.model.state_dict())
+        self._base_weights = None if base_weights is None else checkpoint.fingerprint(self.model.state_dict())
 
     def start_stage(self, stage: str, options: Mapping[str, Any]) -> list[nn.Parameter]:
         """Make the parameters of a training stage, which are returned, the only ones that train."""
@@ -60,8 +60,8 @@ class MaskGuidedSR(MaskGuided):
 
     @property
     def base_is_new(self) -> bool:
-        """Whether the base has other weights than a file of it that was given: they must be saved as well."""
-        return checkpoint.fingerprint(self.model.state_dict()) != self._in_a_file
+        """Whether the base has other weights than those of `base_weights`: they must be saved as well."""
+        return checkpoint.fingerprint(self.model.state_dict()) != self._base_weights
 
     def forward(self, x: Tensor, score: Tensor | None = None, *, target: Tensor | None = None) -> Tensor:
         """The HR image of `x`; with its `target`, the loss of the stage that was started.
@@ -104,6 +104,8 @@ class MaskGuidedSR(MaskGuided):
             )
         try:
             if plain > whole:
+                if not strict:
+                    raise CheckpointError("strict_load_g: false is for files of a whole MaskGuidedSR, not of its base")
                 self._load_base(content.tensors)
                 return f"a plain {type(self.model).__name__} ({entry}): the base is loaded, the head stays as it is"
             if strict:
@@ -117,7 +119,6 @@ class MaskGuidedSR(MaskGuided):
 
     def _load_base(self, weights: Mapping[str, Tensor]) -> None:
         load_into(self.model, weights)
-        self._in_a_file = checkpoint.fingerprint(self.model.state_dict())
         if self.coarse_tail is not None:  # it begins as a copy of the tail that was there before
             self.coarse_tail.load_state_dict(make_coarse_tail(self.split, self.coarse_tail_kind).state_dict())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 import multiprocessing
@@ -123,6 +124,33 @@ def check_train(train: Options) -> None:
     if stage not in STAGES:
         raise ArgumentError(f"train: stage={stage!r}; use one of {', '.join(STAGES)}, each in a run of its own")
     stage_options(train.get("stage_opt") or {})
+    _check_steps(train)
+
+
+def _check_steps(train: Options) -> None:
+    """That basicsr knows the optimizer, its scheduler and their options: both are made, of a weight of no network."""
+    basicsr, models = import_basicsr(), import_basicsr("basicsr.models.base_model")
+    trial = models.BaseModel({"num_gpu": 0, "is_train": True, "train": copy.deepcopy(dict(train))})
+    settings = trial.opt["train"].get("optim_g") or {}
+    kind = settings.pop("type", None)
+    try:
+        trial.optimizers = [trial.get_optimizer(kind, [torch.zeros(1, requires_grad=True)], **settings)]
+    except NotImplementedError:
+        raise ArgumentError(
+            f"train: optim_g: type: {kind}: basicsr {basicsr.__version__} does not know it; use Adam"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"train: optim_g: {error}") from None
+    kind = (train.get("scheduler") or {}).get("type")
+    try:
+        trial.setup_schedulers()
+    except NotImplementedError:
+        raise ArgumentError(
+            f"train: scheduler: type: {kind}: basicsr {basicsr.__version__} does not know it; use MultiStepLR or "
+            "CosineAnnealingRestartLR"
+        ) from None
+    except (TypeError, AssertionError) as error:
+        raise ArgumentError(f"train: scheduler: {error}") from None
 
 
 def stage_options(given: Any) -> StageOptions:
@@ -178,6 +206,11 @@ def _check_batch(where: str, dataset: Options) -> None:
     count = len(list_images(folder)) if named is None else len(Path(named).read_text().splitlines())
     if not count:
         raise ArgumentError(f"{where}: {named or folder} names no image")
+    low = Path(dataset["dataroot_lq"])
+    if named is None and count != (lows := len(list_images(low))):
+        raise ArgumentError(
+            f"{where}: lq and gt datasets have different numbers of images: {lows} in {low}, {count} in {folder}"
+        )
     if count * times < batch:
         raise ArgumentError(
             f"{where}: {count} images of {folder}, {times} times each, are less than batch_size_per_gpu: {batch}, so "
