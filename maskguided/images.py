@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import ImageError, MissingDependency, warn
 from .files import write_whole
-from .png import StripedPng
+from .png import StripedPng, transparent_grey
 from .tiff import SUFFIXES as TIFF
 from .tiff import StripedTiff, is_large, look_at, mapped
 
@@ -65,6 +65,9 @@ def read_image(path: str | Path) -> Image:
         raise ImageError(f"{path}: {image.dtype} samples; an image of 8 or 16 bits a sample is needed")
     if is_multiplied and image.shape[2:] == (4,):
         image = _divided(image)
+    if image.ndim == 2 and (clear := transparent_grey(stored)) is not None:
+        alpha = np.where(image == clear, 0, np.iinfo(image.dtype).max).astype(image.dtype)
+        image = np.dstack([image, image, image, alpha])
     return _swapped(~image if meaning == _NEGATIVE and image.dtype == np.uint16 else image)
 
 

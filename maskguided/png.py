@@ -19,6 +19,23 @@ _SUB, _UP, _AVERAGE, _PAETH = 1, 2, 3, 4
 Bytes = NDArray[np.uint8]
 
 
+def transparent_grey(stored: bytes) -> int | None:
+    """The grey that a PNG file without an alpha channel calls transparent (tRNS), of 8 or 16 bits; None: there is none.
+
+    OpenCV makes an alpha channel of that of colours, but not of grey.
+    """
+    if stored[:8] != b"\x89PNG\r\n\x1a\n" or stored[25:26] != bytes([_GREY]):
+        return None
+    depth, at = stored[24], 8
+    while at + 8 <= len(stored):
+        length, kind = struct.unpack(">I4s", stored[at : at + 8])
+        if kind == b"tRNS":
+            value = int.from_bytes(stored[at + 8 : at + 10], "big")
+            return value * 255 // (2**depth - 1) if depth < 8 else value
+        at += length + 12
+    return None
+
+
 class StripedPng:
     """A new PNG file, whose parts are given in rows of parts: each row is compressed once all of its pixels are there.
 

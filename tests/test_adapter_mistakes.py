@@ -91,7 +91,23 @@ def no_stand_in(self, state):
     return dict(state)
 
 
+def leaves_its_mean(self, x):
+    self.tail = lambda state: ConcatAdapter.tail(self, state) + x.mean()
+    return {"features": self.net.first(x)}
+
+
 MISTAKES = {
+    "the image in place": (
+        lambda self, x: {"features": self.net.first(x.neg_())},
+        "stem",
+        "its stem changes the image",
+    ),
+    "a value in self": (leaves_its_mean, "stem", "it reads what the stem has left in the adapter"),
+    "padding that is not named": (
+        lambda self, x: {"features": self.net.first(nn.functional.pad(x, (0, 3, 0, 3)))},
+        "stem",
+        r"'features', \(1, 8, 20, 22\), of an image of 17x19; .* say multiple_of",
+    ),
     "a write that is not named": (lambda self: ("features",), "writes", "makes 'out2', which its `writes`"),
     "a write that is not made": (lambda self: ("features", "out2", "out3", "sum"), "writes", "'sum', which its body"),
     "a read that is not named": (lambda self: (), "reads", "takes 'features', which its `reads`"),

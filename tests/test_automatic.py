@@ -292,11 +292,11 @@ class MadeByTheLast(nn.Module):
     def __init__(self):
         super().__init__()
         layers = [layer for _ in range(5) for layer in (nn.Conv2d(48, 48, 3, padding=1), nn.PReLU(48))]
-        self.body = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.PReLU(48), *layers)
-        self.last = nn.Conv2d(48, 48, 3, padding=1)
+        last = nn.Conv2d(48, 48, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), nn.PReLU(48), *layers, last)
 
     def forward(self, x):
-        image = nn.functional.pixel_shuffle(self.last(self.body(x)), 4)
+        image = nn.functional.pixel_shuffle(self.body(x), 4)
         return image + nn.functional.interpolate(x, scale_factor=4)
 
 
@@ -305,8 +305,8 @@ def test_what_makes_the_image_is_no_block_unless_it_is_named(refine_tail):
     model, x = scaled(MadeByTheLast()), image(1, 3, 19, 26)
     blocks = [f"body.{number}" for number in range(2, 12, 2)]
     assert maskguided.split(model).blocks == tuple(blocks)
-    named = maskguided.wrap(model, body=[*blocks, "last"], merge="image", refine_tail=refine_tail, keep=1.0)
-    assert named.split.blocks[-1] == "last", "its tail has no weights"
+    named = maskguided.wrap(model, body=[*blocks, "body.12"], merge="image", refine_tail=refine_tail, keep=1.0)
+    assert named.split.blocks[-1] == "body.12", "its tail has no weights"
     assert named(x).shape == (1, 3, 76, 104)
     if refine_tail == "own":
         torch.testing.assert_close(named(x), model(x), rtol=1e-5, atol=1e-5)

@@ -151,3 +151,21 @@ def test_what_is_no_image_is_said_to_be_none(tmp_path):
         (tmp_path / "bad.png").write_bytes(content)
         with pytest.raises(ImageError, match="no image that can be read"):
             read_image(tmp_path / "bad.png")
+
+
+@pytest.mark.parametrize(("mode", "dtype", "depth"), [("L", np.uint8, 8), ("I;16", np.uint16, 16), ("1", np.uint8, 1)])
+def test_a_grey_that_a_png_calls_transparent_is_alpha(mode, dtype, depth, tmp_path):
+    """OpenCV reads that of colours, and leaves that of grey out."""
+    pillow = pytest.importorskip("PIL.Image")
+    top = 2**depth - 1
+    grey = np.array([[top, 7 % (top + 1), 0], [7 % (top + 1), top, top]], dtype)
+    stored = pillow.fromarray(grey.astype(bool) if mode == "1" else grey)
+    assert stored.mode == mode
+    stored.save(tmp_path / "a.png", transparency=grey[0, 1].item())
+    image = read_image(tmp_path / "a.png")
+    full = np.iinfo(dtype).max
+    assert (image.shape, image.dtype) == ((2, 3, 4), dtype)
+    assert image[..., 3].tolist() == np.where(grey == grey[0, 1], 0, full).tolist()
+    assert image[..., 0].tolist() == (grey.astype(int) * (full // top)).tolist()
+    stored.save(tmp_path / "b.png")
+    assert read_image(tmp_path / "b.png").shape == (2, 3)

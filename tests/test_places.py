@@ -109,6 +109,9 @@ def test_of_images_of_one_size_the_last_of_a_list_is_the_image_and_else_the_firs
     a, b, small = image(1, 3, 8, 8), image(1, 3, 8, 8, seed=1), image(1, 3, 4, 4)
     assert image_of([small, a, b, small]) is b
     assert image_of((small, a, b, small)) is a
+    assert image_of(([small, b], small)) is b, "features beside a list of images"
+    assert image_of((a, [b])) is a
+    assert image_of([[small], {"deep": (small, b)}]) is b
 
 
 def test_an_image_that_the_refined_blocks_have_no_say_in_is_refused():

@@ -114,8 +114,8 @@ def _runs(calls: list[Call], size: tuple[int, int], largest: float, least: int =
                 groups.setdefault((call.parent, call.out_shape), []).append(call)
     image_maker = next((call for call in reversed(calls[:-1]) if any(True for _ in call.module.parameters())), None)
     for group in groups.values():
-        # A bare convolution after which there is none makes the image, although it has the shape of a block.
-        if group[-1] is image_maker and len(group) > 2:
+        # SRVGGNetCompact's last convolution stands among the others and may have their shape, but makes the image.
+        if group[-1] is image_maker and len(group) > 2 and len({_container(call) for call in group}) == 1:
             group.pop()
     found = [_candidate(group, calls[-1].macs) for group in groups.values() if len(group) >= 2]
     whole = {run.names for run in found if not run.mixed}
@@ -221,6 +221,11 @@ def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator
 def _signature(call: Call) -> Any:
     shapes = tuple((name, tuple(p.shape)) for name, p in call.module.named_parameters())
     return type(call.module), shapes, call.in_shape, call.out_shape
+
+
+def _container(call: Call) -> str:
+    """Name of what holds a module."""
+    return call.name.rpartition(".")[0]
 
 
 def _area(shape: tuple[int, ...], height: int, width: int) -> int:

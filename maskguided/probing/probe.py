@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -158,6 +159,8 @@ def with_smallest(found: Probe, run: Callable[[Tensor], Tensor]) -> Probe:
 def image_of(result: Any) -> Tensor:
     """The image that a network's result holds: the largest; of equal ones the last of a list, else the first.
 
+    What is held within another list, tuple or dict counts where it is larger than what is not.
+
     A list is what a network collects (each one better than the one before); in a tuple or dict the image comes
     first and what else it tells after it, unless a dict calls one of them its output.
 
@@ -166,17 +169,26 @@ def image_of(result: Any) -> Tensor:
     """
     if isinstance(result, Tensor) and result.dim() == 4:
         return result
-    parts = result
+    parts = result if isinstance(result, tuple | list) else ()
     if isinstance(result, dict):
         parts = [result[key] for key in sorted(result, key=lambda key: key not in _OUTPUT_KEYS)]
-    images = [p for p in parts if isinstance(p, Tensor) and p.dim() == 4] if isinstance(parts, (tuple, list)) else []
+    images = [part for part in parts if isinstance(part, Tensor) and part.dim() == 4]
+    for part in parts:  # as of ([image], features)
+        with suppress(CannotSplit):
+            inner = image_of(part) if isinstance(part, tuple | list | dict) else None
+            if inner is not None and all(_area(inner) > _area(image) for image in images):
+                images.append(inner)
     if not images:
         kind = f"a tensor {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise CannotSplit(
             f"the network returns {kind} and no image (B, C, H, W) in it. "
             "Wrap it in a module whose forward returns that image alone"
         )
-    return max(reversed(images) if isinstance(result, list) else images, key=lambda p: p.shape[2] * p.shape[3])
+    return max(reversed(images) if isinstance(result, list) else images, key=_area)
+
+
+def _area(image: Tensor) -> int:
+    return image.shape[2] * image.shape[3]
 
 
 def _size(multiple: int, least: int) -> tuple[int, int]:
