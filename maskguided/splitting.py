@@ -9,6 +9,7 @@ from torch import nn
 
 from .adapter import AUTOMATIC, Adapter, choose_adapter
 from .automatic import automatic_split
+from .automatic.alignment import alignment
 from .errors import ArgumentError, CannotSplit, MaskGuidedError
 from .parts import Cuts, first_and_later
 from .probing.modules import network_within
@@ -84,6 +85,16 @@ def split(
     return parts
 
 
+def _check_alignment(parts: Split) -> None:
+    """That an adapter has named the multiple that its blocks work on, as attention in fixed windows does."""
+    needed = alignment(parts, parts.multiple_of)
+    if needed != parts.multiple_of:
+        raise CannotSplit(
+            f"adapter {parts.adapter!r}: its blocks work on multiples of {needed} LR pixels, to which windows must "
+            f"keep: replace(probe, multiple_of={needed}) (docs/new_backbone.md, The size rule)"
+        )
+
+
 def _by_adapter(
     adapter: type[Adapter],
     model: nn.Module,
@@ -104,6 +115,7 @@ def _by_adapter(
             check_stretches(parts)
             is_consistent = True
             check_whole(parts)
+            _check_alignment(parts)
         return parts
     except CannotSplit as error:
         if named:

@@ -48,7 +48,7 @@ class Weights:
 def read(path: str | Path, key: str | None = None) -> Weights:
     """Read a .pth, .pt, .ckpt, .bin or .safetensors file onto the CPU.
 
-    Honours the nesting that BasicSR, Real-ESRGAN, Lightning and others write (EMA weights first) and strips
+    Honours the nesting that BasicSR, Real-ESRGAN and others write (EMA weights first) and strips
     the prefixes of DataParallel, torch.compile and GAN trainers.
 
     Args:
@@ -69,6 +69,14 @@ def read(path: str | Path, key: str | None = None) -> Weights:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever a damaged file makes torch raise
+        with path.open("rb") as file:
+            start = file.read(40)
+        if start.startswith(b"version https://git-lfs"):
+            raise CheckpointError(
+                f"{path}: where the weights are (Git LFS), not the weights; git lfs pull brings them"
+            ) from None
+        if start[8:9] == b"{":
+            raise CheckpointError(f"{path}: looks like safetensors; let its name end in .safetensors") from None
         raise CheckpointError(
             f"{path}: not a readable weight file, or one that holds other objects than tensors, which could run code. "
             "Expected a file of torch.save(model.state_dict(), ...) or safetensors; if you trust the file, load it "

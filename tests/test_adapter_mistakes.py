@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from support import difference, image, scaled
+from support import by_windows, difference, image, scaled
 from torch import nn
 from toys import Base, conv
 
@@ -310,3 +312,61 @@ def test_a_body_or_skip_of_its_own_is_cut_once(part, hook, monkeypatch):
     with pytest.raises(CannotSplit, match=rf"cut after blocks 1, 3, its parts do not make the '\w+' of its {part}"):
         maskguided.wrap(network, (1, 3), adapter="own")
     assert not isinstance(maskguided.wrap(network, (1, 3)).split, Adapter)
+
+
+class FourByFour(nn.Module):
+    """Looks at the map in cells of 4x4, as attention in windows does; pads what does not fit, within itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(8 * 16, 8 * 16, 1, groups=8)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        cells = nn.functional.pixel_unshuffle(nn.functional.pad(x, (0, -width % 4, 0, -height % 4)), 4)
+        return x + nn.functional.pixel_shuffle(self.mix(cells), 4)[:, :, :height, :width]
+
+
+class Cells(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([FourByFour() for _ in range(4)])
+
+    def forward(self, x):
+        y = self.first(x)
+        for block in self.blocks:
+            y = block(y)
+        return self.finish(y)
+
+
+class CellsAdapter(Adapter):
+    name = "cells"
+
+    @classmethod
+    def missing(cls, model):
+        return lacks(model, "blocks", "first", "finish")
+
+    def stem(self, x):
+        return {"features": self.net.first(x)}
+
+    def body_blocks(self):
+        return list(self.net.blocks)
+
+    def tail(self, state):
+        return self.net.finish(state["features"])
+
+
+def test_a_multiple_that_an_adapter_does_not_name_is_told(monkeypatch):
+    """Windows that do not keep to the blocks' cells give another image, and nothing says so."""
+    known_as(monkeypatch, CellsAdapter)
+    network = scaled(Cells()).eval()
+    with pytest.raises(CannotSplit, match=r"multiples of 4 LR pixels.* replace\(probe, multiple_of=4\)"):
+        maskguided.split(network, adapter="cells")
+
+    def named(self, model, split_at, probe):
+        Adapter.__init__(self, model, split_at, replace(probe, multiple_of=4))
+
+    monkeypatch.setattr(CellsAdapter, "__init__", named)
+    fast, x = maskguided.wrap(network, adapter="cells", keep=1).eval(), image(1, 3, 24, 32)
+    assert fast.split.multiple_of == 4
+    assert difference(by_windows(fast, x), network(x)) < 1e-5

@@ -37,6 +37,26 @@ class OfGrey(nn.Module):
         return x + y if self.colours_back else y
 
 
+class ColoursTogether(nn.Module):
+    """Its first convolution sees each colour alone, the others all of them: no grey image will do."""
+
+    def __init__(self):
+        super().__init__()
+        self.each, self.join = nn.Conv2d(1, 6, 3, 1, 1), nn.Conv2d(18, 6, 1)
+        self.body, self.last = nn.Sequential(*(nn.Conv2d(6, 6, 3, 1, 1) for _ in range(4))), nn.Conv2d(6, 3, 3, 1, 1)
+
+    def forward(self, x):
+        each = self.each(x.reshape(-1, 1, *x.shape[2:])).view(len(x), 18, *x.shape[2:])
+        return self.last(self.body(self.join(each)))
+
+
+def test_a_network_whose_first_convolution_sees_each_colour_alone_may_take_all_three():
+    net, x = scaled(ColoursTogether()), image(1, 3, 19, 24)
+    fast = maskguided.wrap(net, keep=1)
+    assert fast.split.facts.in_channels == 3
+    assert difference(fast(x), net(x)) < 1e-5
+
+
 @pytest.mark.parametrize(("one_by_one", "back", "channels"), [(True, True, 1), (False, True, 3), (False, False, 1)])
 def test_a_network_of_grey_that_makes_colours_of_their_mean_takes_colours(one_by_one, back, channels):
     net = scaled(OfGrey(one_by_one, back))

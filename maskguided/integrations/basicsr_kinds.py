@@ -58,7 +58,8 @@ def check_numbers(options: Mapping[str, Any]) -> None:
     for where, value in _found(options, _NUMBERS + _NUMBERS_OR_NONE):
         if isinstance(value, str):
             raise ArgumentError(
-                f"{where}: {value!r} is text to YAML; write !!float {value}, or the number with a point"
+                f"{where}: {value!r} is text to YAML; write !!float {value}, or the number with a point (0.0001; after "
+                "--force_yml always so)"
             )
     for kinds, none, kind, use in (
         (_NUMBERS, False, (int, float), "a number"),

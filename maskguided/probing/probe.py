@@ -92,7 +92,7 @@ def probe_network(model: nn.Module) -> Probe:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
-    failure, guesses = "it was never called", _channel_guesses(model)
+    failure, guesses, by_colour = "it was never called", _channel_guesses(model), list[Probe]()
     with untouched(model):
         for multiple, least, channels in product(MULTIPLES, _LEAST, guesses):
             found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
@@ -104,13 +104,18 @@ def probe_network(model: nn.Module) -> Probe:
                     failure = f"{type(error).__name__}: {first_line(error)}"
                 continue
             out = image_of(result)
-            if channels == 3 and not _is_of_colours(model, found, out):
-                continue
             scale = out.shape[2] // height
-            if scale and out.shape[2:] == (scale * height, scale * width):
-                found = replace(found, out_channels=out.shape[1], scale=scale)
+            if not scale or out.shape[2:] != (scale * height, scale * width):
+                failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
+                continue
+            found = replace(found, out_channels=out.shape[1], scale=scale)
+            if channels != 3 or _is_of_colours(model, found, out):
                 return _with_room(model, _in_range(model, found, out))
-            failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
+            by_colour.append(found)
+    if by_colour:  # it takes its colours one by one, and no grey image
+        with untouched(model):
+            found = by_colour[0]
+            return _with_room(model, _in_range(model, found, image_of(model(found.input(*found.sizes[0])))))
     raise CannotSplit(
         f"{type(model).__name__} could not be run on a random image (channels "
         f"{', '.join(map(str, guesses))}; sizes from "
