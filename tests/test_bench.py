@@ -20,7 +20,7 @@ from maskguided.commands.bench import _table as bench_table
 from maskguided.errors import ImageError
 from maskguided.gain import fresh_estimate
 from maskguided.images import read_image, resize, write_image
-from maskguided.pairs import read_pairs
+from maskguided.pairs import check_sizes, read_pairs
 
 
 def test_bench_takes_a_saved_head_with_its_settings(weights, tmp_path):
@@ -227,3 +227,14 @@ def test_a_file_of_a_folder_that_is_no_image_is_left_out_and_told_of(tmp_path):
     (tmp_path / "b.png").unlink()
     with pytest.warns(MaskGuidedWarning), pytest.raises(ImageError, match=r"c\.png: no image"):
         read_pairs(tmp_path, None, *given)
+
+
+def test_of_a_folder_what_is_too_small_to_be_compared_is_left_out(weights, tmp_path):
+    for name, side in (("a", 24), ("b", 1), ("c", 30)):
+        write_image(tmp_path / "in" / f"{name}.png", data.astronaut()[:side, :side].copy())
+    with pytest.warns(MaskGuidedWarning, match=r"b\.png: an image of 1x1 LR pixels; .* it is left out"):
+        pairs = read_pairs(tmp_path / "in", None, torch.device("cpu"), torch.float32, True)
+    assert [pair.name for pair in pairs] == ["a", "c"]
+    (pair,) = read_pairs(tmp_path / "in" / "b.png", None, torch.device("cpu"), torch.float32, True)
+    with pytest.raises(ArgumentError, match="b: an image of 1x1 LR pixels"):
+        check_sizes([pair], 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -345,3 +346,13 @@ def test_a_network_in_half_precision_is_calibrated_without_hr_images():
     found = maskguided.calibrate(fast, [x.to(torch.bfloat16) for x in photographs(side=48)], max_cost=0.9)
     assert found.estimated
     assert 0 < fast.keep < 1
+
+
+def test_what_is_rough_with_a_light_tail_is_not_told_to_take_one(monkeypatch):
+    monkeypatch.setattr(sys.modules["maskguided.calibrate"], "is_rough", lambda *_: True)
+    for settings, text in (
+        ({}, "or less loss, cut later"),
+        ({"merge": "features", "coarse_tail": None}, "wrap with merge="),
+    ):
+        with pytest.warns(maskguided.MaskGuidedWarning, match=text):
+            maskguided.calibrate(wrapped(**settings), list(image(2, 3, 40, 48).split(1)), max_cost=0.9)

@@ -89,6 +89,16 @@ def test_what_is_no_weight_file_is_said_to_be_none(suffix, tmp_path):
         read(path)
 
 
+def test_what_stands_for_weights_and_what_has_another_name_is_told(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="git lfs pull brings them"):
+        read(path)
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match=r"let its name end in \.safetensors"):
+        read(path)
+
+
 def test_a_file_without_tensors_lists_what_it_holds(tmp_path):
     torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="it holds epoch, optimizer"):
@@ -262,6 +272,18 @@ def test_a_file_without_its_settings_is_said_to_be_damaged(change, tmp_path):
     header = {name: value for name, value in {**content.metadata, **change}.items() if value is not None}
     save_file(content.tensors, path, metadata=header)
     with pytest.raises(CheckpointError, match=r"pan\.safetensors: damaged"):
+        maskguided.load(path, net)
+
+
+def test_a_file_of_a_training_that_diverged_is_no_head(tmp_path):
+    """Its images were black, and nothing said so."""
+    path, net = tmp_path / "pan.safetensors", small_pan()
+    maskguided.save(maskguided.wrap(net, 1, merge="image"), path)
+    content = read(path)
+    name = next(name for name in content.tensors if name.startswith("coarse_tail"))
+    content.tensors[name].view(-1)[0] = torch.nan
+    save_file(content.tensors, path, metadata=content.metadata)
+    with pytest.raises(CheckpointError, match=f"NaN or infinity in {name}"):
         maskguided.load(path, net)
 
 
