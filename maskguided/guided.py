@@ -108,9 +108,9 @@ class MaskGuided(Held):
         if refine_tail == "light":
             check_refine_tail(merge)
             split = with_light_tail(split)
+        check_cuts(split, merge, context)
         check_possible(split, merge, coarse_tail, global_ops)
         warn_of_unused(merge, coarse_tail, coarse_on)
-        check_cuts(split, merge, context)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
         small = exchanges and isinstance(patch_size, int) and not split.exchanges_at(patch_size)
         # Each setting is checked against those above it.

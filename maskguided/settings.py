@@ -108,6 +108,11 @@ def check_cuts(split: Split, merge: Merge, context: Context) -> None:
     """Refuse several cuts where patches cannot leave in between."""
     if len(split.cuts) == 1:
         return
+    if not split.can_join:  # then there is no merge to name
+        raise ArgumentError(
+            f"split_at={split.cuts}: blocks between these cuts of this {type(split.model).__name__} write what is no "
+            "map (a vector of the whole image), and patches that leave cannot be put back into that; cut once"
+        )
     if merge == "image":
         raise ArgumentError(
             f"split_at={split.cuts} with merge='image': a patch that leaves at a later cut would need a coarse tail "

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import NETWORKS, OriginalEDSR, difference, image, scaled
+from torch import nn
+from toys import Base, conv
 
 import maskguided
 from maskguided import ArgumentError, MaskGuided, checkpoint
@@ -147,3 +149,28 @@ def test_calibrate_finds_a_keep():
 def test_wrong_cuts_are_refused(cuts, changes, text):
     with pytest.raises(ArgumentError, match=text):
         maskguided.wrap(PAN(features=8, up_features=8, blocks=6), cuts, **changes)
+
+
+class Carried(Base):
+    """Each block adds to a vector of the whole image, which the tail weighs channels by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(conv(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        y = self.first(x)
+        carried = y.mean((2, 3))
+        for block in self.blocks:
+            y = y + block(y)
+            carried = carried + y.mean((2, 3))
+        return self.finish(y * torch.sigmoid(carried)[:, :, None, None])
+
+
+@pytest.mark.parametrize("merge", [None, "features", "image"])
+def test_a_vector_that_blocks_write_is_cut_once_whatever_is_merged(merge):
+    """Each merge was told to be the other one."""
+    network = scaled(Carried())
+    with pytest.raises(ArgumentError, match=r"split_at=\(1, 2, 3\): .*vector of the whole image.*; cut once"):
+        maskguided.wrap(network, (1, 2, 3), merge=merge)
+    assert maskguided.wrap(network, 2).split.cuts == (2,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
@@ -151,7 +152,9 @@ def with_smallest(found: Probe, run: Callable[[Tensor], Tensor]) -> Probe:
 
     def is_taken(side: int) -> bool:
         try:
-            image = thinly(lambda: run(found.input(side, side)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a deviation of one pixel
+                image = thinly(lambda: run(found.input(side, side)))
         except Exception:  # whatever a foreign network raises
             return False
         return min(image.shape[2:]) >= found.scale * side
