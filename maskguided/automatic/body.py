@@ -114,8 +114,7 @@ def _runs(calls: list[Call], size: tuple[int, int], largest: float, least: int =
                 groups.setdefault((call.parent, call.out_shape), []).append(call)
     image_maker = next((call for call in reversed(calls[:-1]) if any(True for _ in call.module.parameters())), None)
     for group in groups.values():
-        # SRVGGNetCompact's last convolution stands among the others and may have their shape, but makes the image.
-        if group[-1] is image_maker and len(group) > 2 and len({_container(call) for call in group}) == 1:
+        if len(group) > 2 and group[-1] is image_maker and _stands_apart(group, calls):
             group.pop()
     found = [_candidate(group, calls[-1].macs) for group in groups.values() if len(group) >= 2]
     whole = {run.names for run in found if not run.mixed}
@@ -223,9 +222,11 @@ def _signature(call: Call) -> Any:
     return type(call.module), shapes, call.in_shape, call.out_shape
 
 
-def _container(call: Call) -> str:
-    """Name of what holds a module."""
-    return call.name.rpartition(".")[0]
+def _stands_apart(group: list[Call], calls: list[Call]) -> bool:
+    """Whether the last of `group`, with which the weights end, is held beside the others but has no activation as they
+    have: SRVGGNetCompact's last convolution, which makes the image, may have the shape of those before it."""
+    holders = {call.name.rpartition(".")[0] for call in group}
+    return len(holders) == 1 and calls.index(group[-1]) - calls.index(group[-2]) > 1
 
 
 def _area(shape: tuple[int, ...], height: int, width: int) -> int:
