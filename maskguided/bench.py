@@ -62,6 +62,11 @@ class Row:
     """PSNR of the images to those of the dense network, in the same way; None where they are the same. It tells of what
     is lost where there is no HR image, or a network is not made for PSNR (of GANs)."""
 
+    @property
+    def to_dense(self) -> float | None:
+        """dB of PSNR to the dense network's; None without HR images."""
+        return None if self.psnr is None or self.dense_psnr is None else self.psnr - self.dense_psnr
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -103,7 +103,7 @@ def bench_picture(rows: Sequence[Row], path: str | Path) -> None:
     figure = _figure(figsize=(7, 4.5))
     axis = figure.subplots()
     for name, points in lines.items():
-        quality = [_to_dense(row) for row in points]
+        quality = [(row.to_dense if known else row.fidelity) or 0.0 for row in points]
         (line,) = axis.plot(
             [100 * row.time_ratio for row in points], quality, "o-", markersize=4, label=f"{name}: time"
         )
@@ -118,14 +118,6 @@ def bench_picture(rows: Sequence[Row], path: str | Path) -> None:
     axis.set_title("numbers: share of the patches that is refined (keep)", fontsize=9)
     axis.legend(fontsize=7)
     _save(figure, Path(path))
-
-
-def _to_dense(row: Row) -> float:
-    """dB to the dense network's PSNR, or of likeness to its images."""
-    if row.psnr is not None and row.dense_psnr is not None:
-        return row.psnr - row.dense_psnr
-    assert row.fidelity is not None
-    return row.fidelity
 
 
 def _shown(x: Tensor) -> Image:

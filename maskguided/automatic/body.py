@@ -108,11 +108,11 @@ def _runs(calls: list[Call], size: tuple[int, int], largest: float, least: int =
     for call in calls[:-1]:
         area = _area(call.out_shape or (), *size)
         fits = 1 < area <= largest * size[0] * size[1]
-        if fits and call.depth and any(True for _ in call.module.parameters()):
+        if fits and call.depth and _has_weights(call):
             groups.setdefault(_signature(call), []).append(call)
             if call.in_shape == call.out_shape:
                 groups.setdefault((call.parent, call.out_shape), []).append(call)
-    image_maker = next((call for call in reversed(calls[:-1]) if any(True for _ in call.module.parameters())), None)
+    image_maker = next(filter(_has_weights, reversed(calls[:-1])), None)
     for group in groups.values():
         if len(group) > 2 and group[-1] is image_maker and _stands_apart(group, calls):
             group.pop()
@@ -220,6 +220,10 @@ def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator
 def _signature(call: Call) -> Any:
     shapes = tuple((name, tuple(p.shape)) for name, p in call.module.named_parameters())
     return type(call.module), shapes, call.in_shape, call.out_shape
+
+
+def _has_weights(call: Call) -> bool:
+    return any(True for _ in call.module.parameters())
 
 
 def _stands_apart(group: list[Call], calls: list[Call]) -> bool:

@@ -153,7 +153,7 @@ def _lines(rows: list[bench.Row]) -> list[tuple[str, ...]]:
     for row in rows:
         least = "" if row.min_gain_db is None else f"{row.min_gain_db:g}"
         spread = "-" if row.spread is None else f"{row.spread:.0%}"
-        quality = () if row.psnr is None else (f"{row.psnr:.2f}", f"{row.psnr - (row.dense_psnr or 0):+.2f}")
+        quality = () if row.to_dense is None else (f"{row.psnr:.2f}", f"{row.to_dense:+.2f}")
         lines.append((
             row.merge, str(row.split_at), str(row.patch_size), str(row.halo), *([least] if free else []),
             f"{row.keep:.3g}", f"{row.macs_ratio:.3f}", f"{row.time_ratio:.3f}", spread, *quality,

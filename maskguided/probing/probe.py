@@ -93,7 +93,7 @@ def probe_network(model: nn.Module) -> Probe:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
-    failure, guesses, by_colour = "it was never called", _channel_guesses(model), list[Probe]()
+    failure, guesses, by_colour = "it was never called", _channel_guesses(model), list[tuple[Probe, Tensor]]()
     with untouched(model):
         for multiple, least, channels in product(MULTIPLES, _LEAST, guesses):
             found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
@@ -112,11 +112,10 @@ def probe_network(model: nn.Module) -> Probe:
             found = replace(found, out_channels=out.shape[1], scale=scale)
             if channels != 3 or _is_of_colours(model, found, out):
                 return _with_room(model, _in_range(model, found, out))
-            by_colour.append(found)
+            by_colour.append((found, out))
     if by_colour:  # it takes its colours one by one, and no grey image
         with untouched(model):
-            found = by_colour[0]
-            return _with_room(model, _in_range(model, found, image_of(model(found.input(*found.sizes[0])))))
+            return _with_room(model, _in_range(model, *by_colour[0]))
     raise CannotSplit(
         f"{type(model).__name__} could not be run on a random image (channels "
         f"{', '.join(map(str, guesses))}; sizes from "
