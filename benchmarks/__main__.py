@@ -20,6 +20,8 @@ from pathlib import Path
 
 import torch
 
+from maskguided.pictures import drawing
+
 from . import engine, memory, onnx
 from .engine import Way
 from .report import Table
@@ -100,13 +102,9 @@ def _onnx(args: argparse.Namespace) -> Table:
 
 def _plot(table: Table, folder: Path) -> None:
     """Time against dense, by size, a line for each keep."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(dict.fromkeys(row["network"] for row in table.rows))
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4.5 * len(names), 3.5), squeeze=False, sharey=True)
+    figure = drawing().Figure(figsize=(4.5 * len(names), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)
     for name, axis in zip(names, axes[0], strict=True):
         for keep in dict.fromkeys(row["keep"] for row in table.rows):
             rows = [row for row in table.rows if (row["network"], row["keep"]) == (name, keep)]
@@ -119,7 +117,7 @@ def _plot(table: Table, folder: Path) -> None:
         axis.axhline(1, color="grey", linewidth=0.5)
         axis.legend(fontsize=7)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / "sizes.png", dpi=120, bbox_inches="tight")
+    figure.savefig(folder / "sizes.png", dpi=120)
 
 
 TABLES: dict[str, Callable[[argparse.Namespace], Table]] = {

@@ -19,6 +19,7 @@ import torch
 
 from maskguided import bench
 from maskguided.pairs import Pair
+from maskguided.pictures import drawing
 
 from .quality import read
 from .report import Row, Table
@@ -69,24 +70,20 @@ def measure(curve: Curve, pan: Path, images: dict[str, list[Pair]], rounds: int)
 
 def draw(rows: list[Row], path: Path) -> None:
     """dB to dense against the share of its time, a panel for each set of images; the dense network is top right."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     sets = list(dict.fromkeys(str(row["images"]) for row in rows))
-    figure, axes = pyplot.subplots(1, len(sets), figsize=(4.6 * len(sets), 3.4), squeeze=False, sharey=True)
+    figure = drawing().Figure(figsize=(4.6 * len(sets), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)
     for images, axis in zip(sets, axes[0], strict=True):
         for name in dict.fromkeys(row["network"] for row in rows):
             points: Any = [row for row in rows if (row["network"], row["images"]) == (name, images)]
             points.sort(key=lambda row: row["time"])
             axis.plot([100 * row["time"] for row in points], [row["dB to dense"] for row in points], "o-", label=name)
         axis.plot([100], [0], "k*", markersize=11, label="the network as it is")
-        axis.set(title=images, xlabel="% of the dense network's time", xlim=(15, 103), ylim=(-0.26, 0.015))
+        axis.set(title=images, xlabel="% of the dense network's time", xlim=(10, 103), ylim=(-0.18, 0.01))
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("PSNR-Y to the dense network's, dB")
     axes[0][0].legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
