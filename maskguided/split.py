@@ -14,6 +14,7 @@ from torch import nn
 from .parts import Merge, Parts, State
 from .probing import receptive
 from .probing.modules import copied, first_weight, silent_weights
+from .probing.probe import runs_channels_last
 from .probing.thin import thinly
 from .probing.untouched import untouched
 from .windows.global_ops import Seen
@@ -64,13 +65,7 @@ class Split(Parts):
 
     @cached_property
     def _runs_channels_last(self) -> bool:
-        x = self.example(*self.probe.sizes[0]).contiguous(memory_format=torch.channels_last)
-        try:
-            with untouched(self.model):
-                self.model(x)
-        except RuntimeError:
-            return False
-        return True
+        return runs_channels_last(self.model, self.probe)
 
     @property
     def global_ops(self) -> tuple[str, ...]:

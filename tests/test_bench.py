@@ -11,15 +11,17 @@ import pytest
 import torch
 from rich.console import Console
 from skimage import data
-from support import PHOTO, image, run
+from support import PHOTO, image, run, scaled
 from test_calibrate import wrapped
+from test_modes import ByLayers
 
 import maskguided
-from maskguided import ArgumentError, MaskGuidedWarning, bench, metrics, pictures
+from maskguided import ArgumentError, MaskGuidedWarning, bench, commands, metrics, pictures
 from maskguided.commands.bench import _table as bench_table
 from maskguided.errors import ImageError
 from maskguided.gain import fresh_estimate
 from maskguided.images import read_image, resize, write_image
+from maskguided.networks import Loaded
 from maskguided.pairs import check_sizes, read_pairs
 
 
@@ -44,6 +46,15 @@ def test_bench_without_options_measures_the_starter_as_it_is_used(tmp_path):
     starter = maskguided.starter()
     assert (coarse["keep"], own["keep"], own["merge"]) == (0, starter.keep, starter.merge)
     assert own["macs_ratio"] == pytest.approx(starter.cost(*PHOTO.shape[:2]).ratio)
+
+
+def test_a_network_that_does_not_run_channels_last_is_measured_as_it_runs(monkeypatch, tmp_path):
+    write_image(tmp_path / "a.png", PHOTO[:24, :24])
+    loaded = Loaded(scaled(ByLayers()), "HAN", "spandrel")
+    monkeypatch.setattr(commands.bench, "load_network", lambda *_: loaded)
+    arguments = ["bench", "-i", tmp_path / "a.png", "--weights", "any.pth", "--keep", 1, "--rounds", 1]
+    assert ", contiguous, 1 round" in run(*arguments).output
+    assert run(*arguments, "--channels-last", code=1).exception
 
 
 def test_one_round_has_no_spread(weights, tmp_path):

@@ -19,7 +19,7 @@ from ..files import write_whole
 from ..networks import load_network
 from ..pairs import read_pairs
 from ..probing.modules import first_weight
-from ..probing.probe import probe_network
+from ..probing.probe import probe_network, runs_channels_last
 from .console import out, progress_bar
 from .options import (
     Body,
@@ -72,7 +72,14 @@ def bench_command(
     threads: Annotated[
         int, typer.Option(help="CPU threads; more than one is unsteady on a shared machine.", min=1)
     ] = 1,
-    channels_last: Annotated[bool, typer.Option(help="Memory format, for both sides.")] = True,
+    channels_last: Annotated[
+        bool | None,
+        typer.Option(
+            "--channels-last/--no-channels-last",
+            help="Memory format, for both sides.",
+            show_default="channels-last, if the network runs so",
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table here, as Markdown.")] = None,
     plot: Annotated[
@@ -111,16 +118,17 @@ def bench_command(
     ]
     use_threads(threads)
     where = pick_device(device)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
     loaded = load_network(weights, model, scale)
-    net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half)).to(memory_format=layout)
-    like = first_weight(net)
-    pairs = read_pairs(lr, hr, like.device, like.dtype, channels_last, grey=probe_network(net).in_channels == 1)
+    net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half))
+    probe, like = probe_network(net), first_weight(net)
+    last = runs_channels_last(net, probe) if channels_last is None else channels_last
+    net = net.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    pairs = read_pairs(lr, hr, like.device, like.dtype, last, grey=probe.in_channels == 1)
     with progress_bar("image") as progress:
         task = progress.add_task("all settings and rounds", total=bench.steps(pairs, settings, rounds))
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
     what = f"{_several(len(pairs), 'image')} of {lr.name}, {type(net).__name__}, {bench.machine(threads, where)}"
-    how = f"{dtype}, {'channels_last' if channels_last else 'contiguous'}, {_several(rounds, 'round')}"
+    how = f"{dtype}, {'channels_last' if last else 'contiguous'}, {_several(rounds, 'round')}"
     header = f"{what}, {how}; {_dense(rows[0])}"
     out.print(header, markup=False)
     console = out if out.is_terminal else Console(width=_WIDEST, highlight=False)

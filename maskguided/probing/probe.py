@@ -163,6 +163,17 @@ def with_smallest(found: Probe, run: Callable[[Tensor], Tensor]) -> Probe:
     return replace(found, smallest=sides[min(at, len(sides) - 1)])
 
 
+def runs_channels_last(model: nn.Module, probe: Probe) -> bool:
+    """Whether `model` takes images that are stored channels last: a `view` of its own may go by the order in memory."""
+    x = probe.input(*probe.sizes[0]).contiguous(memory_format=torch.channels_last)
+    try:
+        with untouched(model):
+            model(x)
+    except RuntimeError:
+        return False
+    return True
+
+
 def image_of(result: Any) -> Tensor:
     """The image that a network's result holds: the largest; of equal ones the last of a list, else the first.
 
