@@ -259,6 +259,7 @@ def test_what_cannot_be_trained(photos, tmp_path):
         Recipe(pool=8)
     with pytest.raises(ArgumentError, match="distill=2"):
         Options(distill=2)
+    assert Options(distill=np.float32(0.5)).distill == 0.5
     with pytest.raises(ArgumentError, match="pixel_loss='l2'; use 'l1' or 'psnr'"):
         Options(pixel_loss="l2")
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,27 @@ def test_a_folder_that_was_begun_is_gone_on_with(weights, tmp_path):
     assert read_image(outputs / "b_out.png").shape == (192, 240, 3)
     assert "2 of 2 exist already" in run(*common, "--skip-existing").output
     assert "give one" in str(run(*common, "--skip-existing", "--overwrite", code=1).exception)
+
+
+def test_several_images_and_folders_are_upscaled_at_once(monkeypatch, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png", "in/c.png"):
+        write_image(tmp_path / name, PHOTO[:16, :16])
+    monkeypatch.chdir(tmp_path)
+    run("upscale", "-i", "a.png", "b.png", "in", "-i", "./a.png")  # as a shell makes it of -i *.png
+    assert {str(path) for path in Path().rglob("*_out.png")} == {"a_out.png", "b_out.png", "in_out/c_out.png"}
+    with pytest.warns(maskguided.MaskGuidedWarning, match="2 results of an earlier run in it are left out"):
+        again = run("upscale", "--skip-existing", *sorted(str(path) for path in Path().glob("*.png")))
+    assert "2 of 2 exist already" in again.output
+    run("upscale", "a.png", "in/c.png", "-o", "results")
+    assert {path.name for path in Path("results").iterdir()} == {"a_out.png", "c_out.png"}
+    write_image(tmp_path / "in" / "a.png", PHOTO)
+    for arguments, why in (
+        (("a.png", "b.png", "-o", "one.png"), "one.png is a file name, but there are 2 inputs"),
+        (("a.png", "in", "-o", "new"), "2 images would all be written to new/a_out.png; leave --output out"),
+        ((), "Give an image or a folder"),
+    ):
+        assert why in str(run("upscale", *arguments, code=1).exception)
 
 
 def test_results_that_lie_among_the_images_are_not_upscaled_again(weights, tmp_path, monkeypatch):

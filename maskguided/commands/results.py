@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,24 +36,29 @@ class Job:
                 raise ImageError(f"{file} exists already; add --overwrite to replace it, or --skip-existing")
 
 
-def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: bool) -> list[Job]:
-    """The images of a file or folder with their results' places, in which files can be written and no two are the same.
+def jobs(inputs: Sequence[Path], output: Path | None, suffix: str, ext: str, show_mask: bool) -> list[Job]:
+    """The images of files and folders, and places for their results: files can be written there, no two are the same.
 
     Raises:
         ImageError: there are no images.
         ArgumentError: a result would replace an image, or another result, or cannot be written.
     """
-    paths = list_images(input)
-    output = output or (_folder_beside(input) if input.is_dir() else input.parent)
-    if input.is_dir() and output.is_dir() and output.samefile(input):
-        paths = _without_results(paths, [_place(path, input, input, suffix, ext) for path in paths])
-    targets = [_place(path, input, output, suffix, ext) for path in paths]
+    if output is not None and len(inputs) > 1 and _is_image_name(output):
+        raise ArgumentError(f"--output {output} is a file name, but there are {len(inputs)} inputs; name a folder")
+    place_of: dict[Path, Path] = {}
+    for input in inputs:
+        folder = output or (_folder_beside(input) if input.is_dir() else input.parent)
+        place_of.update((path, _place(path, input, folder, suffix, ext)) for path in list_images(input))
+    if len(place_of) > 1:
+        place_of = _without_results(place_of)
+    paths, targets = list(place_of), list(place_of.values())
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
-        raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; use --ext auto")
+        instead = "use --ext auto" if ext != "auto" else "leave --output out, or upscale them one by one"
+        raise ArgumentError(f"--ext {ext}: {count} images would all be written to {target}; {instead}")
     for folder in {target.parent for target in targets}:
         writable(folder)
-    masks = _mask_names(targets) if show_mask else [None] * len(targets)
+    masks: Sequence[Path | None] = _mask_names(targets) if show_mask else [None] * len(targets)
     for path, mask in zip(paths, masks, strict=True):
         if mask is not None and (mask in targets or same_place(mask, path)):
             raise ArgumentError(
@@ -60,13 +67,20 @@ def jobs(input: Path, output: Path | None, suffix: str, ext: str, show_mask: boo
     return [Job(*places) for places in zip(paths, targets, masks, strict=True)]
 
 
-def _without_results(paths: list[Path], targets: list[Path]) -> list[Path]:
-    """Of a folder that results go into, what is no result of an earlier run."""
-    made = {*targets, *_mask_names(targets)}
-    left = [path for path in paths if path not in made]
-    if len(left) < len(paths):
-        warn(f"{paths[0].parent}: {len(paths) - len(left)} results of an earlier run in it are left out")
+def _without_results(place_of: dict[Path, Path]) -> dict[Path, Path]:
+    """Without the results of an earlier run, where they lie beside the images and are given with them."""
+    targets = list(place_of.values())
+    made = {os.path.realpath(target) for target in (*targets, *_mask_names(targets))}
+    left = {path: target for path, target in place_of.items() if os.path.realpath(path) not in made}
+    if len(left) < len(place_of):
+        where = next(path for path in place_of if path not in left).parent
+        warn(f"{where}: {len(place_of) - len(left)} results of an earlier run in it are left out")
     return left
+
+
+def _is_image_name(output: Path) -> bool:
+    """Whether results' place is the name of one."""
+    return output.suffix.lower() in SUFFIXES and not output.is_dir()
 
 
 def _folder_beside(folder: Path) -> Path:
@@ -79,7 +93,7 @@ def _folder_beside(folder: Path) -> Path:
 
 def _place(path: Path, input: Path, output: Path, suffix: str, ext: str) -> Path:
     """Where the result of `path` goes: `output` itself if it names an image and there is one, else a file in it."""
-    if output.suffix.lower() in SUFFIXES and not output.is_dir():
+    if _is_image_name(output):
         if input.is_dir():
             raise ArgumentError(f"--output {output} is a file name, but --input {input} is a folder; name a folder")
         if ext != "auto" and output.suffix.lower() != f".{ext.removeprefix('.')}".lower():
@@ -102,7 +116,7 @@ def _not_itself(path: Path, target: Path) -> Path:
     return target
 
 
-def _mask_names(targets: list[Path]) -> list[Path | None]:
+def _mask_names(targets: Sequence[Path]) -> list[Path]:
     """Where the picture of each result's mask goes: NAME_mask.png, or NAME_jpg_mask.png beside a NAME.png."""
     stems = Counter(target.with_suffix("") for target in targets)
     own = [f"_{t.suffix[1:]}" if stems[t.with_suffix("")] > 1 else "" for t in targets]

@@ -51,7 +51,13 @@ class Alpha(str, Enum):
 
 @with_settings
 def upscale_command(
-    input: Annotated[Path, typer.Option("--input", "-i", help="An image, or a folder of images.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images and folders of images, as -i.", show_default=False)
+    ] = None,
+    input: Annotated[
+        list[Path] | None,
+        typer.Option("--input", "-i", help="An image, or a folder of images; several, too: -i *.png."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A folder, or a file name for a single image.", show_default="beside it"),
@@ -109,15 +115,18 @@ def upscale_command(
     ] = False,
     **settings: Any,
 ) -> None:
-    """Upscale an image or a folder of images; without --weights, x4 with the network that ships with maskguided."""
+    """Upscale images and folders of images; without --weights, x4 with the network that ships with maskguided."""
     use_threads(threads)
     if overwrite and skip_existing:
         raise ArgumentError("--overwrite and --skip-existing: existing results are replaced or left; give one")
     if keep is not None and min_gain is not None:
         raise ArgumentError(f"--keep {keep:g} with --min-gain {min_gain:g}: the one or the other decides; give one")
+    inputs = [*(input or []), *(images or [])]
+    if not inputs:
+        raise ArgumentError("upscale what? Give an image or a folder: maskguided upscale -i photo.png")
     way = _Way(outscale, tile, tile_pad, alpha.value, overwrite or skip_existing)
     where = pick_device(device)
-    jobs = results.jobs(input, output, suffix, ext, show_mask)
+    jobs = results.jobs(inputs, output, suffix, ext, show_mask)
     if skip_existing:
         jobs = _not_done(jobs)
         if not jobs:

@@ -29,6 +29,7 @@ from ..parts import State
 from ..patches import Grid, continued, others, per_pixel, scatter, select
 from ..probing.untouched import untouched
 from ..split_checks import check_gradients
+from ..values import as_number
 
 Stage = Literal["coarse", "refine", "head", "all", "end", "joint"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -58,7 +59,7 @@ class Options:
     there is than in the dense image, which is what PSNR below dense measures (`distill` has no say then)."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.distill, int | float) or not 0 <= self.distill <= 1:
+        if not 0 <= as_number(self.distill) <= 1:
             raise ArgumentError(f"distill={self.distill!r}: the dense image's share in the target; use 0 to 1")
         if self.pixel_loss not in ("l1", "psnr"):
             raise ArgumentError(f"pixel_loss={self.pixel_loss!r}; use 'l1' or 'psnr'")
