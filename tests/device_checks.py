@@ -1,4 +1,4 @@
-"""What test_device.py asks of a device that is not the CPU: python device_checks.py CHECK. Fails where it is not so."""
+"""What test_device.py asks of a device that is not the CPU: python device_checks.py CHECK ... Fails if it is not so."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ def timed() -> None:
 def wrapped_there() -> None:
     """A network that is there already is wrapped there."""
     for name, build in WRAPPED.items():
+        assert maskguided.inspect(build().to(pretend.NAME)).can_split
         for settings in SETTINGS:
             if settings.get("scorer") == "head" or settings.get("coarse_tail") == "deep":  # drawn at random
                 continue
@@ -80,7 +81,6 @@ def wrapped_there() -> None:
             fast = maskguided.wrap(network, keep=0.4, **settings).eval()
             assert {p.device.type for p in (*fast.parameters(), *fast.buffers())} == {pretend.NAME}, (name, settings)
             assert difference(fast(there(image(1, 3, 37, 43))).cpu(), expected) < 2e-6, (name, settings)
-            assert maskguided.inspect(network).can_split
 
 
 def calibrated_there() -> None:
@@ -137,4 +137,5 @@ def the_commands_go_there() -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    globals()[sys.argv[1]]()
+    for check in sys.argv[1:]:
+        globals()[check]()

@@ -141,13 +141,15 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "pan": lambda: scaled(PAN()),
     "pan-small-x3": lambda: scaled(PAN(features=8, up_features=8, blocks=5, scale=3)),
     "edsr": lambda: scaled(_edsr(16, 64)),
-    "edsr-large": lambda: scaled(_edsr(32, 256)),
+    "edsr-large": lambda: scaled(_edsr(32, 96)),
     "edsr-original": lambda: scaled(OriginalEDSR()),
     "rcan": lambda: scaled(
         _basicsr("rcan_arch", "RCAN", num_in_ch=3, num_out_ch=3, num_group=10, num_block=2), gain=0.6
     ),
     "msrresnet": lambda: scaled(_basicsr("srresnet_arch", "MSRResNet"), gain=0.6),
-    "rrdbnet": lambda: scaled(_basicsr("rrdbnet_arch", "RRDBNet", num_in_ch=3, num_out_ch=3, num_block=23)),
+    "rrdbnet": lambda: scaled(
+        _basicsr("rrdbnet_arch", "RRDBNet", num_in_ch=3, num_out_ch=3, num_block=23, num_grow_ch=16)
+    ),
     "rrdbnet-x2": lambda: scaled(_basicsr("rrdbnet_arch", "RRDBNet", num_in_ch=3, num_out_ch=3, scale=2, num_block=4)),
     "srvgg": lambda: scaled(_basicsr("srvgg_arch", "SRVGGNetCompact"), gain=1.2),
 }

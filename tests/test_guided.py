@@ -139,7 +139,9 @@ def test_channels_last_in_channels_last_out(merge):
 
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("merge", ["features", "image"])
-@pytest.mark.parametrize("model", [PAN(features=8, up_features=8, blocks=4), OriginalEDSR()], ids=["pan", "automatic"])
+@pytest.mark.parametrize(
+    "model", [PAN(features=8, up_features=8, blocks=2), OriginalEDSR(blocks=2)], ids=["pan", "automatic"]
+)
 def test_compiles_to_one_graph(merge, model):
     adapter = "automatic" if isinstance(model, OriginalEDSR) else None
     fast = maskguided.wrap(scaled(model), keep=0.5, patch_size=6, merge=merge, adapter=adapter).eval()

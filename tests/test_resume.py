@@ -19,6 +19,9 @@ pytest.importorskip("timm", reason="training needs timm and accelerate: pip inst
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 
 
+PATH = str(Path(__file__).parent)
+
+
 def test_a_killed_run_goes_on_to_the_same_result(photos, tmp_path):
     straight, killed = wrapped(), wrapped()
     recipe = Recipe(steps=9, batch=2, crop=16, warmup=2)
@@ -44,30 +47,24 @@ def test_a_killed_run_goes_on_to_the_same_result(photos, tmp_path):
 
 
 KILLED = """
-import os, signal, sys, time, torch, maskguided
-from support import scaled
+import sys, time, torch
+from training_runs import wrapped
 from maskguided import finetune
-from maskguided.adapters.pan_net import PAN
-torch.set_num_threads(1)
-torch.manual_seed(0)
-fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4, scale=2)), 2, merge="image",
-                       coarse_tail="deep", patch_size=8, halo=1)
+torch.set_num_threads(int(sys.argv[3]))
 recipe = finetune.Recipe(steps=40, batch=2, crop=16, warmup=2)
-finetune.fit(fast, sys.argv[1], "coarse", recipe, checkpoint=sys.argv[2], every=1,
-             watch=lambda *_: (print(flush=True), time.sleep(float(sys.argv[3]))))
+finetune.fit(wrapped(), sys.argv[1], "coarse", recipe, checkpoint=sys.argv[2], every=1,
+             watch=lambda *_: (print(flush=True), time.sleep(0.2)))
 """
 
 
 def test_sigkill_at_any_moment_loses_nothing_but_time(photos, tmp_path):
     """Checkpoints are written all the time here, so that the kill may well fall into the writing of one."""
     (tmp_path / "run.py").write_text(KILLED)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "CUDA_VISIBLE_DEVICES": ""}
-
-    def start(name: str, pause: float) -> subprocess.Popen[str]:
-        command = [sys.executable, str(tmp_path / "run.py"), str(photos), str(tmp_path / name), str(pause)]
-        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-
-    killed = start("killed.pt", pause=0.2)
+    env = {**os.environ, "PYTHONPATH": PATH, "CUDA_VISIBLE_DEVICES": ""}
+    given = (photos, tmp_path / "killed.pt", torch.get_num_threads())
+    killed = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py", *map(str, given)], env=env, stdout=subprocess.PIPE, text=True
+    )
     assert killed.stdout is not None
     for _ in range(5):
         killed.stdout.readline()
@@ -75,8 +72,9 @@ def test_sigkill_at_any_moment_loses_nothing_but_time(photos, tmp_path):
     assert killed.wait(60) == -9
     left = torch.load(tmp_path / "killed.pt", weights_only=True)["step"]
     assert 4 <= left < 40
+    recipe = Recipe(steps=40, batch=2, crop=16, warmup=2)
     for name in ("killed.pt", "straight.pt"):
-        assert start(name, pause=0).wait(300) == 0
+        finetune.fit(wrapped(), photos, "coarse", recipe, checkpoint=tmp_path / name, every=1)
     one, other = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("killed", "straight"))
     assert one["step"] == other["step"] == 40
     assert all(torch.equal(a, b) for a, b in zip(one["average"], other["average"], strict=True))
@@ -116,33 +114,32 @@ def test_a_checkpoint_of_another_run_is_refused(photos, tmp_path):
 
 
 PROCESSES = """
-import accelerate, sys, torch, maskguided
-from support import scaled
+import accelerate, sys, torch
+from training_runs import wrapped
 from maskguided import finetune
-from maskguided.adapters.pan_net import PAN
 torch.set_num_threads(1)
-torch.manual_seed(0)
-fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4, scale=2)), 2, merge="image",
-                       coarse_tail="deep", patch_size=8, halo=1)
-finetune.fit(fast, sys.argv[1], "coarse", finetune.Recipe(steps=20, batch=4, crop=16, warmup=2),
+finetune.fit(wrapped(), sys.argv[1], "coarse", finetune.Recipe(steps=20, batch=4, crop=16, warmup=2),
              checkpoint=sys.argv[2], every=20)
-assert accelerate.PartialState().num_processes == int(sys.argv[3])
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, which aborts
+assert accelerate.PartialState().num_processes == 2
+torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, which aborts
 """
 
 
 def test_two_processes_are_as_good_as_one(photos, tmp_path):
     (tmp_path / "run.py").write_text(PROCESSES)
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for count in (1, 2):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        done = subprocess.run(
-            [*launch, str(tmp_path / "run.py"), str(photos), str(tmp_path / f"{count}.pt"), str(count)],
-            capture_output=True, text=True, env=env, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True)["parameters"] for count in (1, 2))
+    env = {**os.environ, "PYTHONPATH": PATH, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, tmp_path / "run.py", photos, tmp_path / "two.pt"],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    recipe = Recipe(steps=20, batch=4, crop=16, warmup=2)
+    finetune.fit(wrapped(), photos, "coarse", recipe, checkpoint=tmp_path / "one.pt", every=20)
+    one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True)["parameters"] for count in ("one", "two"))
     assert max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True)) < 1e-5
 
 
