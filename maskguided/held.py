@@ -50,7 +50,7 @@ class Held(Knobs):
         check_size(height, width)
         keep, grid = self.keep, self.grid(height, width)
         guided, coarse = (self.macs_at(height, width, keep=share) for share in (keep, 0))
-        dense = self._macs(self.model, lambda x: self.model(self.accepted(x)), height, width)
+        dense = self.dense_macs(height, width)
         own, every = (sum(p.numel() for p in module.parameters()) for module in (self.model, self))
         return Cost(
             height=height,
@@ -64,6 +64,10 @@ class Held(Knobs):
             k=grid.k(keep),
             patches=grid.count,
         )
+
+    def dense_macs(self, height: int, width: int) -> int:
+        """MACs of one LR image of that size in the dense network."""
+        return self._macs(self.model, lambda x: self.model(self.accepted(x)), height, width)
 
     def macs_at(self, height: int, width: int, **setting: float) -> int:
         """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""

@@ -316,10 +316,21 @@ def test_the_context_is_fitted_where_windows_exchange_borders_and_brings_the_ima
 def test_images_of_two_patches_are_priced_as_they_cost():
     fast = maskguided.wrap(network(), 2, patch_size=16)
     x = torch.rand(1, 3, 16, 32)
-    found = prices.Macs(fast, [x])
+    found = prices.Macs(fast, [x], {})
     for keep in (0.0, 0.5, 1.0):
         expected = fast.macs_at(16, 32, keep=keep) / fast.cost(16, 32).dense
         assert found.at(keep) == pytest.approx(expected, rel=1e-3)
+
+
+def test_images_of_several_sizes_are_priced_as_they_cost():
+    """What a patch adds is counted at one of them; a smaller window, of an image that is no larger, for itself."""
+    fast = maskguided.wrap(network(), 2, patch_size=8, merge="image", halo=1)
+    sizes = [(40, 24), (16, 31), (7, 9), (24, 24)]
+    found = prices.Macs(fast, [torch.rand(1, 3, *size) for size in sizes], known := {(7, 9): fast.dense_macs(7, 9)})
+    assert known == {size: fast.cost(*size).dense for size in sizes}
+    for keep in (0.0, 0.3, 0.7, 0.9):
+        expected = sum(fast.macs_at(*size, keep=keep) for size in sizes) / sum(known.values())
+        assert found.at(keep) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_network_whose_convolutions_see_nothing_to_be_guessed_is_calibrated():

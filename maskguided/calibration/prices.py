@@ -58,21 +58,25 @@ class Macs(Prices):
     """Prices in multiply-adds. Each patch refined costs the same, so few are counted.
 
     Args:
-        fast: the wrapped network; its keep is as it was afterwards.
+        fast: the wrapped network.
         images: LR images (1, C, H, W).
+        dense: MACs of the dense network by size, as far as they are known; others are added.
     """
 
-    def __init__(self, fast: MaskGuided, images: Sequence[Tensor]) -> None:
+    def __init__(self, fast: MaskGuided, images: Sequence[Tensor], dense: dict[tuple[int, int], int]) -> None:
         sizes = [(image.shape[2], image.shape[3]) for image in images]
         self._sizes = [(fast.grid(*size), size) for size in sizes]
         self._counted = {}
-        with fast.keep_restored():
-            for grid, size in set(self._sizes):
+        each_of = dict[tuple[int, int], float]()  # windows of one size cost the same, whatever image they are of
+        for grid, size in sorted(set(self._sizes), key=lambda sized: -sized[0].count):
+            if size not in dense:
+                dense[size] = fast.dense_macs(*size)
+            coarse, first = (fast.macs_at(*size, keep=k / grid.count) for k in (0, 1))
+            if grid.window not in each_of:
                 most = grid.count - 1 if grid.count > 2 else grid.count  # all of them need no choice
-                fast.keep = 1 / grid.count
-                first, last = fast.cost(*size), fast.macs_at(*size, keep=most / grid.count)
-                each = (last - first.guided) / max(most - 1, 1)
-                self._counted[size] = Counted(first.dense, first.coarse, first.guided, each)
+                last = fast.macs_at(*size, keep=most / grid.count)
+                each_of[grid.window] = (last - first) / max(most - 1, 1)
+            self._counted[size] = Counted(dense[size], coarse, first, each_of[grid.window])
 
     def at(self, keep: float) -> float:
         """Share of the dense MACs, over all images."""
@@ -178,15 +182,27 @@ class Priced:
         return budget.share is None or self.paid.at(0) <= budget.share
 
 
-def price(fast: MaskGuided, images: Sequence[Known], fit: Fit, budget: Budget, progress: Progress) -> Priced:
-    """What it will cost with the parts that are to be fitted; its keep, where the budget tells it already."""
+def price(
+    fast: MaskGuided,
+    images: Sequence[Known],
+    fit: Fit,
+    budget: Budget,
+    progress: Progress,
+    dense: dict[tuple[int, int], int] | None = None,
+) -> Priced:
+    """What it will cost with the parts that are to be fitted; its keep, where the budget tells it already.
+
+    `dense`: see Macs.
+    """
     if fit in ("all", "context") and has_context(fast):
         fast.context = make_context(fast.split, fast.merge)  # guessing has its price
     if fit in ("all", "score"):
         fast.scorer = "linear"
     progress("counting MACs" if budget.time is None else "counting MACs, timing")
     inputs = [known.lr for known in images]
-    prices = Priced(Macs(fast, inputs), None if budget.time is None else Clock(fast, inputs))
+    prices = Priced(
+        Macs(fast, inputs, {} if dense is None else dense), None if budget.time is None else Clock(fast, inputs)
+    )
     if budget.share is not None:
         fast.keep = prices.paid.keep(budget.share)
     return prices

@@ -48,13 +48,15 @@ def search(fast: MaskGuided, images: Sequence[Known], budget: Budget, progress: 
     """
     best: _Best | None = None
     missed: list[float] = []  # what it costs, or loses, where a budget is not met
+    dense: dict[tuple[int, int], int] = {}
 
     def compare(candidates: Iterable[tuple[_Place, _Windows]]) -> None:
         nonlocal best
         for place, windows in candidates:
             candidate = _candidate(fast, place, windows)
             if candidate is not None:
-                found = _rated(candidate, images, budget, math.inf if best is None else best.rating, missed, progress)
+                rating = math.inf if best is None else best.rating
+                found = _rated(candidate, images, budget, rating, missed, dense, progress)
                 if found is not None and (best is None or found[0] < best.rating):
                     best = _Best(found[0], place, candidate, found[1])
 
@@ -92,6 +94,7 @@ def _rated(
     budget: Budget,
     best: float,
     missed: list[float],
+    dense: dict[tuple[int, int], int],
     progress: Progress,
 ) -> tuple[float, Priced] | None:
     """What it costs or loses within the budget, the less the better, and its prices; None where it cannot meet it.
@@ -106,7 +109,7 @@ def _rated(
     def told(what: str) -> None:
         progress(f"{where}: {what}")
 
-    prices = price(candidate, images, "all", budget, told)
+    prices = price(candidate, images, "all", budget, told, dense)
     if not prices.affords(budget):
         missed.append(prices.paid.at(0))
         return None
