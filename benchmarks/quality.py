@@ -118,7 +118,7 @@ def main() -> None:
     found = [losses(fast, pair, settings) for pair in pairs]
     print(f"{len(pairs)} images; split {fast.split.split_at}, {fast.merge}, patch {fast.patch_size}, halo {fast.halo}")
     timed = times(fast, pairs, settings, args.rounds) if args.rounds else []
-    dense_macs = sum(fast.cost(*pair.lr.shape[2:]).dense for pair in pairs)
+    dense_macs = sum(fast.dense_macs(*pair.lr.shape[2:]) for pair in pairs)
     print("| setting | patches | MACs | time (spread) | score | dB to dense (Y, uint8, border = scale) | worst |")
     print("|" + " --- |" * 7)
     for number, setting in enumerate(settings):

@@ -123,7 +123,7 @@ def test_a_light_refine_tail_meets_on_set14_what_the_tables_say():
     patches = [fast.grid(height, width).count for height, width, _ in found]
     assert 0.82 < sum(k for *_, k in found) / sum(patches) < 0.835
     spent = sum(fast.macs_at(*size, keep=k / count) for (*size, k), count in zip(found, patches, strict=True))
-    assert spent / sum(fast.cost(*size).dense for *size, _ in found) < 0.6
+    assert spent / sum(fast.dense_macs(*size) for *size, _ in found) < 0.6
 
 
 def test_real_esrgan_anime_video_splits():
