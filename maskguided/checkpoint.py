@@ -19,7 +19,7 @@ from .gain import fresh_estimate
 from .guided import MaskGuided
 from .head import BLURS
 from .networks import load_network
-from .probing.modules import network_within, refuse_wrapped
+from .probing.modules import first_weight, network_within, refuse_wrapped
 from .values import as_path
 from .weights import HEAD_FORMAT, import_safetensors, load_into, read
 from .wrapping import check_wrapped, wrap
@@ -205,7 +205,9 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     _check_same(path, facts, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     if own["fingerprint"] != facts["fingerprint"] and not _holds_already(fast.model, trained):
-        warn(f"{path} was made for a {facts['class']} with other weights; fine if you have fine-tuned it since")
+        half = first_weight(fast.model).dtype in (torch.float16, torch.bfloat16)
+        fine = "fine if you have fine-tuned it since" + ", or rounded it to half precision" * half
+        warn(f"{path} was made for a {facts['class']} with other weights; {fine}")
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:

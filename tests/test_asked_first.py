@@ -55,6 +55,7 @@ def test_capitals_in_a_suffix_are_as_good_as_others(tmp_path):
     [
         (["upscale", "-i", "{}/in/a.png", "-o", "{}/in/a.png", "--overwrite"], "replaced by its own result"),
         (["upscale", "-i", "{}/in/a.png", "-o", "{}/x.gif"], "results are written as png"),
+        (["calibrate", "-i", "{}/in", "-w", "none.pth", "-o", "{}/x.safetensors", "--max-cost", "2"], "more than the"),
         (["upscale", "-i", "{}/in/a.png", "-o", "{}", "--suffix", "a/b"], "part of a file's name"),
         (["upscale", "-i", "{}/in/a.png", "-o", "{}/x.png", "--scale", "3"], "starter network is x4"),
         (["upscale", "-i", "{}/in/a.png", "-o", "{}/x.png", "--merge", "image"], "ships with maskguided has parts"),

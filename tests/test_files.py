@@ -237,6 +237,8 @@ def test_loading_onto_another_network_is_refused_and_other_weights_are_a_warning
     maskguided.save(maskguided.wrap(small_pan()), path)
     with pytest.warns(UserWarning, match="other weights"):
         maskguided.load(path, small_pan(seed=1))
+    with pytest.warns(UserWarning, match="other weights; fine if you .* or rounded it to half precision"):
+        maskguided.load(path, small_pan().half())
     with pytest.raises(CheckpointError, match="blocks=4; this one has blocks=6"):
         maskguided.load(path, PAN(features=8, up_features=8, blocks=6))
     with pytest.raises(CheckpointError, match="scale=4; this one has scale=2"):

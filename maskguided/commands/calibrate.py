@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import checkpoint, pictures
 from ..calibrate import calibrate
+from ..calibration.curve import Budget
 from ..images import to_tensor
 from ..networks import load_network
 from ..pairs import Pair, check_sizes, read_pairs
@@ -68,6 +69,7 @@ def calibrate_command(
     **settings: Any,
 ) -> None:
     """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
+    Budget(max_drop, max_cost, max_time)  # says what is wrong with it before a network is read
     new_file(output, overwrite, ".safetensors", inputs=[weights, head])
     if plot is not None:
         new_picture(plot, overwrite, images, hr)
