@@ -65,7 +65,7 @@ class Split(Parts):
 
     @cached_property
     def _runs_channels_last(self) -> bool:
-        return runs_channels_last(self.model, self.probe)
+        return runs_channels_last(self.model, self.example(*self.probe.sizes[0]))
 
     @property
     def global_ops(self) -> tuple[str, ...]:

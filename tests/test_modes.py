@@ -200,4 +200,6 @@ def test_a_network_that_does_not_run_channels_last_is_calibrated_used_and_traine
     for pool in (0, 4):
         losses = finetune.fit(fast, photos, "head", Recipe(steps=3, batch=2, crop=16, warmup=1, pool=pool))
         assert len(losses) == 3
-    assert maskguided.wrap(PAN(features=8, up_features=8, blocks=4)).split.memory_format == torch.channels_last
+    for dtype in (torch.float32, torch.bfloat16):  # of what it is when it is asked
+        fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4)).to(dtype)
+        assert fast.split.memory_format == torch.channels_last

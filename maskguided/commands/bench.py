@@ -121,7 +121,7 @@ def bench_command(
     loaded = load_network(weights, model, scale)
     net = loaded.model.to(where, pick_dtype(dtype, where, loaded.supports_half))
     probe, like = probe_network(net), first_weight(net)
-    last = runs_channels_last(net, probe) if channels_last is None else channels_last
+    last = runs_channels_last(net, probe.input(*probe.sizes[0])) if channels_last is None else channels_last
     net = net.to(memory_format=torch.channels_last if last else torch.contiguous_format)
     pairs = read_pairs(lr, hr, like.device, like.dtype, last, grey=probe.in_channels == 1)
     with progress_bar("image") as progress:

@@ -163,12 +163,11 @@ def with_smallest(found: Probe, run: Callable[[Tensor], Tensor]) -> Probe:
     return replace(found, smallest=sides[min(at, len(sides) - 1)])
 
 
-def runs_channels_last(model: nn.Module, probe: Probe) -> bool:
-    """Whether `model` takes images that are stored channels last: a `view` of its own may go by the order in memory."""
-    x = probe.input(*probe.sizes[0]).contiguous(memory_format=torch.channels_last)
+def runs_channels_last(model: nn.Module, x: Tensor) -> bool:
+    """Whether `model` takes an image `x` that is stored channels last, too: a `view` may go by the order in memory."""
     try:
         with untouched(model):
-            model(x)
+            model(x.contiguous(memory_format=torch.channels_last))
     except RuntimeError:
         return False
     return True
