@@ -22,7 +22,8 @@ from maskguided.errors import ImageError
 from maskguided.gain import fresh_estimate
 from maskguided.images import read_image, resize, write_image
 from maskguided.networks import Loaded
-from maskguided.pairs import check_sizes, read_pairs
+from maskguided.pairs import Pair, check_sizes, read_pairs
+from maskguided.probing.probe import probe_network
 
 
 def test_bench_takes_a_saved_head_with_its_settings(weights, tmp_path):
@@ -55,6 +56,15 @@ def test_a_network_that_does_not_run_channels_last_is_measured_as_it_runs(monkey
     arguments = ["bench", "-i", tmp_path / "a.png", "--weights", "any.pth", "--keep", 1, "--rounds", 1]
     assert ", contiguous, 1 round" in run(*arguments).output
     assert run(*arguments, "--channels-last", code=1).exception
+
+
+@pytest.mark.parametrize(("taken", "rounds"), [(1e-4, 15), (0.25, 6), (10.0, 3)])
+def test_what_takes_a_moment_is_run_more_often(monkeypatch, taken, rounds):
+    """An image of 3072 pixels; `taken` is what one of 1536 takes."""
+    monkeypatch.setattr(commands.bench, "alternate", lambda runs, inputs, count: {"dense": [taken] * count})
+    net = scaled(ByLayers())
+    pairs = [Pair("a", image(1, 3, 64, 48), None)]
+    assert commands.bench._rounds(net, probe_network(net), pairs) == rounds
 
 
 def test_one_round_has_no_spread(weights, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,14 +13,16 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from .. import bench, checkpoint, pictures
 from ..errors import ArgumentError
 from ..files import write_whole
 from ..networks import load_network
-from ..pairs import read_pairs
+from ..pairs import Pair, read_pairs
 from ..probing.modules import first_weight
-from ..probing.probe import probe_network, runs_channels_last
+from ..probing.probe import Probe, probe_network, runs_channels_last
+from ..timing import alternate
 from .console import out, progress_bar
 from .options import (
     Body,
@@ -40,6 +43,9 @@ from .options import (
 
 _WIDEST = 200
 """Columns of a table in a file, which would be cut to 80 as that of an unknown terminal."""
+_ROUNDS = (3, 15)
+_SECONDS = 3.0
+"""For the dense network, unless that is fewer or more rounds than these."""
 
 
 def bench_command(
@@ -64,7 +70,12 @@ def bench_command(
         str | None,
         typer.Option(help="features, image, or both as features,image.", show_default="features, or the head's"),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="How often everything is run in turn.", min=1)] = 3,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            help="How often everything is run in turn.", min=1, show_default="3; up to 15 of what takes a moment"
+        ),
+    ] = None,
     device: Device = "cpu",
     dtype: Annotated[
         str, typer.Option(help="fp32, fp16, bf16, or auto: fp16 on a GPU if the network is fit for it.")
@@ -124,6 +135,7 @@ def bench_command(
     last = runs_channels_last(net, probe.input(*probe.sizes[0])) if channels_last is None else channels_last
     net = net.to(memory_format=torch.channels_last if last else torch.contiguous_format)
     pairs = read_pairs(lr, hr, like.device, like.dtype, last, grey=probe.in_channels == 1)
+    rounds = _rounds(net, probe, pairs) if rounds is None else rounds
     with progress_bar("image") as progress:
         task = progress.add_task("all settings and rounds", total=bench.steps(pairs, settings, rounds))
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
@@ -140,6 +152,15 @@ def bench_command(
         pictures.bench_picture(rows, plot)
     if markdown is not None:
         write_whole(markdown, lambda beside: beside.write_text(f"{header}\n\n{_markdown(rows)}\n"))
+
+
+def _rounds(net: nn.Module, probe: Probe, pairs: Sequence[Pair]) -> int:
+    """Enough for a median that tells: what takes a moment varies most, and costs little to repeat."""
+    height, width = probe.round_size
+    (small,) = alternate({"dense": net}, [probe.input(height, width)], 1)["dense"]
+    pixels = sum(pair.lr.shape[2] * pair.lr.shape[3] for pair in pairs)
+    least, most = _ROUNDS
+    return min(max(least, int(_SECONDS / (small * pixels / (height * width)))), most)
 
 
 def _several(count: int, what: str) -> str:
