@@ -67,6 +67,19 @@ def test_what_takes_a_moment_is_run_more_often(monkeypatch, taken, rounds):
     assert commands.bench._rounds(net, probe_network(net), pairs) == rounds
 
 
+def test_a_network_that_keeps_a_mask_can_be_split_after_it_was_timed():
+    class Keeps(ByLayers):
+        def forward(self, x):
+            if not hasattr(self, "mask") or self.mask.shape[2:] != x.shape[2:]:
+                self.mask = torch.ones_like(x[:, :1])
+            self.mask.mul_(1)
+            return super().forward(x * self.mask)
+
+    net = scaled(Keeps())
+    assert commands.bench._rounds(net, probe_network(net), [Pair("a", image(1, 3, 64, 48), None)]) >= 3
+    assert not hasattr(net, "mask")
+
+
 def test_one_round_has_no_spread(weights, tmp_path):
     write_image(tmp_path / "a.png", data.astronaut()[:24, :24].copy())
     files = ["--json", tmp_path / "r.json", "--markdown", tmp_path / "r.md"]

@@ -22,6 +22,7 @@ from ..networks import load_network
 from ..pairs import Pair, read_pairs
 from ..probing.modules import first_weight
 from ..probing.probe import Probe, probe_network, runs_channels_last
+from ..probing.untouched import untouched
 from ..timing import alternate
 from .console import out, progress_bar
 from .options import (
@@ -157,7 +158,8 @@ def bench_command(
 def _rounds(net: nn.Module, probe: Probe, pairs: Sequence[Pair]) -> int:
     """Enough for a median that tells: what takes a moment varies most, and costs little to repeat."""
     height, width = probe.round_size
-    (small,) = alternate({"dense": net}, [probe.input(height, width)], 1)["dense"]
+    with untouched(net):  # what a network keeps of a forward under inference_mode cannot be written later
+        (small,) = alternate({"dense": net}, [probe.input(height, width)], 1)["dense"]
     pixels = sum(pair.lr.shape[2] * pair.lr.shape[3] for pair in pairs)
     least, most = _ROUNDS
     return min(max(least, int(_SECONDS / (small * pixels / (height * width)))), most)
