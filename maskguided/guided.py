@@ -14,7 +14,7 @@ from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
 from .parts import Kind, Merge, RefineTail, State
-from .patches import Grid, continued, memory_format_of, others, scatter, select
+from .patches import Chosen, Grid, continued, memory_format_of, others, select
 from .settings import (
     CoarseOn,
     Context,
@@ -217,8 +217,9 @@ class MaskGuided(Held):
             return self._cropped(self.split.tail(self._refine_features(base, index, last)), base)
         if index.shape[1] == 0:
             return self._cropped(self._coarse(base, last), base)
-        patches = self._refined(self.split.rest, base, base.state, self.split.kinds, index)
-        return self._cropped(scatter(patches, index, base.grid, onto=self._canvas(base, index, patches, last)), base)
+        chosen = Chosen(index, base.grid)
+        patches = self._refined(self.split.rest, base, base.state, self.split.kinds, chosen)
+        return self._cropped(chosen.scatter(patches, onto=self._canvas(base, index, patches, last)), base)
 
     def coarse_image(self, base: Base) -> Tensor:
         """The image (B, C', s*H, s*W) with no patch refined."""
@@ -249,24 +250,25 @@ class MaskGuided(Held):
         """From cut to cut: the windows of those patches that go on replace what stands in for them."""
         state = base.state
         for stretch, share in zip(self.split.stretches, (1.0, *self.onward), strict=True):
-            chosen, onto = index[:, : int(share * index.shape[1] + 0.5)], stretch.skip(state)
+            going, onto = index[:, : int(share * index.shape[1] + 0.5)], stretch.skip(state)
             refined: State = {}
-            if chosen.shape[1]:
+            if going.shape[1]:
+                chosen = Chosen(going, base.grid)
                 made = self._refined(stretch.run, base, state, stretch.reads, chosen)
-                refined = {name: scatter(made[name], chosen, base.grid, onto=onto[name]) for name in stretch.writes}
+                refined = {name: chosen.scatter(made[name], onto=onto[name]) for name in stretch.writes}
             state = {**onto, **refined}
         if last:
             base.state, base.skipped = {}, {}
         return state
 
     def _refined(
-        self, part: Callable[[State], Result], base: Base, state: State, kinds: Mapping[str, Kind], index: Tensor
+        self, part: Callable[[State], Result], base: Base, state: State, kinds: Mapping[str, Kind], chosen: Chosen
     ) -> Result:
-        """What the refine part, or a stretch of its body, makes of the windows of `index` in `state`."""
+        """What the refine part, or a stretch of its body, makes of the windows of chosen patches in `state`."""
         features = None if self.context is None else self.context.combined(base.state[self.split.features])
         try:
             return on_windows(
-                part, state, kinds, index, base.grid,
+                part, state, kinds, chosen,
                 trial=self.split.trial, exchange=self.exchange, share_statistics=self._shares_statistics,
                 guess=self.context, features=features,
             )  # fmt: skip
@@ -297,11 +299,11 @@ class MaskGuided(Held):
         canvas = canvas.contiguous(memory_format=memory_format_of(base.x))
         if covered:
             return canvas
-        rest = others(index, base.grid)
-        return scatter(self.coarse_patches(base, rest), rest, base.grid, onto=canvas)
+        rest = Chosen(others(index, base.grid), base.grid)
+        return rest.scatter(self.coarse_patches(base, rest), onto=canvas)
 
-    def coarse_patches(self, base: Base, index: Tensor) -> Tensor:
-        """What the coarse tail makes of the windows of `index` (B, k) alone: (B*k, C', s*h, s*w)."""
+    def coarse_patches(self, base: Base, chosen: Chosen) -> Tensor:
+        """What the coarse tail makes of the windows of chosen patches alone: (B*k, C', s*h, s*w)."""
         tail = self.coarse_tail
         assert tail is not None
         state = {**base.skipped, _LR: base.x_on_grid}
@@ -309,7 +311,7 @@ class MaskGuided(Held):
         reads, known = (*tail.reads, _LR), self.split.kinds
         kinds: dict[str, Kind] = {n: known.get(n, "map" if state[n].dim() == 4 else "vector") for n in reads}
         patches: Tensor = on_windows(
-            lambda windows: tail(windows, windows[_LR]), state, kinds, index, base.grid,
+            lambda windows: tail(windows, windows[_LR]), state, kinds, chosen,
             trial=self.split.trial, exchange=self.exchange, share_statistics=self._shares_statistics,
         )  # fmt: skip
         return patches

@@ -5,6 +5,8 @@
     windows = gather(x, index, grid)                 (B, C, H, W) -> (B * k, C, h, w)
     y = scatter(windows, index, grid, onto=x)        the patch of each window replaces that of `onto`
 
+`Chosen(index, grid)` does both for several maps, and works out once where their pixels are.
+
 Everything here is pure torch on whatever device, dtype and memory format comes in. No value is read
 back to the host and every shape follows from (grid, k), so a GPU never waits and one compiled graph
 serves every image of a size.
@@ -139,19 +141,7 @@ def gather(x: Tensor, index: Tensor, grid: Grid) -> Tensor:
     >>> gather(x, torch.tensor([[3]]), Grid(4, 4, patch_size=2, halo=0))[0, 0].tolist()
     [[10.0, 11.0], [14.0, 15.0]]
     """
-    batch, channels, height, width = x.shape
-    _check_index(index, batch)
-    rows = torch.arange(_at_ratio("window height", grid.window[0], x, grid), device=x.device)
-    cols = torch.arange(_at_ratio("window width", grid.window[1], x, grid), device=x.device)
-    top, left = (_at_ratio_of(corner, x, grid) for corner in grid.corners(index))
-    image = torch.arange(batch, device=x.device)[:, None] * height
-    row = (image + top)[:, :, None, None] + rows[:, None]
-    pixel = row * width + left[:, :, None, None] + cols
-    # Pixels as rows of channels: one index_select copies whole pixels (and its gradient is an index_add).
-    pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    windows = pixels.index_select(0, pixel.flatten())
-    windows = windows.view(-1, len(rows), len(cols), channels).permute(0, 3, 1, 2)
-    return windows if is_channels_last(x) else windows.contiguous()
+    return Chosen(index, grid).gather(x)
 
 
 def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
@@ -170,44 +160,105 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
     >>> bool((scatter(gather(x, every, grid), every, grid, onto=torch.zeros_like(x)) == x).all())
     True
     """
-    batch, channels, height, width = onto.shape
-    _check_index(index, batch)
-    patch = _at_ratio("patch_size", grid.patch_size, onto, grid)
-    size = tuple(_at_ratio("window", length, onto, grid) for length in grid.window)
-    if windows.shape != (batch * index.shape[1], channels, *size):
-        raise ArgumentError(
-            f"scatter: windows of shape {tuple(windows.shape)} onto {tuple(onto.shape)} with an index of "
-            f"{tuple(index.shape)}; expected {(batch * index.shape[1], channels, *size)}"
-        )
-    patches = _centres(windows, index, grid, onto, patch)
-    # The canvas is padded to whole cells; what a narrow border cell writes beyond the image is cropped.
-    below, right = grid.rows * patch - height, grid.cols * patch - width
-    canvas = F.pad(onto, (0, right, 0, below)) if below or right else onto.clone()
-    cells = canvas.view(batch, channels, grid.rows, patch, grid.cols, patch)
-    flat = index.flatten()
-    image = torch.arange(batch, device=onto.device).repeat_interleave(index.shape[1])
-    cells = cells.permute(0, 2, 4, 3, 5, 1)
-    cells[image, flat // grid.cols, flat % grid.cols] = patches.permute(0, 2, 3, 1).to(onto.dtype)
-    if not (below or right):
-        return canvas
-    return canvas[:, :, :height, :width].contiguous(memory_format=memory_format_of(onto))
+    return Chosen(index, grid).scatter(windows, onto)
 
 
-def owned(index: Tensor, grid: Grid, height: int, width: int) -> Tensor:
-    """(B*k, 1, height, width), bool: the pixels of windows of that size that belong to the window's own patch.
+class Chosen:
+    """The patches `index` (B, k) of a grid, of which several maps are cut and put back: `gather` and `scatter`.
 
-    >>> owned(torch.tensor([[1]]), Grid(4, 6, patch_size=4), 4, 4)[0, 0, 0].tolist()   # moved inward by 2
-    [False, False, True, True]
+    Where the pixels of windows are is worked out once for all maps of a size.
     """
-    own = []
-    for start, corner, length, whole in (
-        (index // grid.cols, grid.corners(index)[0], height, grid.window[0]),
-        (index % grid.cols, grid.corners(index)[1], width, grid.window[1]),
-    ):
-        first = (start * grid.patch_size - corner) * length // whole
-        position = torch.arange(length, device=index.device) - first.flatten()[:, None]
-        own.append((position >= 0) & (position < grid.patch_size * length // whole))
-    return (own[0][:, :, None] & own[1][:, None, :])[:, None]
+
+    def __init__(self, index: Tensor, grid: Grid) -> None:
+        self.index, self.grid = index, grid
+        self.corners = grid.corners(index)
+        self._pixels: dict[tuple[int, int], Tensor] = {}
+        """For maps of that size: (B, k, h, w), the place of each pixel of the windows among those of all maps."""
+        self._patches: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+        """For maps of that size: of which window, row and column of it the pixels of patches are."""
+        self._cells: tuple[Tensor, ...] | None = None
+        """Image, row and column of the cell of each patch."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        """See `patches.gather`."""
+        batch, channels, height, width = x.shape
+        _check_index(self.index, batch)
+        if (height, width) not in self._pixels:
+            self._pixels[height, width] = self._find_pixels(x)
+        place = self._pixels[height, width]
+        # Pixels as rows of channels: one index_select copies whole pixels (and its gradient is an index_add).
+        pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        windows = pixels.index_select(0, place.flatten())
+        windows = windows.view(-1, *place.shape[2:], channels).permute(0, 3, 1, 2)
+        return windows if is_channels_last(x) else windows.contiguous()
+
+    def scatter(self, windows: Tensor, onto: Tensor) -> Tensor:
+        """See `patches.scatter`."""
+        (batch, channels, height, width), index, grid = onto.shape, self.index, self.grid
+        _check_index(index, batch)
+        patch = _at_ratio("patch_size", grid.patch_size, onto, grid)
+        size = tuple(_at_ratio("window", length, onto, grid) for length in grid.window)
+        if windows.shape != (batch * index.shape[1], channels, *size):
+            raise ArgumentError(
+                f"scatter: windows of shape {tuple(windows.shape)} onto {tuple(onto.shape)} with an index of "
+                f"{tuple(index.shape)}; expected {(batch * index.shape[1], channels, *size)}"
+            )
+        patches = windows.permute(0, 2, 3, 1)
+        if grid.overlaps:
+            if (height, width) not in self._patches:
+                self._patches[height, width] = self._find_patches(onto, patch, size)
+            patches = patches[self._patches[height, width]]
+        # The canvas is padded to whole cells; what a narrow border cell writes beyond the image is cropped.
+        below, right = grid.rows * patch - height, grid.cols * patch - width
+        canvas = F.pad(onto, (0, right, 0, below)) if below or right else onto.clone()
+        cells = canvas.view(batch, channels, grid.rows, patch, grid.cols, patch)
+        if self._cells is None:
+            flat = index.flatten()
+            image = torch.arange(batch, device=flat.device).repeat_interleave(index.shape[1])
+            self._cells = image, flat // grid.cols, flat % grid.cols
+        cells.permute(0, 2, 4, 3, 5, 1)[self._cells] = patches.to(onto.dtype)
+        if not (below or right):
+            return canvas
+        return canvas[:, :, :height, :width].contiguous(memory_format=memory_format_of(onto))
+
+    def owned(self, height: int, width: int) -> Tensor:
+        """(B*k, 1, height, width), bool: the pixels of windows of that size that belong to the window's own patch.
+
+        >>> Chosen(torch.tensor([[1]]), Grid(4, 6, patch_size=4)).owned(4, 4)[0, 0, 0].tolist()   # moved inward by 2
+        [False, False, True, True]
+        """
+        own = []
+        for start, corner, length, whole in zip(
+            (self.index // self.grid.cols, self.index % self.grid.cols), self.corners, (height, width),
+            self.grid.window, strict=True,
+        ):  # fmt: skip
+            first = (start * self.grid.patch_size - corner) * length // whole
+            position = torch.arange(length, device=self.index.device) - first.flatten()[:, None]
+            own.append((position >= 0) & (position < self.grid.patch_size * length // whole))
+        return (own[0][:, :, None] & own[1][:, None, :])[:, None]
+
+    def _find_pixels(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        rows = torch.arange(_at_ratio("window height", self.grid.window[0], x, self.grid), device=x.device)
+        cols = torch.arange(_at_ratio("window width", self.grid.window[1], x, self.grid), device=x.device)
+        top, left = (_at_ratio_of(corner, x, self.grid) for corner in self.corners)
+        image = torch.arange(len(self.index), device=x.device)[:, None] * height
+        row = (image + top)[:, :, None, None] + rows[:, None]
+        return row * width + left[:, :, None, None] + cols
+
+    def _find_patches(self, onto: Tensor, patch: int, window: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Wherever moving the window inward has put the patch.
+
+        Rows and columns of a narrow border cell that lie beyond the image repeat its last one.
+        """
+        index, grid = self.index, self.grid
+        top, left = self.corners
+        down = _at_ratio_of(index // grid.cols * grid.patch_size - top, onto, grid).flatten()
+        across = _at_ratio_of(index % grid.cols * grid.patch_size - left, onto, grid).flatten()
+        offset = torch.arange(patch, device=onto.device)
+        rows = (down[:, None] + offset).clamp(max=window[0] - 1)[:, :, None]
+        cols = (across[:, None] + offset).clamp(max=window[1] - 1)[:, None, :]
+        return torch.arange(index.numel(), device=onto.device)[:, None, None], rows, cols
 
 
 def per_pixel(values: Tensor, side: int, size: tuple[int, int] | None = None) -> Tensor:
@@ -247,23 +298,6 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
-def _centres(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor, patch: int) -> Tensor:
-    """The patch of each window, (B*k, C, p, p), wherever moving the window inward has put it.
-
-    Rows and columns of a narrow border cell that lie beyond the image repeat its last one.
-    """
-    if not grid.overlaps:
-        return windows
-    top, left = grid.corners(index)
-    down = _at_ratio_of(index // grid.cols * grid.patch_size - top, onto, grid).flatten()
-    across = _at_ratio_of(index % grid.cols * grid.patch_size - left, onto, grid).flatten()
-    offset = torch.arange(patch, device=onto.device)
-    rows = (down[:, None] + offset).clamp(max=windows.shape[2] - 1)[:, :, None]
-    cols = (across[:, None] + offset).clamp(max=windows.shape[3] - 1)[:, None, :]
-    number = torch.arange(windows.shape[0], device=onto.device)[:, None, None]
-    return windows.permute(0, 2, 3, 1)[number, rows, cols].permute(0, 3, 1, 2)
-
-
 def _at_ratio(what: str, length: int, x: Tensor, grid: Grid) -> int:
     """`length` LR pixels in pixels of `x`; an error where that is no whole number."""
     height, width = x.shape[-2:]
@@ -281,7 +315,7 @@ def _at_ratio(what: str, length: int, x: Tensor, grid: Grid) -> int:
 
 
 def _at_ratio_of(position: Tensor, x: Tensor, grid: Grid) -> Tensor:
-    return position * x.shape[-2] // grid.height
+    return position if x.shape[-2] == grid.height else position * x.shape[-2] // grid.height
 
 
 def _check_index(index: Tensor, batch: int) -> None:

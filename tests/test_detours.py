@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from toys import Base, Block, ResidualOutside, conv
 
 import maskguided
-from maskguided.patches import Grid, gather, scatter
+from maskguided.patches import Chosen, Grid, gather, scatter
 from maskguided.windows.context import make_context, watch
 from maskguided.windows.detours import When
 from maskguided.windows.exchange import Exchange
@@ -88,7 +88,7 @@ def gated(branch):
 def of_windows(operation, x, index, grid, *, gathered=False):
     """What it makes of the chosen patches, at their place; NaN elsewhere."""
     windows = gather(x, index, grid)
-    with Exchange(grid, index, [(windows, x)] if gathered else [], detours=WHEN):
+    with Exchange(Chosen(index, grid), [(windows, x)] if gathered else [], detours=WHEN):
         made = operation(windows)
     return scatter(made, index, grid, onto=torch.full_like(x, torch.nan))
 
@@ -144,13 +144,10 @@ def test_from_windows_just_cut_a_detour_is_over_the_map_itself(name):
 
 
 def test_a_pool_to_a_size_that_says_nothing_is_refused():
-    grid, x = Grid(24, 36, patch_size=12), image(1, 4, 24, 36)
+    x, chosen = image(1, 4, 24, 36), Chosen(torch.tensor([[0, 1]]), Grid(24, 36, patch_size=12))
     for to in (0, 4):
-        with (
-            Exchange(grid, torch.tensor([[0, 1]]), detours=WHEN),
-            pytest.raises(ValueError, match=f"12 pixels .* {to},"),
-        ):
-            F.adaptive_avg_pool2d(gather(x, torch.tensor([[0, 1]]), grid), (to, to))
+        with Exchange(chosen, detours=WHEN), pytest.raises(ValueError, match=f"12 pixels .* {to},"):
+            F.adaptive_avg_pool2d(chosen.gather(x), (to, to))
 
 
 class Attended(Block):
@@ -252,8 +249,8 @@ def test_a_context_counts_detours_as_the_windows_do():
 
     kinds = {name: fast.split.kinds[name] for name in fast.split.reads}
     on_windows(
-        fast.split.body, base.state, kinds, torch.tensor([[3, 1]]), base.grid, trial=fast.split.trial, exchange=True,
-        guess=guess, features=base.state[fast.split.features],
+        fast.split.body, base.state, kinds, Chosen(torch.tensor([[3, 1]]), base.grid), trial=fast.split.trial,
+        exchange=True, guess=guess, features=base.state[fast.split.features],
     )  # fmt: skip
     assert asked == [0, 1, 2, 3, 4]
 
@@ -268,7 +265,7 @@ def test_a_guess_is_put_where_nobody_refines():
         return 2 * pixels[:, :-1]
 
     windows = gather(2 * x, index, grid)
-    with Exchange(grid, index, guess=guess, features=x, detours=WHEN):
+    with Exchange(Chosen(index, grid), guess=guess, features=x, detours=WHEN):
         found = esa(windows)
     assert difference(found, gather(esa(2 * x), index, grid)) < 1e-5
     assert seen == [0]

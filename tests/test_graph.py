@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from support import NETWORKS, difference, image, scaled
@@ -14,7 +12,7 @@ from waiting import waits_for
 
 import maskguided
 from maskguided.gain import fresh_estimate
-from maskguided.patches import Grid, gather, owned
+from maskguided.patches import Chosen, Grid
 from maskguided.windows.global_ops import PerImage
 from maskguided.windows.readings import Reading
 
@@ -90,10 +88,10 @@ def test_compiled_windows_see_their_neighbours_where_the_network_pads_by_hand():
 @pytest.mark.parametrize("total", [lambda y: y.flatten(2).mean(2), lambda y: y.mean(3).mean(2)])
 def test_a_mean_over_all_windows_is_in_the_graph_at_any_size(total):
     def means(x):
-        grid, every = Grid(x.shape[2], x.shape[3], 8), torch.arange(6).expand(len(x), -1)
-        counts, reading = functools.partial(owned, every, grid), Reading(flat=True)
-        with PerImage(6, 6 * len(x), counts, grid.window, reading=reading):
-            return total(gather(x, every, grid))
+        grid = Grid(x.shape[2], x.shape[3], 8)
+        every, reading = Chosen(torch.arange(6).expand(len(x), -1), grid), Reading(flat=True)
+        with PerImage(6, 6 * len(x), every.owned, grid.window, reading=reading):
+            return total(every.gather(x))
 
     graph = torch.compile(means, backend="eager", fullgraph=True, dynamic=True)
     for size in ((13, 21), (15, 19)):

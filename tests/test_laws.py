@@ -177,7 +177,8 @@ def test_law_2_notices_windows_that_are_padded_instead_of_moved_inward(monkeypat
     """With zeros beyond the border a refined patch there is wrong at any halo: the law must say so."""
     from maskguided import guided
 
-    def padded_gather(x, index, grid):
+    def padded_gather(chosen, x):
+        index, grid = chosen.index, chosen.grid
         ratio = x.shape[-1] // grid.width
         halo = grid.halo * ratio
         wide = torch.nn.functional.pad(x, (halo, halo, halo, halo))
@@ -194,7 +195,7 @@ def test_law_2_notices_windows_that_are_padded_instead_of_moved_inward(monkeypat
             ]
         )
 
-    monkeypatch.setattr("maskguided.windows.exchange.gather", padded_gather)
+    monkeypatch.setattr("maskguided.patches.Chosen.gather", padded_gather)
     made = parts("pan-small-x3", "automatic")
     x = image(1, 3, 32, 32)
     fast = MaskGuided(made, keep=1, patch_size=8, halo=8, merge="features", exchange=False).eval()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskguided import ArgumentError, patches
-from maskguided.patches import Grid, gather, scatter, select
+from maskguided import ArgumentError
+from maskguided.patches import Chosen, Grid, gather, scatter, select
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -116,6 +117,35 @@ def test_gradients_count_every_pixel_as_often_as_it_is_used(case):
     assert float(windows.grad.sum()) == float(chosen.sum())
 
 
+@given(cases())
+def test_patches_once_chosen_are_found_in_maps_of_any_size(case):
+    grid, x, index, _ = case
+    chosen = Chosen(index, grid)
+    for maps in (x, x.repeat_interleave(2, 2).repeat_interleave(2, 3), x[:, :1].flip(2), x):
+        windows = gather(maps, index, grid)
+        assert torch.equal(chosen.gather(maps), windows)
+        assert torch.equal(chosen.scatter(3 - windows, onto=maps), scatter(3 - windows, index, grid, onto=maps))
+
+
+def test_where_pixels_are_is_worked_out_once_for_maps_of_a_size():
+    """On a GPU each step of it would be a launch, for each map and each detour."""
+    done = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            done.append(func.overloadpacket._qualified_op_name)
+            return func(*args, **(kwargs or {}))
+
+    grid, x = Grid(20, 33, 8, 2), torch.rand(2, 3, 20, 33)
+    chosen = Chosen(torch.tensor([[0, 14], [7, 2]]), grid)
+    chosen.scatter(chosen.gather(x), onto=x)
+    with Recorded():
+        chosen.scatter(chosen.gather(x + 1), onto=x)
+    assert "aten::index_select" in done
+    assert "aten::index_put_" in done
+    assert not {"aten::arange", "aten::floor_divide", "aten::remainder", "aten::clamp"} & set(done)
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.data())
 def test_select_takes_the_largest_and_the_first_of_equals(scores, data):
     k = data.draw(st.integers(0, len(scores)))
@@ -164,13 +194,13 @@ def test_the_laws_notice_a_broken_engine(monkeypatch):
         grid, every, x = Grid(12, 12, 4, 1), torch.arange(9)[None], torch.rand(1, 2, 12, 12)
         assert torch.equal(scatter(gather(x, every, grid), every, grid, onto=torch.zeros_like(x)), x)
 
-    def corner_of_the_window(windows, index, grid, onto, patch):
-        return windows[:, :, :patch, :patch]
+    def corner_of_the_window(chosen, onto, patch, window):
+        return torch.arange(chosen.index.numel())[:, None, None], torch.arange(patch)[:, None], torch.arange(patch)
 
     all_patches_together_are_the_whole_map()
     for owner, name, broken, law in [
         (Grid, "corners", shifted, test_a_window_is_the_plain_slice_moved_inward),
-        (patches, "_centres", corner_of_the_window, all_patches_together_are_the_whole_map),
+        (Chosen, "_find_patches", corner_of_the_window, all_patches_together_are_the_whole_map),
         (
             torch,
             "sort",

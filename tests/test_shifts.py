@@ -11,7 +11,7 @@ from support import by_windows, chosen, difference, image, need_basicsr, scaled
 from torch.nn import functional as F
 
 import maskguided
-from maskguided.patches import Grid, gather, scatter
+from maskguided.patches import Chosen, Grid, gather, scatter
 from maskguided.windows import shifts
 from maskguided.windows.exchange import Exchange
 from maskguided.windows.run import on_windows
@@ -22,7 +22,7 @@ def rolled(x, index, grid, steps):
     first = gather(x, index, grid)
     last = first.permute(0, 2, 3, 1)
     several = torch.stack([last, 2 * last, -last])
-    with Exchange(grid, index):
+    with Exchange(Chosen(index, grid)):
         for shift in steps:
             first, last = torch.roll(first, shift, (2, 3)), last.roll(shift, dims=[1, 2])
             several = torch.roll(several, shifts=shift, dims=(2, 3))
@@ -140,7 +140,13 @@ def test_a_rectangle_of_patches_is_refined_as_if_it_were_the_image(swin):
     index = torch.tensor([row * base.grid.cols + col for row in rows for col in cols])[torch.randperm(9)].repeat(2, 1)
     split, top, bottom, left = fast.split, 8, 32, 16
     refined = on_windows(
-        split.body, base.state, split.kinds, index, base.grid, trial=split.trial, exchange=True, share_statistics=True
+        split.body,
+        base.state,
+        split.kinds,
+        Chosen(index, base.grid),
+        trial=split.trial,
+        exchange=True,
+        share_statistics=True,
     )
     crop = {name: value[:, :, top:bottom, left:] for name, value in base.state.items() if split.kinds[name] == "map"}
     own = split.body({**split.window((24, 20)), **crop})
@@ -168,7 +174,9 @@ def test_windows_that_touch_at_a_corner_do_not_see_each_other():
 
     def refined(*index):
         among = torch.tensor([index])
-        out = on_windows(split.body, base.state, split.kinds, among, base.grid, trial=split.trial, exchange=True)
+        out = on_windows(
+            split.body, base.state, split.kinds, Chosen(among, base.grid), trial=split.trial, exchange=True
+        )
         return out[split.writes[0]][0]
 
     assert difference(refined(5, 10), refined(5)) < 1e-5

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ class Frame:
         whole = _IMAGE in state or not self.enlarges
         full = (self.rounding.full(height), self.rounding.full(width)) if whole else (height, width)
         # A live value may be a mask, or float32 in a network of float16; a tail may have no weights.
-        floats = (tensor for tensor in (*network.parameters(), *state.values()) if tensor.is_floating_point())
+        floats = (tensor for tensor in chain(network.parameters(), state.values()) if tensor.is_floating_point())
         return At(value.shape[0], height, width, *full, value.device, next(floats).dtype)
 
 

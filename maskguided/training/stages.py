@@ -26,7 +26,7 @@ from ..error_map import dense_image, luma, patch_error
 from ..errors import ArgumentError
 from ..guided import MaskGuided
 from ..parts import State
-from ..patches import Grid, continued, others, per_pixel, scatter, select
+from ..patches import Chosen, Grid, continued, others, per_pixel, select
 from ..probing.untouched import untouched
 from ..split_checks import check_gradients
 from ..values import as_number
@@ -199,9 +199,9 @@ def _coarse_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tenso
         image = fast.coarse_image(base)
     index = select(patch_error(fast, base, image.detach(), target), k)
     if on_windows:  # as it will run: on windows, which find nothing where patches are refined
-        rest = others(index, base.grid)
+        rest = Chosen(others(index, base.grid), base.grid)
         canvas = continued(image, base.grid.height * fast.scale, base.grid.width * fast.scale)
-        image = scatter(fast.coarse_patches(base, rest), rest, base.grid, onto=canvas)
+        image = rest.scatter(fast.coarse_patches(base, rest), onto=canvas)
     return _to_targets(image, given, options, 1 - _pixels(fast, base.grid, index).to(image))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..parts import Merge, State
-from ..patches import Grid
+from ..patches import Chosen, Grid
 from ..probing.untouched import untouched
 from ..split import Split
 from .arguments import Sides
@@ -63,9 +63,9 @@ class Watch(Exchange):
     def __init__(
         self, maps: Sequence[Tensor], size: tuple[int, int], show: Callable[[int, Tensor], None], trial: Trial
     ) -> None:
-        batch = torch.zeros(maps[0].shape[0], 1, dtype=torch.long, device=maps[0].device)
-        grid, cut = Grid(*size, max(size)), [(value, value) for value in maps]
-        super().__init__(grid, batch, cut, strangers=trial.strangers, detours=trial.detours)
+        first = torch.zeros(maps[0].shape[0], 1, dtype=torch.long, device=maps[0].device)
+        whole, cut = Chosen(first, Grid(*size, max(size))), [(value, value) for value in maps]
+        super().__init__(whole, cut, strangers=trial.strangers, detours=trial.detours)
         self.show = show
 
     def canvas(self, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..patches import Grid, gather, scatter
+from ..patches import Chosen
 from .arguments import pair, steps_of
 from .reductions import ADAPTIVE_POOLS, FIXED_POOLS
 
@@ -44,14 +44,14 @@ class Detours:
     """Puts windows into a map, and cuts what comes back.
 
     Args:
-        grid: the patches.
-        index: (B, k), the patches whose windows are at work.
+        chosen: the patches whose windows are at work.
         when: they are to be put there.
     """
 
-    def __init__(self, grid: Grid, index: Tensor, when: When) -> None:
-        self.grid, self.index, self.when = grid, index, when
-        self.one_window = index.shape[1] == 1
+    def __init__(self, chosen: Chosen, when: When) -> None:
+        self.chosen, self.when = chosen, when
+        self.index = chosen.index
+        self.one_window = self.index.shape[1] == 1
         self.left: dict[_Size, _Size] = {}
         """The size of windows that a detour left from, and of the map that they were put into."""
 
@@ -71,7 +71,7 @@ class Detours:
     def comes_back_at(self, given: dict[str, Any]) -> bool:
         """Whether what a conv2d or a pool makes of a map can be cut into windows again, whatever their size."""
         steps, x = steps_of(given), given["input"]
-        unit, window = self.when.unit * x.shape[2], self.grid.window[0]
+        unit, window = self.when.unit * x.shape[2], self.chosen.grid.window[0]
         return steps.fit(x) and all(unit % (window * side) == 0 for side in steps.stride)
 
     def take(self, func: Any, given: dict[str, Any], canvas: Tensor) -> Tensor:
@@ -99,12 +99,12 @@ class Detours:
         other. Then a map that nobody reads is appended.
         """
         self.left[_size_of(windows)] = _size_of(canvas)
-        whole = scatter(windows, self.index, self.grid, onto=canvas)
+        whole = self.chosen.scatter(windows, onto=canvas)
         return torch.cat([whole, whole[:1]]) if self.one_window else whole
 
     def back(self, whole: Tensor) -> Tensor:
         """The windows of a map."""
-        return gather(whole[: len(self.index)], self.index, self.grid)
+        return self.chosen.gather(whole[: len(self.index)])
 
     def has(self, x: Tensor) -> bool:
         """Whether `x` may be a map on a detour."""

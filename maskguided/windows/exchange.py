@@ -6,7 +6,7 @@ about to look at from the windows that own them, so nothing is computed twice: r
 network exactly, at halo 0. Beyond the border of the image it sees what it would see alone: zeros, mostly. So it does
 where the neighbour is not refined, or it sees a guess of what would stand there (context.py).
 
-    with Exchange(grid, index, gathered):
+    with Exchange(chosen, gathered):
         windows = split.body(windows)
 
 Attention in shifted windows, as Swin transformers have it, works on runs of refined patches (shifts.py); pools that
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..patches import Grid, gather
+from ..patches import Chosen
 from .arguments import ORDER, Sides, factor_of, named, pair, reach_of, sides_of
 from .detours import COMBINES, Detours, When
 from .rings import around, framed, inside
@@ -60,23 +60,22 @@ class _Ring(NamedTuple):
     behind these, what `_beyond` gives."""
 
 
-def cut_windows(state: Mapping[str, Tensor], kinds: Mapping[str, str], index: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """The live values of the windows of `index` (B, k): maps are cut, vectors repeated, constants handed on."""
+def cut_windows(state: Mapping[str, Tensor], kinds: Mapping[str, str], chosen: Chosen) -> dict[str, Tensor]:
+    """The live values of the windows of the chosen patches: maps are cut, vectors repeated, constants handed on."""
 
     def of_windows(value: Tensor, kind: str) -> Tensor:
         if kind == "map":
-            return gather(value, index, grid)
-        return value.repeat_interleave(index.shape[1], dim=0) if kind == "vector" else value
+            return chosen.gather(value)
+        return value.repeat_interleave(chosen.index.shape[1], dim=0) if kind == "vector" else value
 
     return {name: of_windows(state[name], kind) for name, kind in kinds.items()}
 
 
 class Exchange(TorchFunctionMode):
-    """Within it, convolutions, pad, interpolate, unfold and roll on the windows of `index` see the windows around.
+    """Within it, convolutions, pad, interpolate, unfold and roll on the windows of some patches see those around.
 
     Args:
-        grid: the patches.
-        index: (B, k) long, the patches whose windows are at work, as they were gathered.
+        chosen: the patches whose windows are at work.
         gathered: windows (B*k, C, h, w) that were just cut, each with the map it was cut from: around these the map
             itself is seen, refined or not.
         guess: guess(n, features) is what the n-th padded convolution sees where no patch is refined, (pixels, C).
@@ -91,8 +90,7 @@ class Exchange(TorchFunctionMode):
 
     def __init__(
         self,
-        grid: Grid,
-        index: Tensor,
+        chosen: Chosen,
         gathered: Sequence[tuple[Tensor, Tensor]] = (),
         guess: Guess | None = None,
         features: Tensor | None = None,
@@ -104,20 +102,23 @@ class Exchange(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.unit = unit
-        self.detours = None if detours is None else Detours(grid, index, detours)
+        self.detours = None if detours is None else Detours(chosen, detours)
         self.strangers, self.noted = strangers, noted
         self.guess, self.features, self.calls = guess, features, 0
-        self.grid, self.count = grid, index.numel()
+        self.grid, index = chosen.grid, chosen.index
+        self.count = index.numel()
         self.gathered = gathered
-        self.top, self.left = grid.corners(index)
+        self.top, self.left = chosen.corners
         # Which window holds a patch, -1 for none: the windows are numbered through all images of the batch.
         number = torch.arange(self.count, device=index.device).view_as(index)
-        nobody = torch.full((index.shape[0], grid.count), -1, device=index.device)
+        nobody = torch.full((index.shape[0], self.grid.count), -1, device=index.device)
         self.owner = nobody.scatter(1, index, number)
         self.rings: dict[tuple[Any, ...], _Ring] = {}
         self.everywhere: dict[tuple[int, int], Tensor] = {}
         """What a guess sees of a map of that size."""
-        self.shifts = Shifts(grid, index, self.owner)
+        self.zeros: dict[tuple[int, torch.dtype], Tensor] = {}
+        """A pixel of nothing, of so many channels."""
+        self.shifts = Shifts(self.grid, index, self.owner)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -206,7 +207,10 @@ class Exchange(TorchFunctionMode):
         if ring.exists is None:
             return pixels[:0]
         if not numbered or ring.seen is None or self.guess is None:
-            return pixels.new_zeros(1, pixels.shape[1])
+            kind = pixels.shape[1], pixels.dtype
+            if kind not in self.zeros:
+                self.zeros[kind] = pixels.new_zeros(1, pixels.shape[1])
+            return self.zeros[kind]
         self.calls += 1
         return self.guess(self.calls - 1, ring.seen.to(pixels.dtype))
 
@@ -224,7 +228,7 @@ class Exchange(TorchFunctionMode):
 
     def _at(self, x_height: int, length: Any) -> Any:
         """LR pixels in pixels of windows of that height."""
-        return length * x_height // self.grid.window[0]
+        return length if x_height == self.grid.window[0] else length * x_height // self.grid.window[0]
 
     def _find(self, height: int, width: int, sides: Sides, mode: str) -> _Ring:
         row, col = around(height, width, sides, self.top.device)

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import ArgumentError
 from ..optional import torch_since
 from ..parts import Kind, State
-from ..patches import Grid, owned
+from ..patches import Chosen
 from .exchange import Exchange, Guess, cut_windows
 from .global_ops import PerImage
 from .trial import Trial
@@ -37,8 +37,7 @@ def on_windows(
     part: Callable[[State], Result],
     state: State,
     kinds: Mapping[str, Kind],
-    index: Tensor,
-    grid: Grid,
+    chosen: Chosen,
     *,
     trial: Trial,
     exchange: bool,
@@ -46,32 +45,31 @@ def on_windows(
     guess: Guess | None = None,
     features: Tensor | None = None,
 ) -> Result:
-    """What `part` makes of the windows of `index` (B, k) in `state`.
+    """What `part` makes of the windows of the chosen patches in `state`.
 
     Args:
         part: maps live values to live values or to an image.
         state: the live values it starts from, of the whole map.
         kinds: how each of these relates to the image: maps are cut, vectors repeated, constants handed on.
-        index: the patches.
-        grid: all patches.
+        chosen: the patches.
         trial: what is known of windows of this network.
         exchange: whether convolutions see the windows around (exchange.py).
         share_statistics: whether global operations see all windows of an image as one map (global_ops.py).
         guess: what padded convolutions see where no patch is refined (see Exchange); None: zeros.
         features: (B, F, r*H, r*W), what it guesses from.
     """
-    windows = cut_windows(state, kinds, index, grid)
+    windows = cut_windows(state, kinds, chosen)
     neighbours: AbstractContextManager[object] = nullcontext()
     if exchange:
         cut = [(windows[name], state[name]) for name, kind in kinds.items() if kind == "map"]
         neighbours = Exchange(
-            grid, index, cut, guess, features, strangers=trial.strangers, detours=trial.detours, unit=trial.unit
+            chosen, cut, guess, features, strangers=trial.strangers, detours=trial.detours, unit=trial.unit
         )
     statistics: AbstractContextManager[object] = nullcontext()
     if share_statistics:
-        counts = functools.partial(owned, index, grid) if grid.overlaps else None
         statistics = PerImage(
-            index.shape[1], index.numel(), counts, grid.window,
+            chosen.index.shape[1], chosen.index.numel(), chosen.owned if chosen.grid.overlaps else None,
+            chosen.grid.window,
             unit=trial.unit, reading=trial.reading, strangers=trial.strangers,
         )  # fmt: skip
     recomputed: AbstractContextManager[object] = nullcontext()

@@ -11,7 +11,7 @@ import torch
 from ..cost import macs_without_data
 from ..errors import ArgumentError, first_line, is_out_of_memory
 from ..parts import Merge
-from ..patches import Grid, round_up
+from ..patches import Chosen, Grid, round_up
 from ..probing.modules import first_weight
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
@@ -157,7 +157,7 @@ def _failure_of(split: Split, merge: Merge, patch_size: int, halo: int, exchange
     def look() -> None:
         state = split.window((side, side))
         first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
-        on_windows(part, state, split.kinds, first, grid, trial=split.trial, exchange=exchange)
+        on_windows(part, state, split.kinds, Chosen(first, grid), trial=split.trial, exchange=exchange)
 
     try:
         with untouched(split.model):

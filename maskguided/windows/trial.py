@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..parts import Parts
-from ..patches import Grid, owned, round_up, scatter
+from ..patches import Chosen, Grid, round_up
 from ..probing.thin import Thin
 from ..probing.untouched import untouched
 from .detours import When
@@ -230,19 +229,20 @@ class _Beside:
         parts, grid, state = self.parts, self.grid, self.state
         maps = [name for name, kind in parts.kinds.items() if kind == "map"]
         every = torch.arange(grid.count, device=state[maps[0]].device).expand(len(state[maps[0]]), -1)
-        windows = cut_windows(state, parts.kinds, every, grid)
+        chosen = Chosen(every, grid)
+        windows = cut_windows(state, parts.kinds, chosen)
         known: dict[str, Any] = {"noted": self.noted, "unit": parts.multiple_of}
-        counts = functools.partial(owned, every, grid) if grid.overlaps else None
+        counts = chosen.owned if grid.overlaps else None
         statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, **known)
         cut = [(windows[name], state[name]) for name in maps]
         try:
-            exchange = Exchange(grid, every, cut, detours=self.detours, **known)
+            exchange = Exchange(chosen, cut, detours=self.detours, **known)
             with untouched(parts.model), statistics, exchange:  # what windows leave in a block is not seen by the map
                 refined = parts.body(dict(windows))
                 patches = parts.tail(refined)
             written = [name for name in parts.writes if self.whole[name].dim() == 4]
-            in_body = max((self._difference(self.whole[name], refined[name], every) for name in written), default=0.0)
-            in_image = self._difference(self.image, patches, every)
+            in_body = max((self._difference(self.whole[name], refined[name], chosen) for name in written), default=0.0)
+            in_image = self._difference(self.image, patches, chosen)
         except Exception:  # whatever a foreign network raises: it does not work so
             _log.debug("windows that are read as %s do not run", reading, exc_info=True)
             return Trial(strangers=frozenset(self.noted), runs=False), statistics.doubts
@@ -251,8 +251,8 @@ class _Beside:
         found = Trial(*same, reading, frozenset(self.noted), detours=self.detours, closely=closely)
         return found, statistics.doubts
 
-    def _difference(self, whole: Tensor, windows: Tensor, index: Tensor) -> float:
+    def _difference(self, whole: Tensor, windows: Tensor, chosen: Chosen) -> float:
         """The largest one, of the range of `whole`; infinite where one is no number."""
-        apart = whole - scatter(windows, index, self.grid, torch.zeros_like(whole))
+        apart = whole - chosen.scatter(windows, onto=torch.zeros_like(whole))
         found = float(apart.abs().max() / whole.abs().max().clamp_min(1e-30))
         return found if found == found else math.inf
