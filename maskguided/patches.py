@@ -174,8 +174,8 @@ class Chosen:
         self.corners = grid.corners(index)
         self._pixels: dict[tuple[int, int], Tensor] = {}
         """For maps of that size: (B, k, h, w), the place of each pixel of the windows among those of all maps."""
-        self._patches: dict[tuple[int, int], tuple[Tensor, ...]] = {}
-        """For maps of that size: of which window, row and column of it the pixels of patches are."""
+        self._patches: dict[tuple[int, int], Tensor] = {}
+        """For maps of that size: (B*k*p*p,), the place of each pixel of the patches among those of all windows."""
         self._cells: tuple[Tensor, ...] | None = None
         """Image, row and column of the cell of each patch."""
 
@@ -207,7 +207,8 @@ class Chosen:
         if grid.overlaps:
             if (height, width) not in self._patches:
                 self._patches[height, width] = self._find_patches(onto, patch, size)
-            patches = patches[self._patches[height, width]]
+            pixels = patches.reshape(-1, channels).index_select(0, self._patches[height, width])
+            patches = pixels.view(-1, patch, patch, channels)
         # The canvas is padded to whole cells; what a narrow border cell writes beyond the image is cropped.
         below, right = grid.rows * patch - height, grid.cols * patch - width
         canvas = F.pad(onto, (0, right, 0, below)) if below or right else onto.clone()
@@ -246,7 +247,7 @@ class Chosen:
         row = (image + top)[:, :, None, None] + rows[:, None]
         return row * width + left[:, :, None, None] + cols
 
-    def _find_patches(self, onto: Tensor, patch: int, window: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def _find_patches(self, onto: Tensor, patch: int, window: tuple[int, ...]) -> Tensor:
         """Wherever moving the window inward has put the patch.
 
         Rows and columns of a narrow border cell that lie beyond the image repeat its last one.
@@ -258,7 +259,8 @@ class Chosen:
         offset = torch.arange(patch, device=onto.device)
         rows = (down[:, None] + offset).clamp(max=window[0] - 1)[:, :, None]
         cols = (across[:, None] + offset).clamp(max=window[1] - 1)[:, None, :]
-        return torch.arange(index.numel(), device=onto.device)[:, None, None], rows, cols
+        number = torch.arange(index.numel(), device=onto.device)[:, None, None]
+        return ((number * window[0] + rows) * window[1] + cols).flatten()
 
 
 def per_pixel(values: Tensor, side: int, size: tuple[int, int] | None = None) -> Tensor:

@@ -195,7 +195,8 @@ def test_the_laws_notice_a_broken_engine(monkeypatch):
         assert torch.equal(scatter(gather(x, every, grid), every, grid, onto=torch.zeros_like(x)), x)
 
     def corner_of_the_window(chosen, onto, patch, window):
-        return torch.arange(chosen.index.numel())[:, None, None], torch.arange(patch)[:, None], torch.arange(patch)
+        number, offset = torch.arange(chosen.index.numel())[:, None, None], torch.arange(patch)
+        return ((number * window[0] + offset[:, None]) * window[1] + offset).flatten()
 
     all_patches_together_are_the_whole_map()
     for owner, name, broken, law in [
