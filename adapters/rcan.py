@@ -1,7 +1,7 @@
 """RCAN (Zhang et al., "Image Super-Resolution Using Very Deep Residual Channel Attention Networks", ECCV 2018).
 
 basicsr's layout and the original one. Its channel attention pools over the whole map: on windows it sees the mean of
-all that are refined (windows/global_ops.py), which is the image's where all are.
+all that are refined (windows/per_image.py), which is the image's where all are.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from toys import Base, Block, Chain, ConstantsAndDefaults, ResidualOutside, conv
 import maskguided
 from maskguided import ArgumentError, CannotSplit, MaskGuided
 from maskguided.automatic.trace import _sizes
-from maskguided.patches import round_up
+from maskguided.patches import Chosen, Grid, round_up
 from maskguided.probing.probe import LARGE_LEAST, MULTIPLES, Probe
-from maskguided.windows.global_ops import PerImage
+from maskguided.windows.per_image import PerImage
 
 
 class Windowed(nn.Module):
@@ -251,7 +251,8 @@ def test_global_operations_see_one_image_or_one_window():
 def test_windows_that_make_up_an_image_have_its_statistics(reduce):
     x = image(2, 3, 4, 12)
     windows = torch.cat(x[:, None].chunk(3, dim=-1), dim=1).flatten(0, 1)  # (2 * 3, 3, 4, 4)
-    with PerImage(3, 6):
+    every = Chosen(torch.arange(3).expand(2, -1), Grid(4, 12, patch_size=4))
+    with PerImage(every):
         each = reduce(windows)
     whole = torch.cat(list(each.view(2, 3, 3, 4, 4).unbind(1)), dim=-1)
     assert difference(whole, reduce(x)) < 1e-6

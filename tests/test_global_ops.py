@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from toys import blurred
 
 import maskguided
-from maskguided.patches import Grid, gather
-from maskguided.windows.global_ops import PerImage
+from maskguided.patches import Chosen, Grid
+from maskguided.windows.per_image import PerImage
 from maskguided.windows.readings import Reading
 
 
@@ -318,10 +318,11 @@ def test_a_norm_of_windows_in_float16_is_as_large_as_that_of_the_map():
     """The square of one window's leaves the range of float16 before that of the norm does."""
     x = 40 * image(1, 4, 64, 64)
     grid = Grid(64, 64, 16)
-    windows = gather(x, torch.arange(grid.count)[None], grid)
+    every = Chosen(torch.arange(grid.count)[None], grid)
+    windows = every.gather(x)
     whole = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
     assert whole.min() > 1000
-    with PerImage(grid.count, grid.count, reading=Reading("total")):
+    with PerImage(every, reading=Reading("total")):
         found = torch.linalg.vector_norm(windows.half(), dim=(2, 3), keepdim=True)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found[:1].float(), whole, rtol=2e-3, atol=0)

@@ -13,7 +13,7 @@ from waiting import waits_for
 import maskguided
 from maskguided.gain import fresh_estimate
 from maskguided.patches import Chosen, Grid
-from maskguided.windows.global_ops import PerImage
+from maskguided.windows.per_image import PerImage
 from maskguided.windows.readings import Reading
 
 SETTINGS = [
@@ -88,9 +88,8 @@ def test_compiled_windows_see_their_neighbours_where_the_network_pads_by_hand():
 @pytest.mark.parametrize("total", [lambda y: y.flatten(2).mean(2), lambda y: y.mean(3).mean(2)])
 def test_a_mean_over_all_windows_is_in_the_graph_at_any_size(total):
     def means(x):
-        grid = Grid(x.shape[2], x.shape[3], 8)
-        every, reading = Chosen(torch.arange(6).expand(len(x), -1), grid), Reading(flat=True)
-        with PerImage(6, 6 * len(x), every.owned, grid.window, reading=reading):
+        every = Chosen(torch.arange(6).expand(len(x), -1), Grid(x.shape[2], x.shape[3], 8))
+        with PerImage(every, reading=Reading(flat=True)):
             return total(every.gather(x))
 
     graph = torch.compile(means, backend="eager", fullgraph=True, dynamic=True)

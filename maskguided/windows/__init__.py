@@ -9,8 +9,9 @@ shifts.py        attention in shifted windows: a run of patches rolls as one
 detours.py       side branches that run on the whole map
 arguments.py     what the functions that look around are called with
 context.py     what stands where nobody refines: zeros, or a linear guess
-global_ops.py  means, norms and attention over the whole map: shared by all windows of an image
-reductions.py    which functions are such
+per_image.py   means, norms and attention over the whole map: shared by all windows of an image
+global_ops.py    which calls are such
+reductions.py    and of which functions
 products.py      channels that attend to channels, means that weigh pixels
 readings.py      what could mean two things
 

@@ -20,7 +20,7 @@ from ..optional import torch_since
 from ..parts import Kind, State
 from ..patches import Chosen
 from .exchange import Exchange, Guess, cut_windows
-from .global_ops import PerImage
+from .per_image import PerImage
 from .trial import Trial
 
 Result = TypeVar("Result")
@@ -54,7 +54,7 @@ def on_windows(
         chosen: the patches.
         trial: what is known of windows of this network.
         exchange: whether convolutions see the windows around (exchange.py).
-        share_statistics: whether global operations see all windows of an image as one map (global_ops.py).
+        share_statistics: whether global operations see all windows of an image as one map (per_image.py).
         guess: what padded convolutions see where no patch is refined (see Exchange); None: zeros.
         features: (B, F, r*H, r*W), what it guesses from.
     """
@@ -67,11 +67,7 @@ def on_windows(
         )
     statistics: AbstractContextManager[object] = nullcontext()
     if share_statistics:
-        statistics = PerImage(
-            chosen.index.shape[1], chosen.index.numel(), chosen.owned if chosen.grid.overlaps else None,
-            chosen.grid.window,
-            unit=trial.unit, reading=trial.reading, strangers=trial.strangers,
-        )  # fmt: skip
+        statistics = PerImage(chosen, unit=trial.unit, reading=trial.reading, strangers=trial.strangers)
     recomputed: AbstractContextManager[object] = nullcontext()
     if (exchange or share_statistics) and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         recomputed = _NothingTwice()

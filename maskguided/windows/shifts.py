@@ -170,5 +170,5 @@ def _runs(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _largest(x: Tensor) -> Tensor:
-    """x.amax(-1), which global_ops.py would look into."""
+    """x.amax(-1), which per_image.py would look into."""
     return x.gather(-1, x.argmax(-1, keepdim=True)).squeeze(-1)

@@ -18,7 +18,8 @@ from ..probing.thin import Thin
 from ..probing.untouched import untouched
 from .detours import When
 from .exchange import Exchange, cut_windows
-from .global_ops import PerImage, Seen
+from .global_ops import Seen
+from .per_image import PerImage
 from .readings import READ_PLAINLY, READINGS, Reading
 
 _log = logging.getLogger(__name__)
@@ -232,8 +233,7 @@ class _Beside:
         chosen = Chosen(every, grid)
         windows = cut_windows(state, parts.kinds, chosen)
         known: dict[str, Any] = {"noted": self.noted, "unit": parts.multiple_of}
-        counts = chosen.owned if grid.overlaps else None
-        statistics = PerImage(grid.count, every.numel(), counts, grid.window, reading=reading, **known)
+        statistics = PerImage(chosen, reading=reading, **known)
         cut = [(windows[name], state[name]) for name in maps]
         try:
             exchange = Exchange(chosen, cut, detours=self.detours, **known)
