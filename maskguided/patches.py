@@ -17,7 +17,9 @@ to the grid is read from its size, so one index moves all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,6 +165,14 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
     return Chosen(index, grid).scatter(windows, onto)
 
 
+class _Places(NamedTuple):
+    """Where pixels are in maps of that size."""
+
+    height: int
+    width: int
+    place: Tensor
+
+
 class Chosen:
     """The patches `index` (B, k) of a grid, of which several maps are cut and put back: `gather` and `scatter`.
 
@@ -172,10 +182,10 @@ class Chosen:
     def __init__(self, index: Tensor, grid: Grid) -> None:
         self.index, self.grid = index, grid
         self.corners = grid.corners(index)
-        self._pixels: dict[tuple[int, int], Tensor] = {}
-        """For maps of that size: (B, k, h, w), the place of each pixel of the windows among those of all maps."""
-        self._patches: dict[tuple[int, int], Tensor] = {}
-        """For maps of that size: (B*k*p*p,), the place of each pixel of the patches among those of all windows."""
+        self._pixels: list[_Places] = []
+        """(B, k, h, w): each pixel of the windows among those of all maps."""
+        self._patches: list[_Places] = []
+        """(B*k*p*p,): each pixel of the patches among those of all windows."""
         self._cells: tuple[Tensor, ...] | None = None
         """Image, row and column of the cell of each patch."""
 
@@ -183,9 +193,7 @@ class Chosen:
         """See `patches.gather`."""
         batch, channels, height, width = x.shape
         _check_index(self.index, batch)
-        if (height, width) not in self._pixels:
-            self._pixels[height, width] = self._find_pixels(x)
-        place = self._pixels[height, width]
+        place = _known(self._pixels, height, width, lambda: self._find_pixels(x))
         # Pixels as rows of channels: one index_select copies whole pixels (and its gradient is an index_add).
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
         windows = pixels.index_select(0, place.flatten())
@@ -205,10 +213,8 @@ class Chosen:
             )
         patches = windows.permute(0, 2, 3, 1)
         if grid.overlaps:
-            if (height, width) not in self._patches:
-                self._patches[height, width] = self._find_patches(onto, patch, size)
-            pixels = patches.reshape(-1, channels).index_select(0, self._patches[height, width])
-            patches = pixels.view(-1, patch, patch, channels)
+            place = _known(self._patches, height, width, lambda: self._find_patches(onto, patch, size))
+            patches = patches.reshape(-1, channels).index_select(0, place).view(-1, patch, patch, channels)
         # The canvas is padded to whole cells; what a narrow border cell writes beyond the image is cropped.
         below, right = grid.rows * patch - height, grid.cols * patch - width
         canvas = F.pad(onto, (0, right, 0, below)) if below or right else onto.clone()
@@ -298,6 +304,18 @@ def is_channels_last(x: Tensor) -> bool:
 def memory_format_of(x: Tensor) -> torch.memory_format:
     """Channels last where `x` is, else the usual one."""
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
+
+
+def _known(places: list[_Places], height: int, width: int, find: Callable[[], Tensor]) -> Tensor:
+    """What `places` has for maps of that size; looked for and kept, where it has nothing yet.
+
+    No dict: torch.compile would make a graph for each size that is a key.
+    """
+    for known in places:
+        if known.height == height and known.width == width:
+            return known.place
+    places.append(_Places(height, width, find()))
+    return places[-1].place
 
 
 def _at_ratio(what: str, length: int, x: Tensor, grid: Grid) -> int:

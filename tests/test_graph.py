@@ -109,3 +109,19 @@ def test_a_gpu_never_waits(settings):
         fast(x)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_images_of_any_size_share_a_graph():
+    def moved(x):
+        chosen = Chosen(torch.arange(4).flip(0).expand(len(x), -1), Grid(x.shape[2], x.shape[3], 8, 1))
+        return chosen.scatter(chosen.gather(x) + 1, onto=chosen.scatter(chosen.gather(x), onto=2 * x))
+
+    graphs = []
+    compiled = torch.compile(
+        moved, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True, dynamic=True
+    )
+    for size in ((13, 21), (47, 30), (22, 61)):
+        x = image(2, 3, *size)
+        assert torch.equal(compiled(x), moved(x))
+    assert len(graphs) == 1
