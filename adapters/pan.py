@@ -59,26 +59,29 @@ class PANAdapter(Adapter):
 
     def tail(self, state: State) -> Tensor:
         state = dict(state)  # its own: what is taken out is freed where nobody else holds it
-        x, last = self._up_to_last(state)
-        residual: Tensor = self.net.conv_last(self._upsampled(x, *last))
+        last = self._up_to_last(state)
+        residual: Tensor = self.net.conv_last(self._upsampled(state, *last))
         bilinear = F.interpolate(state["input"], scale_factor=float(self.scale), mode="bilinear", align_corners=False)
         return residual + bilinear
 
     def halfway(self, state: State) -> Tensor:
-        return self._up_to_last(dict(state))[0]
+        state = dict(state)
+        self._up_to_last(state)
+        return state["deep"]
 
-    def _up_to_last(self, state: State) -> tuple[Tensor, _Step]:
-        """What the last upsampling step takes, and its layers. Takes out of `state` what it uses."""
+    def _up_to_last(self, state: State) -> _Step:
+        """Layers of the last upsampling step. What it takes is "deep" in `state` afterwards, and what was used is out
+        of it: a variable of a caller would hold it while that step works on maps four times as large."""
         net = self.net
-        x = state.pop("shallow") + net.trunk_conv(state.pop("features"))
+        state["deep"] = state.pop("shallow") + net.trunk_conv(state.pop("features"))
         steps = [(net.upconv1, net.att1, net.HRconv1)]
         if hasattr(net, "upconv2"):
             steps.append((net.upconv2, net.att2, net.HRconv2))
         for step in steps[:-1]:
-            x = self._upsampled(x, *step)
-        return x, steps[-1]
+            state["deep"] = self._upsampled(state, *step)
+        return steps[-1]
 
-    def _upsampled(self, x: Tensor, upconv: nn.Module, attention: nn.Module, conv: nn.Module) -> Tensor:
+    def _upsampled(self, state: State, upconv: nn.Module, attention: nn.Module, conv: nn.Module) -> Tensor:
         factor = 2.0 if hasattr(self.net, "upconv2") else float(self.scale)
-        x = upconv(F.interpolate(x, scale_factor=factor, mode="nearest"))
+        x: Tensor = upconv(F.interpolate(state.pop("deep"), scale_factor=factor, mode="nearest"))
         return F.leaky_relu(conv(F.leaky_relu(attention(x), 0.2)), 0.2)

@@ -84,6 +84,13 @@ def test_memory_counts_the_tensors_that_are_alive_at_once():
 
 
 @pytest.mark.parametrize("merge", ["features", "image"])
+@pytest.mark.parametrize("name", ["pan", "edsr"])
+def test_a_wrapped_forward_needs_no_more_memory_than_the_dense_one(name, merge):
+    (row,) = memory.forwards(name, merge, [0.25], (64, 64))
+    assert 0.5 < row["ratio"] <= 1
+
+
+@pytest.mark.parametrize("merge", ["features", "image"])
 def test_memory_is_compared_with_the_dense_forward(monkeypatch, merge):
     monkeypatch.setattr(memory, "network", lambda name: scaled(PAN(features=8, up_features=8, blocks=4)))
     (row,) = memory.forwards("pan", merge, (0.25,), (64, 64))
