@@ -10,6 +10,7 @@ alone meanwhile (20 minutes). PSNR on Y, uint8-rounded, border = scale.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def measure(curve: Curve, pan: Path, images: dict[str, list[Pair]], rounds: int)
         "features", "auto", None, None, keeps=curve.keeps, head=curve.head, min_gains=curve.min_gains
     )
     for name, pairs in images.items():
+        print(f"{curve.name}, {name}: some minutes", file=sys.stderr)
         for row in bench.measure(model, pairs, [setting], rounds):
             assert row.to_dense is not None
             assert row.dense_psnr is not None

@@ -31,13 +31,20 @@ class Pair:
 
 
 def read_pairs(
-    lr: Path, hr: Path | None, device: torch.device, dtype: torch.dtype, channels_last: bool, *, grey: bool = False
+    lr: Path | Sequence[Path],
+    hr: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    channels_last: bool,
+    *,
+    grey: bool = False,
 ) -> list[Pair]:
-    """The LR images of a file or folder and, where given, the HR images of the same names.
+    """The LR images of files and folders and, where given, the HR images of the same names.
 
     Args:
-        lr: an image or a folder of images, of which what cannot be read is left out with a warning.
-        hr: likewise; a single HR image may have any name.
+        lr: an image, or a folder of images, or several; of more than one image what cannot be read is left out with a
+            warning.
+        hr: an image, which may have any name if there is one LR image, or a folder.
         device, dtype, channels_last: of the tensors.
         grey: one channel instead of three.
 
@@ -45,9 +52,14 @@ def read_pairs(
         ImageError: what is no image, or a folder without one.
         ArgumentError: there is no HR image for an LR image, or it has more than 8 bits a sample.
     """
-    paths = list_images(lr)
+    places = [lr] if isinstance(lr, Path) else list(lr)
+    paths = list(dict.fromkeys(path for place in places for path in list_images(place)))
+    is_one = len(places) == 1 and places[0].is_file()
     if hr is not None and hr.is_file() and len(paths) > 1:
-        raise ArgumentError(f"--hr {hr} is one image, and {lr} holds {len(paths)}; give the folder of their HR images")
+        where = places[0] if len(places) == 1 else "--input"
+        raise ArgumentError(
+            f"--hr {hr} is one image, and {where} holds {len(paths)}; give the folder of their HR images"
+        )
     found = {} if hr is None else {path.stem: path for path in list_images(hr)}
     layout = torch.channels_last if channels_last else torch.contiguous_format
     pairs: list[Pair] = []
@@ -55,11 +67,11 @@ def read_pairs(
         try:
             x = to_tensor(read_channels(path, grey))[None].to(device, dtype).contiguous(memory_format=layout)
         except ImageError as error:
-            if not lr.is_dir() or (path is paths[-1] and not pairs):
+            if is_one or (path is paths[-1] and not pairs):
                 raise
             warn(f"{error}; it is left out")
             continue
-        if min(x.shape[2:]) < SMALLEST and lr.is_dir() and not (path is paths[-1] and not pairs):
+        if min(x.shape[2:]) < SMALLEST and not is_one and not (path is paths[-1] and not pairs):
             warn(f"{path}: {_TOO_SMALL.format(*x.shape[2:])}; it is left out")
             continue
         match = hr if hr is not None and hr.is_file() else next((found[n] for n in hr_names(path) if n in found), None)

@@ -248,6 +248,27 @@ def test_one_hr_image_is_for_one_lr_image(tmp_path):
         read_pairs(tmp_path / "lr", tmp_path / "hr.png", torch.device("cpu"), torch.float32, False)
 
 
+def test_several_images_and_folders_are_one_set_each_image_once(tmp_path):
+    given = torch.device("cpu"), torch.float32, False
+    for name in ("one/a", "two/b", "two/c"):
+        write_image(tmp_path / f"{name}.png", PHOTO)
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    names = ("two", "broken.png", "one/a.png", "two/c.png")
+    with pytest.warns(MaskGuidedWarning, match=r"broken\.png: no image .*it is left out"):
+        pairs = read_pairs([tmp_path / name for name in names], None, *given)
+    assert [pair.name for pair in pairs] == ["b", "c", "a"]
+
+
+def test_what_a_shell_makes_of_a_star_is_measured_together(tmp_path):
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}.png", PHOTO)
+    both = tmp_path / "a.png", tmp_path / "b.png"
+    assert "2 images of a.png and 1 more, PAN" in run("bench", "-i", *both, "--rounds", 1, "--keep", 0).output
+    run("calibrate", "-i", *both, "-o", tmp_path / "h.safetensors", "--split-at", 2, "--side", 16, "--max-cost", 0.9)
+    refused = run("bench", code=1)
+    assert "bench what? Give an image or a folder" in str(refused.exception)
+
+
 def test_a_file_of_a_folder_that_is_no_image_is_left_out_and_told_of(tmp_path):
     given = torch.device("cpu"), torch.float32, False
     write_image(tmp_path / "b.png", PHOTO)

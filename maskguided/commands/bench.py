@@ -29,11 +29,14 @@ from .options import (
     Body,
     Device,
     HeadFile,
+    Images,
+    Inputs,
     ModelName,
     NetScale,
     Overwrite,
     WeightFile,
     blocks,
+    inputs_of,
     is_starter,
     new_file,
     new_picture,
@@ -50,7 +53,8 @@ _SECONDS = 3.0
 
 
 def bench_command(
-    lr: Annotated[Path, typer.Option("--input", "-i", help="LR image or folder.")],
+    images: Images = None,
+    input: Inputs = None,
     hr: Annotated[Path | None, typer.Option(help="HR image or folder, for PSNR; the same names.")] = None,
     weights: WeightFile = None,
     model: ModelName = None,
@@ -100,6 +104,7 @@ def bench_command(
     overwrite: Overwrite = False,
 ) -> None:
     """Dense against coarse against keep: time, MACs and, with --hr, PSNR, all in one run."""
+    inputs = inputs_of("bench", images, input)
     if merge is None and is_starter(weights, model, head, split_at, body):
         head = checkpoint.STARTER_HEAD
     elif head is None and (keep, min_gain) == (None, None):
@@ -110,7 +115,7 @@ def bench_command(
         if path is not None:
             new_file(path, overwrite, suffix)
     if plot is not None:
-        new_picture(plot, overwrite, lr, hr)
+        new_picture(plot, overwrite, *inputs, hr)
     keeps, least = _numbers("keep", keep), _numbers("min_gain", min_gain)
     settings = [
         bench.Setting(
@@ -135,12 +140,13 @@ def bench_command(
     probe, like = probe_network(net), first_weight(net)
     last = runs_channels_last(net, probe.input(*probe.sizes[0])) if channels_last is None else channels_last
     net = net.to(memory_format=torch.channels_last if last else torch.contiguous_format)
-    pairs = read_pairs(lr, hr, like.device, like.dtype, last, grey=probe.in_channels == 1)
+    pairs = read_pairs(inputs, hr, like.device, like.dtype, last, grey=probe.in_channels == 1)
     rounds = _rounds(net, probe, pairs) if rounds is None else rounds
     with progress_bar("image") as progress:
         task = progress.add_task("all settings and rounds", total=bench.steps(pairs, settings, rounds))
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
-    what = f"{_several(len(pairs), 'image')} of {lr.name}, {type(net).__name__}, {bench.machine(threads, where)}"
+    place = inputs[0].name + (f" and {len(inputs) - 1} more" if inputs[1:] else "")
+    what = f"{_several(len(pairs), 'image')} of {place}, {type(net).__name__}, {bench.machine(threads, where)}"
     how = f"{dtype}, {'channels_last' if last else 'contiguous'}, {_several(rounds, 'round')}"
     header = f"{what}, {how}; {_dense(rows[0])}"
     out.print(header, markup=False)

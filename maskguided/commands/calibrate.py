@@ -21,12 +21,15 @@ from .console import err, log
 from .options import (
     Device,
     HeadFile,
+    Images,
+    Inputs,
     ModelName,
     NetScale,
     Output,
     Overwrite,
     Threads,
     WeightFile,
+    inputs_of,
     new_file,
     new_picture,
     pick_device,
@@ -41,7 +44,9 @@ _SEARCHED = ("merge", "coarse_tail", "coarse_on", "refine_tail", "patch_size", "
 
 @with_settings
 def calibrate_command(
-    images: Annotated[Path, typer.Option("--input", "-i", help="An LR image, or a folder of LR images.")],
+    images: Images = None,
+    input: Inputs = None,
+    *,
     output: Output,
     hr: Annotated[Path | None, typer.Option(help="HR images of the same names, if there are any.")] = None,
     weights: WeightFile = None,
@@ -70,16 +75,17 @@ def calibrate_command(
 ) -> None:
     """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
     Budget(max_drop, max_cost, max_time)  # says what is wrong with it before a network is read
+    inputs = inputs_of("calibrate", images, input)
     new_file(output, overwrite, ".safetensors", inputs=[weights, head])
     if plot is not None:
-        new_picture(plot, overwrite, images, hr)
+        new_picture(plot, overwrite, *inputs, hr)
     use_threads(threads)
     where = pick_device(device)
     network = load_network(weights, model, scale).model.to(where)
     torch.manual_seed(0)  # the mask head is new, and saved: the same command saves the same weights
     fast = wrapped(network, head, split_at, **settings)
     like = first_weight(network)
-    pairs = read_pairs(images, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)
+    pairs = read_pairs(inputs, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)
     check_sizes(pairs, fast.scale)
     fixed = [f"--{name.replace('_', '-')}" for name in _SEARCHED if settings[name] is not None]
     search = "auto" if split_at == "auto" and head is None and not fixed else None

@@ -28,6 +28,11 @@ from .console import err, plain, working
 _LOOK = 64  # LR pixels
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+Images = Annotated[list[Path] | None, typer.Argument(help="Images and folders of images, as -i.", show_default=False)]
+Inputs = Annotated[
+    list[Path] | None,
+    typer.Option("--input", "-i", help="An image, or a folder of images; several, too: -i *.png.", show_default=False),
+]
 ModelName = Annotated[
     str | None, typer.Option("--model", "-n", help="pan, edsr or rcan; default: what the weights are, or starter.")
 ]
@@ -118,6 +123,14 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = signature(command).replace(parameters=[*own, *added])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
     return run
+
+
+def inputs_of(command: str, images: list[Path] | None, input: list[Path] | None) -> list[Path]:
+    """What a command is to look at: what its options name, and what a shell has made of -i *.png."""
+    inputs = [*(input or []), *(images or [])]
+    if not inputs:
+        raise ArgumentError(f"{command} what? Give an image or a folder: maskguided {command} -i photo.png")
+    return inputs
 
 
 def same_place(a: Path, b: Path) -> bool:

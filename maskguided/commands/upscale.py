@@ -24,6 +24,8 @@ from .console import err, out, plain, progress_bar, sentence
 from .options import (
     Device,
     HeadFile,
+    Images,
+    Inputs,
     Keep,
     ModelName,
     NetScale,
@@ -31,6 +33,7 @@ from .options import (
     SplitAt,
     Threads,
     WeightFile,
+    inputs_of,
     is_fresh,
     middle,
     pick_device,
@@ -51,13 +54,8 @@ class Alpha(str, Enum):
 
 @with_settings
 def upscale_command(
-    images: Annotated[
-        list[Path] | None, typer.Argument(help="Images and folders of images, as -i.", show_default=False)
-    ] = None,
-    input: Annotated[
-        list[Path] | None,
-        typer.Option("--input", "-i", help="An image, or a folder of images; several, too: -i *.png."),
-    ] = None,
+    images: Images = None,
+    input: Inputs = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A folder, or a file name for a single image.", show_default="beside it"),
@@ -121,9 +119,7 @@ def upscale_command(
         raise ArgumentError("--overwrite and --skip-existing: existing results are replaced or left; give one")
     if keep is not None and min_gain is not None:
         raise ArgumentError(f"--keep {keep:g} with --min-gain {min_gain:g}: the one or the other decides; give one")
-    inputs = [*(input or []), *(images or [])]
-    if not inputs:
-        raise ArgumentError("upscale what? Give an image or a folder: maskguided upscale -i photo.png")
+    inputs = inputs_of("upscale", images, input)
     way = _Way(outscale, tile, tile_pad, alpha.value, overwrite or skip_existing)
     where = pick_device(device)
     jobs = results.jobs(inputs, output, suffix, ext, show_mask)
