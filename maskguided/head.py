@@ -41,7 +41,7 @@ class MaskHead(nn.Module):
             raise ArgumentError(f"MaskHead: channels={channels}; use 2 (the paper) or 1")
         if not is_whole(hidden, 1):
             raise ArgumentError(f"MaskHead: hidden={hidden!r}; use a whole number, 1 or more")
-        self.settings = {"hidden": hidden, "channels": channels, "dynamic": dynamic}
+        self.settings = {"hidden": int(hidden), "channels": int(channels), "dynamic": bool(dynamic)}
         self.squeeze = nn.Conv2d(in_channels, hidden, 3, padding=1)
         self.classify = nn.Conv2d(hidden, channels, 3, padding=1)
         self.kernels = nn.Conv2d(1, self.kernel**2, 1) if dynamic else None

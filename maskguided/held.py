@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 from .cost import Cost, macs
 from .errors import ArgumentError
+from .gain import fresh_estimate
 from .knobs import Knobs
 from .patches import Grid, continued, round_up
 from .probing.modules import first_weight
@@ -16,6 +18,7 @@ from .settings import check_size
 from .tails.light import LightTail
 from .tails.refine import LightTailed
 from .values import as_whole
+from .windows.context import LinearContext, make_context
 
 
 class Held(Knobs):
@@ -24,6 +27,7 @@ class Held(Knobs):
     model: nn.Module
     constants: nn.Module | None
     refine_tail: LightTail | None
+    context: LinearContext | None
     _given: tuple[nn.Module, ...]
 
     @property
@@ -114,6 +118,15 @@ class Held(Knobs):
             self.split = self.split.own()
             self.model, self.constants = self.split.model, self.split.constants
             self.refine_tail = self.split.light if isinstance(self.split, LightTailed) else None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Weights of what `calibrate` has added elsewhere find their parts here."""
+        has = {name: any(key.startswith(f"{prefix}{name}.") for key in state_dict) for name in ("context", "estimate")}
+        if has["context"] and self.context is None:
+            self.context = make_context(self.split, self.merge)
+        if has["estimate"] and self.estimate is None:
+            self.estimate = fresh_estimate(self.split.feature_channels, first_weight(self.model))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         """What nn.DataParallel calls for each GPU but the first; a copy would go on to hold the first one's network."""

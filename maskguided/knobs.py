@@ -32,6 +32,10 @@ class Knobs(Wrapped):
 
     split: Split
     estimate: GainEstimate | None
+    _onward: tuple[float, ...]
+    _exchange: bool
+    _patch_size: int
+    _halo: int
 
     @property
     def keep(self) -> float:
@@ -81,8 +85,7 @@ class Knobs(Wrapped):
 
     @onward.setter
     def onward(self, shares: float | Sequence[float]) -> None:
-        self._onward = check_onward(shares, len(self.split.cuts) - 1)
-        self.forget_estimate()
+        self._change("_onward", check_onward(shares, len(self.split.cuts) - 1))
 
     @property
     def _all_go_on(self) -> bool:
@@ -135,8 +138,7 @@ class Knobs(Wrapped):
         if hasattr(self, "_coarse_on"):  # else it is checked when it is set
             check_coarse_on(self._coarse_on, exchange)
             check_exchanging(self.split, self._patch_size, exchange)
-        self._exchange = exchange
-        self.forget_estimate()
+        self._change("_exchange", exchange)
 
     @property
     def patch_size(self) -> int:
@@ -147,8 +149,7 @@ class Knobs(Wrapped):
     def patch_size(self, side: int) -> None:
         side = check_aligned("patch_size", side, 1, self.split.multiple_of)
         check_exchanging(self.split, side, self.exchange)
-        self._patch_size = side
-        self.forget_estimate()
+        self._change("_patch_size", side)
 
     @property
     def halo(self) -> int:
@@ -157,8 +158,7 @@ class Knobs(Wrapped):
 
     @halo.setter
     def halo(self, width: int) -> None:
-        self._halo = check_aligned("halo", width, 0, self.split.multiple_of)
-        self.forget_estimate()
+        self._change("_halo", check_aligned("halo", width, 0, self.split.multiple_of))
 
     @property
     def merge(self) -> Merge:
@@ -183,11 +183,23 @@ class Knobs(Wrapped):
 
     def __setattr__(self, name: str, value: Any) -> None:
         part = name in ("coarse_tail", "refine_tail", "context", "head")
-        if name == "split_at" or (part and not isinstance(value, nn.Module | None)):
+        gone = part and value is None and self._modules.get(name) is not None
+        if name == "model" and "split" in vars(self) and value is not self.split.model:
+            raise ArgumentError(
+                f"model={type(value).__name__}: the parts of this wrap are those of the network it was given; wrap the "
+                "other one, or load its weights into fast.unwrap()"
+            )
+        if name == "split_at" or gone or (part and not isinstance(value, nn.Module | None)):
             raise ArgumentError(
                 f"{name}={value!r}: that is decided when a network is wrapped; wrap(fast.unwrap(), {name}={value!r})"
             )
         super().__setattr__(name, value)
+
+    def _change(self, name: str, value: object) -> None:
+        """Set what windows are like; where that changes it, the estimate of what patches bring holds no more."""
+        if getattr(self, name, None) != value:
+            setattr(self, name, value)
+            self.forget_estimate()
 
     def forget_estimate(self) -> None:
         """Drop the estimate of what patches bring, and `min_gain_db`: they were fitted for windows as they were."""

@@ -327,3 +327,25 @@ def test_a_picture_says_what_decided(monkeypatch, tmp_path):
     assert figures[1].axes[-1].get_title() == "refined (keep=0.25)"
     pictures.explain_picture(fast, torch.rand(1, 3, 100, 2), tmp_path / "why.png")
     assert figures[2].get_size_inches()[1] <= 25, "a picture of a tall, narrow image must fit into memory"
+
+
+def test_what_is_set_to_what_it_was_forgets_no_estimate():
+    fast, _ = decided()
+    least = fast.min_gain_db
+    assert least is not None
+    fast.halo, fast.patch_size, fast.exchange, fast.onward = fast.halo, fast.patch_size, fast.exchange, fast.onward
+    assert fast.min_gain_db == least
+    fast.patch_size *= 2
+    assert (fast.min_gain_db, fast.estimate) == (None, None)
+
+
+def test_a_state_dict_of_a_calibrated_wrap_goes_into_a_fresh_one():
+    """As checkpoints of a module do that holds a wrapped network."""
+    holder, fresh = torch.nn.Sequential(wrapped()), torch.nn.Sequential(wrapped())
+    maskguided.calibrate(holder[0], pairs(), per_image=True)
+    assert "0.context.combine" in holder.state_dict()
+    fresh.load_state_dict(holder.state_dict())
+    fresh[0].keep, fresh[0].scorer, x = holder[0].keep, holder[0].scorer, image(1, 3, 40, 40)
+    holder[0].min_gain_db = fresh[0].min_gain_db = holder[0].min_gain_db
+    with torch.no_grad():
+        assert torch.equal(fresh(x), holder(x))

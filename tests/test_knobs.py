@@ -345,3 +345,21 @@ def test_within_autocast_a_network_is_looked_at_as_it_is(dtype):
         fast = maskguided.wrap(scaled(ResidualOutside()), 2)
         assert torch.is_autocast_enabled("cpu")
     assert (fast.exchange, fast.halo) == (True, 0)
+
+
+def test_another_network_is_wrapped_anew_and_a_tail_that_is_there_stays():
+    fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4), merge="image")
+    with pytest.raises(ArgumentError, match="model=PAN: the parts of this wrap are those of the network it was given"):
+        fast.model = PAN(features=8, up_features=8, blocks=4)
+    with pytest.raises(ArgumentError, match="coarse_tail=None: that is decided when a network is wrapped"):
+        fast.coarse_tail = None
+    assert fast.model is fast.unwrap()
+
+
+def test_settings_of_the_head_may_be_numpys(tmp_path):
+    network = PAN(features=8, up_features=8, blocks=4)
+    fast = maskguided.wrap(network, head={"hidden": np.int64(8), "channels": np.int64(2), "dynamic": np.bool_(False)})
+    maskguided.save(fast, tmp_path / "a.safetensors")
+    assert maskguided.load(tmp_path / "a.safetensors", network).head.settings == {
+        "hidden": 8, "channels": 2, "dynamic": False,
+    }  # fmt: skip
