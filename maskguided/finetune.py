@@ -69,7 +69,8 @@ def fit(
         The loss of each step that was run now. Stages "head" and "end" set `fast.scorer` to "head". What the stage does
         not train stays frozen and in eval mode, as the network that was given does if it is part of that:
         `fast.unwrap().requires_grad_(True).train()` makes it trainable again. The random generators of torch, numpy and
-        Python are left as the recipe's seed and the stage leave them.
+        Python are left as the recipe's seed and the stage leave them. After an exception, Ctrl-C too, `fast` is what
+        it was before; what `checkpoint` has kept of the run, the same call goes on from.
 
     Raises:
         ArgumentError: the stage has nothing to train in this network, or a setting is out of its range.
@@ -85,16 +86,16 @@ def fit(
     with undone_by_failure(fast, fast.model):
         run = Run(fast, stage, recipe, crops.names, kept, logs)
         start = run.resume()
-    rank, processes = run.accelerator.process_index, run.accelerator.num_processes
-    pool = recipe.pool if stage in REUSABLE else 0
-    numbers = Batches(recipe.batch, start, recipe.steps, rank, processes, pool=pool)
-    losses = []
-    for step, given in enumerate(batches(crops, numbers, run.prepare, workers), start + 1):
-        losses.append(run.step(step, given))
-        watch(step, recipe.steps, losses[-1])
-        if step % every == 0 or step == recipe.steps:
-            run.save(step)
-    run.finish()
+        rank, processes = run.accelerator.process_index, run.accelerator.num_processes
+        pool = recipe.pool if stage in REUSABLE else 0
+        numbers = Batches(recipe.batch, start, recipe.steps, rank, processes, pool=pool)
+        losses = []
+        for step, given in enumerate(batches(crops, numbers, run.prepare, workers), start + 1):
+            losses.append(run.step(step, given))
+            watch(step, recipe.steps, losses[-1])
+            if step % every == 0 or step == recipe.steps:
+                run.save(step)
+        run.finish()
     if stage in RANKING:
         fast.scorer = "head"
     return losses

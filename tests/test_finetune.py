@@ -293,3 +293,21 @@ def test_a_run_has_the_device_of_its_network_whatever_the_one_before_had(monkeyp
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     assert _accelerator(torch.device("cuda"), "no", False).device.type == "cuda"
     state._reset_state()
+
+
+@pytest.mark.parametrize("stage", ["coarse", "refine"])
+def test_a_run_that_is_stopped_leaves_what_was_there(photos, tmp_path, stage):
+    fast = wrapped().train()
+    network, before = fast.unwrap(), copy.deepcopy(fast.state_dict())
+
+    def stop(step: int, steps: int, value: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune.fit(fast, photos, stage, QUICK, checkpoint=tmp_path / "run", every=1, watch=stop)
+    assert fast.model is network
+    assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
+    assert all(module.training for module in fast.modules())
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert len(finetune.fit(fast, photos, stage, QUICK, checkpoint=tmp_path / "run")) == QUICK.steps - 1

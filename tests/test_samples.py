@@ -14,7 +14,7 @@ import torch
 from maskguided import ArgumentError, MaskGuidedWarning
 from maskguided.errors import ImageError
 from maskguided.images import read_image, write_image
-from maskguided.training.samples import Batches, Crops, reduce
+from maskguided.training.samples import Batches, Crops, _Images, reduce
 
 
 def test_crops_depend_on_their_number_alone(photos):
@@ -80,3 +80,18 @@ def test_at_scale_1_there_must_be_lr_images(photos):
     with pytest.raises(ArgumentError, match=r"at scale 1 .* give the folder of degraded images"):
         Crops([photos], scale=1, size=8)
     assert Crops([photos], scale=1, size=8, lr=photos)[0][0].shape == (3, 8, 8)
+
+
+def test_images_are_kept_up_to_so_many_bytes(photos):
+    paths = sorted(photos.iterdir())[:3]
+    size = read_image(paths[0]).nbytes
+    assert all(read_image(path).nbytes == size for path in paths)
+    images = _Images(2 * size)
+    first = images.read(paths[0], False)
+    assert images.read(paths[0], False) is first
+    for path in paths[1:]:
+        images.read(path, False)
+    assert ([path for path, _ in images.kept], images.size) == (paths[1:], 2 * size)
+    small = _Images(1)
+    assert [small.read(path, False).nbytes for path in paths] == [size] * 3
+    assert list(small.kept) == [(paths[2], False)]

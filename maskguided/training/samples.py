@@ -6,8 +6,8 @@ the same crops in the same order.
 
 from __future__ import annotations
 
-import functools
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ..integrations.basicsr_plugin import import_basicsr
 from ..pairs import lr_paths, read_channels
 
 _CONTEXT = 4  # LR pixels around a crop that its bicubic reduction looks at
-_CACHED = 400  # images kept in memory by each process
+_KEPT = 2**30  # bytes of images kept in memory by each process
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -187,7 +187,26 @@ def _bicubic(image: Tensor, scale: int) -> Image:
     return (small.clamp(0, 1) * 255).round().byte().numpy()
 
 
-_read = functools.lru_cache(maxsize=_CACHED)(read_channels)
+class _Images:
+    """Images that were read last stay in memory, up to so many bytes."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.size = most, 0
+        self.kept: OrderedDict[tuple[Path, bool], Image] = OrderedDict()
+
+    def read(self, path: Path, grey: bool) -> Image:
+        """See `pairs.read_channels`."""
+        key = path, grey
+        if key not in self.kept:
+            self.kept[key] = read_channels(path, grey)
+            self.size += self.kept[key].nbytes
+        self.kept.move_to_end(key)
+        while self.size > self.most and len(self.kept) > 1:
+            self.size -= self.kept.popitem(last=False)[1].nbytes
+        return self.kept[key]
+
+
+_read = _Images(_KEPT).read
 
 
 def _turned(image: Tensor, turns: int, flip: bool) -> Tensor:
