@@ -166,7 +166,7 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 
 class _AdapterTail(nn.Module):
-    """An adapter's tail on a copy of the network without the modules that the tail does not call."""
+    """An adapter's tail on a copy of the network, without the modules that the tail does not use."""
 
     def __init__(self, split: Adapter) -> None:
         super().__init__()
@@ -176,16 +176,20 @@ class _AdapterTail(nn.Module):
             with ExitStack() as hooks:
                 for module in split.model.modules():
                     hooks.enter_context(module.register_forward_hook(lambda m, *_: called.add(id(m))))
-                split.tail(state)
+                split.tail(dict(state))
         needed = {id(m) for m in split.model.modules() if any(id(part) in called for part in m.modules())}
         left_out: dict[int, Any] = {
             id(module): nn.Identity()
             for module in split.model.modules()
             if id(module) not in needed and not isinstance(module, _CONTAINERS)
         }
-        self.model = copied(split.model, left_out)
         self._split = copy.copy(split)
-        self._split.model = self.model
+        self.model = self._split.model = copied(split.model, left_out)
+        try:
+            with untouched(self.model):
+                self._split.tail(state)
+        except Exception:  # whatever a foreign tail raises that takes weights of modules without calling them
+            self.model = self._split.model = copied(split.model)
 
     def forward(self, state: State) -> Tensor:
         return self._split.tail(moved_out(state))

@@ -293,7 +293,12 @@ def round_up(length: int, multiple: int) -> int:
 def continued(x: Tensor, height: int, width: int) -> Tensor:
     """`x` (B, C, H, W) with its last row and column repeated up to this size."""
     below, right = height - x.shape[2], width - x.shape[3]
-    return F.pad(x, (0, right, 0, below), mode="replicate") if below or right else x
+    if not (below or right):
+        return x
+    if x.is_floating_point():
+        return F.pad(x, (0, right, 0, below), mode="replicate")
+    rows, cols = (torch.arange(side, device=x.device) for side in (height, width))  # F.pad repeats no masks
+    return x[:, :, rows.clamp_max(x.shape[2] - 1)[:, None], cols.clamp_max(x.shape[3] - 1)]
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import by_windows, difference, image, scaled
 from torch import nn
+from torch.nn import functional as F
 from toys import Base, conv
 
 import maskguided
@@ -370,3 +371,22 @@ def test_a_multiple_that_an_adapter_does_not_name_is_told(monkeypatch):
     fast, x = maskguided.wrap(network, adapter="cells", keep=1).eval(), image(1, 3, 24, 32)
     assert fast.split.multiple_of == 4
     assert difference(by_windows(fast, x), network(x)) < 1e-5
+
+
+class WeightsAdapter(ConcatAdapter):
+    """Its tail takes the weights of a module that it does not call."""
+
+    name = "weights"
+
+    def tail(self, state):
+        outs = torch.cat([state[f"out{i}"] for i in range(len(self.net.blocks))], 1)
+        return self.net.finish(F.conv2d(outs, self.net.fuse.weight, self.net.fuse.bias))
+
+
+def test_a_copied_tail_has_all_that_it_takes(monkeypatch):
+    known_as(monkeypatch, WeightsAdapter)
+    network, x = scaled(Concat()).eval(), image(1, 3, 21, 29)
+    fast = maskguided.wrap(network, 2, adapter="weights", merge="image", keep=0).eval()
+    parts = fast.split
+    with torch.no_grad():
+        assert difference(fast(x), parts.tail(parts.skip(parts.prefix(x)))) < 1e-6

@@ -328,3 +328,54 @@ def test_a_number_is_counted_on_the_body_that_auto_takes():
     network = scaled(Layered())
     found = maskguided.split(network)
     assert maskguided.split(network, found.split_at).blocks == found.blocks
+
+
+def test_a_mask_is_continued_as_features_are():
+    """Where blocks pad within themselves, what is a map of the image is enlarged to what they make of it."""
+
+    class Strided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = nn.Conv2d(16, 16, 3, 2, 1), nn.ConvTranspose2d(16, 16, 4, 2, 1)
+
+        def forward(self, x):
+            height, width = x.shape[2:]
+            wide = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+            return x + self.up(F.relu(self.down(wide)))[:, :, :height, :width]
+
+    class Signed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.up = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1)
+            self.body = nn.Sequential(*(Strided() for _ in range(4)))
+
+        def forward(self, x):
+            features = self.head(x)
+            positive, y = features > 0, self.body(features)
+            return F.pixel_shuffle(self.up(torch.where(positive, y, -y)), 2)
+
+    network = scaled(Signed())
+    fast = maskguided.wrap(network, 2, keep=1)
+    assert "bool" in str({value.dtype for value in fast.run_base(image(1, 3, 32, 32)).state.values()})
+    for size in ((32, 40), (33, 40), (33, 41)):
+        x = image(1, 3, *size)
+        made = by_windows(fast, x)
+        inner = slice(None), slice(None), slice(0, 48), slice(0, 48)  # beyond which a map that is continued shows
+        assert difference(made[inner], network(x)[inner]) < 1e-5
+
+
+def test_constants_of_a_network_go_where_it_goes():
+    @torch.jit.script
+    def kernel(x: torch.Tensor) -> torch.Tensor:
+        return torch.ones([3, 1, 3, 3], dtype=x.dtype, device=x.device) / 9.0
+
+    class Blurred(Ends):
+        def forward(self, x):
+            y = super().forward(x)
+            return F.conv2d(y, kernel(y), padding=1, groups=3)
+
+    network, x = scaled(Blurred()), image(1, 3, 24, 32)
+    fast = maskguided.wrap(network, 2, keep=0.5)
+    assert fast.constants is not None
+    expected = fast(x)
+    assert difference(fast.double()(x.double()).float(), expected) < 1e-5

@@ -207,8 +207,9 @@ class AutomaticSplit(Split):
     def _bind(self) -> None:
         self._run = {name: _module(part.graph, self.model, self.constants) for name, part in self._parts.items()}
         for module in self._run.values():
-            # GraphModule copies what a graph names; the network itself keeps the parts in step with its changes.
+            # GraphModule copies what a graph names; these themselves keep the parts in step with their changes.
             module.add_module(MODEL, self.model)
+            module.add_module(CONSTANTS, self.constants)
 
     def _protect_inputs(self) -> None:
         """Where a part changes an input in place (`res += x`, ReLU(inplace=True)), let it work on a copy."""
