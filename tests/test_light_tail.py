@@ -292,3 +292,21 @@ def test_the_commands_take_it(tmp_path):
     assert "coarse tail light, refine tail light" in " ".join(told.split())
     said = run("upscale", "-i", tmp_path / "photos", "-o", tmp_path / "x", "--refine-tail", "light", code=1).exception
     assert "parts trained for its own" in str(said)
+
+
+@pytest.mark.parametrize("changes", [{"refine_tail": "own"}, {"coarse_tail": "copy"}, {}])
+def test_under_autocast_the_image_beside_what_is_learned_is_not_rounded(changes):
+    """As in the network, whose bilinear input no convolution makes."""
+    fast, x = wrapped("pan x4", **changes), image(1, 3, 20, 27)
+    for part in fast.coarse_tail, fast.refine_tail:
+        if isinstance(part, nn.Module) and hasattr(part, "bilinear"):
+            for parameter in part.parameters():
+                nn.init.zeros_(parameter)  # then it is bilinear
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        images = [fast(x, score=None) for fast.keep in (0, 0.4, 1)]
+    assert {made.dtype for made in images} == {torch.float32}
+    bilinear = F.interpolate(x, scale_factor=4, mode="bilinear")
+    if fast.coarse_tail_kind == "light":
+        assert difference(images[0], bilinear) < 1e-5
+    if fast.refine_tail is not None:
+        assert difference(images[2], bilinear) < 1e-5
