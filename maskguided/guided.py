@@ -174,6 +174,7 @@ class MaskGuided(Held):
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
         if score is not None:
             check_score(score, (base.x.shape[0], base.grid.rows, base.grid.cols))
+            score = score.to(base.x.device)
         if self.min_gain_db is not None:
             return self._worth_more(base, score, self.min_gain_db)
         k = base.grid.k(self.keep)
@@ -265,12 +266,13 @@ class MaskGuided(Held):
         self, part: Callable[[State], Result], base: Base, state: State, kinds: Mapping[str, Kind], chosen: Chosen
     ) -> Result:
         """What the refine part, or a stretch of its body, makes of the windows of chosen patches in `state`."""
-        features = None if self.context is None else self.context.combined(base.state[self.split.features])
+        guess = self.context if self.exchange else None
+        features = None if guess is None else guess.combined(base.state[self.split.features])
         try:
             return on_windows(
                 part, state, kinds, chosen,
                 trial=self.split.trial, exchange=self.exchange, share_statistics=self._shares_statistics,
-                guess=self.context, features=features,
+                guess=guess, features=features,
             )  # fmt: skip
         except Exception as error:  # whatever a foreign network raises
             # Settings may have changed since wrap tried them. Where nothing is computed there is nothing to try.
