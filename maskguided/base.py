@@ -49,11 +49,6 @@ class Base:
         return continued(self.x, self.grid.height, self.grid.width)
 
     @property
-    def is_continued(self) -> bool:
-        """Whether the grid is larger than `x`: windows work on a multiple that the size of the image is none of."""
-        return (self.grid.height, self.grid.width) != tuple(self.x.shape[2:])
-
-    @property
     def every(self) -> Tensor:
         """(B, count): the index of all patches."""
         return torch.arange(self.grid.count, device=self.x.device).expand(self.x.shape[0], -1)

@@ -197,15 +197,12 @@ class MaskGuided(Held):
         return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
     def finish(self, base: Base, index: Tensor) -> Tensor:
-        """The final image (B, C', s*H, s*W): `refine`, or the network as it is, where all patches are refined and
-        that is more exact or cheaper.
+        """The final image (B, C', s*H, s*W): `refine`, or what the network itself makes, where all patches are refined.
 
-        More exact: windows cannot exchange borders, or were cut from a map that had to be continued. Cheaper: under
-        `min_gain_db`, all patches were chosen. `base` must not be used afterwards: it is freed on the way.
+        The one is the other then, as far as windows see what the map would show them, but for the work of cutting.
+        `base` must not be used afterwards: it is freed on the way.
         """
-        exact = self.exchange and self.split.exchanges(self.merge) and not base.is_continued
-        better = not exact or self.min_gain_db is not None
-        if index.shape[1] == base.grid.count and self._all_go_on and better:
+        if index.shape[1] == base.grid.count and self._all_go_on:
             return self._cropped(self.split.rest(base.state), base)
         return self.refine(base, index, last=True)
 

@@ -53,6 +53,12 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
     """Refuse what this network cannot do, and say where the coarse image is not what one would expect."""
     name, rest = type(split.model).__name__, f"blocks {split.split_at + 1} to {len(split.blocks)}"
     check_global_ops(split, global_ops, merge)
+    if split.only_on_large:
+        warn(
+            f"modules of this {name} do something else on large images than on small ones "
+            f"({', '.join(sorted(split.only_on_large))}): windows keep to themselves, and refined patches may not be "
+            "what the network makes of them"
+        )
     if merge == "features" and not split.can_join:
         raise ArgumentError(
             f"merge='features': {rest} of this {name} also write what is no map (a vector of the whole image), and "
@@ -152,7 +158,12 @@ def check_input(x: object, channels: int) -> None:
     if not isinstance(x, Tensor):
         raise ArgumentError(f"input of type {type(x).__name__}; a network takes a tensor (B, {channels}, H, W)")
     if x.dim() != 4 or x.shape[1] != channels or not len(x):
-        raise ArgumentError(f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W) with B >= 1")
+        each = (
+            "; of colours it makes one image each: x.flatten(0, 1)[:, None]" if channels == 1 and x.dim() == 4 else ""
+        )
+        raise ArgumentError(
+            f"input of shape {tuple(x.shape)}; this network takes (B, {channels}, H, W) with B >= 1{each}"
+        )
     if not x.is_floating_point():
         raise ArgumentError(f"input of {x.dtype}; a network takes floats in its own range, as x.float() / 255")
     check_size(*x.shape[2:])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import PHOTO, difference, image, need_shared, official_pan, scaled
+from support import PHOTO, by_windows, difference, image, need_shared, official_pan, scaled
 from torch import nn
 
 import maskguided
@@ -363,4 +363,4 @@ def test_a_head_fits_a_network_whatever_is_put_around_it(around, coarse_tail, tm
         again = maskguided.load(tmp_path / "a.safetensors", network).eval()
         assert again.unwrap() is network
         assert torch.equal(again(x), fast(x))
-    assert difference(maskguided.wrap(net, 2, keep=1)(x), net(x)) < 1e-5
+    assert difference(by_windows(maskguided.wrap(net, 2), x), net(x)) < 1e-5

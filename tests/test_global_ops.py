@@ -8,7 +8,7 @@ from reduction_words import MAPS, VECTORS
 from support import by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
-from toys import blurred
+from toys import Chain, blurred
 
 import maskguided
 from maskguided.patches import Chosen, Grid
@@ -326,3 +326,29 @@ def test_a_norm_of_windows_in_float16_is_as_large_as_that_of_the_map():
         found = torch.linalg.vector_norm(windows.half(), dim=(2, 3), keepdim=True)
     assert found.dtype == torch.float16
     torch.testing.assert_close(found[:1].float(), whole, rtol=2e-3, atol=0)
+
+
+def test_what_a_closed_gate_hides_is_known_by_its_size():
+    """Nothing shows on the images of a trial what a flat deviation is of; on others the gate is open."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.squeeze, self.excite = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 2), nn.Linear(2, 8)
+
+        def forward(self, x):
+            y = F.relu(self.conv(x))
+            gate = self.excite(F.relu(self.squeeze(y.flatten(2).std(-1))))
+            return x + y * torch.sigmoid(gate)[..., None, None]
+
+    net, x = Chain(), image(1, 3, 33, 47)
+    net.blocks = nn.ModuleList(Gated() for _ in range(4))
+    scaled(net)
+    with torch.no_grad():
+        for block in net.blocks:
+            block.squeeze.bias.fill_(-100)
+        fast = maskguided.wrap(net)
+        assert fast.exchange
+        for block in net.blocks:
+            block.squeeze.bias.fill_(0.5)
+    assert difference(by_windows(fast, x), net(x)) < 1e-5

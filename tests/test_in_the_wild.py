@@ -154,7 +154,7 @@ def test_what_the_network_computes_in_float32_stays_so_in_half_precision(make, m
     fast = maskguided.wrap(model, 2, merge=merge, keep=1).bfloat16()  # and the network with it
     dense, split = model(x), fast.split
     assert fast(x).dtype == dense.dtype
-    assert difference(fast(x).float(), dense.float()) < 0.02
+    assert difference(by_windows(fast, x).float(), dense.float()) < 0.02
     assert torch.equal(split.tail(split.body(split.prefix(x))), dense)
 
 

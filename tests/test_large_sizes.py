@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import difference, image, scaled
+from support import by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 from toys import Chain
 
 import maskguided
-from maskguided import CannotSplit
+from maskguided import CannotSplit, MaskGuidedWarning
 
 
 class Damped(Chain):
@@ -74,7 +74,7 @@ class AnotherOnShapes(Chain):
 @pytest.mark.parametrize("kind", [Read, AnotherOnShapes])
 def test_a_network_that_does_not_run_on_shapes_alone_is_split_as_far_as_is_seen(kind):
     model, x = scaled(kind()), image(1, 3, 75, 41)
-    assert difference(maskguided.wrap(model, keep=1)(x), model(x)) < 1e-5
+    assert difference(by_windows(maskguided.wrap(model), x), model(x)) < 1e-5
 
 
 def test_a_look_at_shapes_alone_leaves_no_trace():
@@ -94,3 +94,40 @@ def test_a_look_at_shapes_alone_leaves_no_trace():
     assert model.seen == []
     assert model.mean.tolist() == [0]
     assert {type(value) for value in model.state_dict().values()} == {torch.Tensor}
+
+
+class OfLocalMean(nn.Module):
+    """A mean of the map, or of what is around each pixel, where that is larger than the images of the training were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        y = F.relu(self.conv(x))
+        if max(x.shape[2:]) <= 96:
+            return x + y * self.gate(F.adaptive_avg_pool2d(y, 1))
+        around = F.avg_pool2d(F.pad(y, (48, 48, 48, 48), mode="replicate"), 97, stride=1)
+        return x + y * self.gate(around)
+
+
+class OfCells(OfLocalMean):
+    """A mean of each cell of 80 pixels."""
+
+    def forward(self, x):
+        cells = F.adaptive_avg_pool2d(x, tuple(-(-side // 80) for side in x.shape[2:]))
+        return x + self.conv(x) * self.gate(F.interpolate(cells, size=x.shape[2:]))
+
+
+@pytest.mark.parametrize(
+    ("block", "called"), [(OfLocalMean, "avg_pool2d, pad"), (OfCells, "to more than a pixel")]
+)
+def test_windows_keep_to_themselves_where_blocks_do_something_else_on_large_images(block, called):
+    network = Chain()
+    network.blocks = nn.ModuleList(block() for _ in range(4))
+    scaled(network)
+    with pytest.warns(MaskGuidedWarning, match=rf"do something else on large images .*\(.*{called}.*\)"):
+        fast = maskguided.wrap(network, keep=1)
+    assert not fast.exchange
+    x = image(1, 3, 100, 112)
+    assert torch.equal(fast(x), network(x))

@@ -4,6 +4,7 @@ body.py    which modules are the body's blocks
 record.py  what a forward does at one size, each block as one step
 sizes.py   numbers that follow from the size: seen at a few, known for all
 layout.py  where height and width stand in a live value: maps, tokens
+recordings.py  such recordings at sizes that tell
 trace.py   the recordings as one graph for all sizes; what each value is
 cut.py     the graph in three: which nodes run before and after, which values pass between
 collected.py   what is collected of the blocks as they go, put together in the tail
@@ -30,8 +31,9 @@ from ..split_checks import check_places, check_whole
 from .alignment import alignment
 from .automatic_split import AutomaticSplit
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
+from .recordings import USE_AN_ADAPTER, recordings
 from .sizes import Rounding, telling_sides
-from .trace import USE_AN_ADAPTER, recordings, trace
+from .trace import trace
 
 _LITTLE = 0.2
 """Share of the MACs: a run that holds less is not worth a cut where a much larger one fails."""

@@ -23,8 +23,9 @@ from .collected import collected_in_tail
 from .cut import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .last_upsampling import before_last_growth, leading_to
 from .layout import Layout
+from .recordings import USE_AN_ADAPTER
 from .sizes import At, Rounding, Size
-from .trace import AT, CONSTANTS, MODEL, USE_AN_ADAPTER, Traced
+from .trace import AT, CONSTANTS, MODEL, Traced
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class AutomaticSplit(Split):
     def __init__(self, traced: Traced, cuts: tuple[int, ...], names: tuple[str, ...], probe: Probe) -> None:
         super().__init__(traced.model, names, cuts[0], probe)
         self.cut_again(cuts[1:])
-        self.constants = traced.constants
+        self.constants, self.only_on_large = traced.constants, traced.only_on_large
         found = [cut_after(traced, names, number) for number in cuts]
         pieces = pieces_between(found, traced) if len(cuts) > 1 else []
         cut = found[0] if pieces else collected_in_tail(found[0], traced)

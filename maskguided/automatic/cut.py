@@ -12,8 +12,9 @@ from torch import fx, nn
 
 from ..errors import CannotSplit
 from ..parts import Kind
+from .recordings import USE_AN_ADAPTER
 from .sizes import Size
-from .trace import MODEL, USE_AN_ADAPTER, Traced, Value
+from .trace import MODEL, Traced, Value
 
 
 @dataclass(frozen=True)

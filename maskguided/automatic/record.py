@@ -78,6 +78,10 @@ class Recording:
     constants: list[Tensor] = field(default_factory=list)
     image: Made | None = None
     """The image among the network's results."""
+    within: set[str] = field(default_factory=set)
+    """What the leaves call: names of functions."""
+    only_here: frozenset[str] = frozenset()
+    """Of these, what they call at no smaller size."""
 
 
 class CannotFollow(Exception):
@@ -137,9 +141,11 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.inside:
-            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if self.inside:
+            if not name.startswith("__"):  # arithmetic, and attributes
+                self.recording.within.add(_with_size(name, args, kwargs))
+            return func(*args, **kwargs)
         before, named = self.described(args, kwargs)
         if name in _TO_PYTHON and self._by_pixels((before, named)):
             raise CannotFollow(f"its forward reads pixel values (Tensor.{name})")
@@ -199,6 +205,14 @@ class _Recorder(TorchFunctionMode):
 
     def _by_pixels(self, described: Any) -> bool:
         return any(made.step in self.from_input for made in made_in(described))
+
+
+def _with_size(name: str, args: Any, kwargs: dict[str, Any]) -> str:
+    """The name of a function; of a pool over the whole map, too, that of which it is one."""
+    if not name.startswith("adaptive_"):
+        return name
+    size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
+    return name if size in (1, (1, 1), [1, 1]) else f"{name} to more than a pixel"
 
 
 @contextmanager

@@ -68,6 +68,8 @@ class Trial:
 
 def find_trial(parts: Parts) -> Trial:
     """How windows of a network do, on small images and on a large one."""
+    if parts.only_on_large:  # where none of this would show
+        return Trial()
     try:
         with untouched(parts.model):
             found = _on_single_steps(parts) or _on_usual_windows(parts)
@@ -207,6 +209,11 @@ def _tried_on(parts: Parts, image: Tensor, grid: Grid, readings: Sequence[Readin
     if not holding:
         rows: Literal["unknown", "groups"] = "unknown" if "rows" in doubts else "groups"
         return [replace(tried[0], reading=Reading(flat=seen.flat, transposed=seen.transposed, rows=rows))]
+    # Where a gate is closed all of them hold, and what the map showed of the sizes says more than that.
+    usual = [
+        trial for trial in holding if (trial.reading.flat, trial.reading.transposed) == (seen.flat, seen.transposed)
+    ]
+    holding = [*usual, *(trial for trial in holding if trial not in usual)]
     return [trial for trial in holding if trial.image] or holding
 
 

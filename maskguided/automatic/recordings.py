@@ -1,0 +1,165 @@
+"""Recordings of a network at sizes that tell what follows from them, and what large images make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CannotSplit, first_line
+from ..probing.modules import copied, forget_results
+from ..probing.probe import LARGE_LEAST, Probe
+from ..probing.thin import thinly
+from .record import Ambient, CannotFollow, Recording, Step, leaves_around, parts_of, record, with_fixed
+
+USE_AN_ADAPTER = "An adapter can split it (docs/new_backbone.md)"
+_MOST_STEPS = 50_000
+"""Of a forward on shapes alone: twice those of DAT, some 10 s."""
+_LARGE, _SMALL = (1103, 907), (41, 53)
+"""LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
+
+
+class Differs(Exception):
+    """Recordings do not go together."""
+
+
+def recordings(model: nn.Module, blocks: tuple[str, ...], probe: Probe) -> list[Recording]:
+    """`model` at sizes that tell what follows from them, with blocks as single steps.
+
+    Raises:
+        CannotSplit: the forward branches on pixel values, or takes other steps at every size.
+    """
+    leaves, made = leaves_around(model, blocks), list[Recording]()
+    try:
+        for batch, height, width in _sizes(probe):
+            made.append(_recorded(model, leaves, probe.input(height, width, batch)))
+            _same_steps(made[0], made[-1])
+        made += _at_a_large_size(model, leaves, probe, made)
+    except (CannotFollow, Differs) as error:
+        raise CannotSplit(f"recording {type(model).__name__}: {error}. {USE_AN_ADAPTER}") from error
+    return _with_fixed_dtypes(model, leaves, made, probe)
+
+
+def _sizes(probe: Probe) -> list[tuple[int, int, int]]:
+    """Batch, height and width. In each pair of sides one is an odd multiple, of no large factors: it is rounded up."""
+    step = probe.multiple_of
+    a = -(-probe.least // step) | 1
+    # Where small ones are not taken, the others are farther apart: all would be rounded up to the same multiple of 48.
+    c, e = (max(a + 2, -(-least // step) | 1) for least in ((37, 67) if probe.least < LARGE_LEAST else (57, 109)))
+    b, d = a + 1, c + 1
+    pairs = [(a, b), (b, a), (a + 2, d), (c, b), (a, e), (e, a + 2)]
+    if step >= 8:  # such large multiples are few
+        pairs = [(a, b), (b, a), (a + 2, b), (b, a + 2), (a + 2, a)]
+    return [*((1, h * step, w * step) for h, w in pairs), (2, a * step, b * step)]
+
+
+def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
+    def look() -> Recording:
+        return record(model, leaves, x)
+
+    try:
+        return look() if len(x) > 1 else thinly(look)  # not every network takes several images at once
+    except CannotFollow:
+        raise
+    except Exception as error:  # whatever a foreign forward raises
+        alone = "" if len(x) == 1 else " (one image is taken, two at once are not; windows come as a batch)"
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise Differs(f"an input of {tuple(x.shape)} raises {what}{alone}") from error
+
+
+def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Sequence[Recording]) -> list[Recording]:
+    """`model` at a size that photographs have: it may cut those into tiles, or hold a table that is too small.
+
+    It runs on shapes alone, which costs the same at any size, but for loops over pixels; where that cannot be, there is
+    no such recording.
+
+    Raises:
+        Differs: it takes other steps than those of `made`, at small sizes.
+    """
+    try:
+        found = _shapes_of(model, leaves, probe, _LARGE)
+    except Exception:  # whatever a foreign network raises: most often it asks for a pixel's value
+        return []
+    within: frozenset[str] = frozenset().union(*(recording.within for recording in made))
+    unlike = _unlike(made[0], found)
+    if unlike is None and found.within <= within:
+        return [found]
+    try:  # on shapes alone a network may take other steps, or call other functions, at any size
+        small = _shapes_of(model, leaves, probe, _SMALL)
+        _same_steps(made[0], small)
+    except Exception:  # whatever a foreign network raises
+        return []
+    if unlike is not None:
+        raise Differs(f"{unlike}: if it cuts large images into tiles, wrap the network that runs on a tile")
+    return [replace(found, only_here=frozenset(found.within - within - small.within))]
+
+
+def _shapes_of(model: nn.Module, leaves: set[str], probe: Probe, size: tuple[int, int]) -> Recording:
+    """A recording, without constants, at an odd multiple of about that size."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    class Bounded(FakeTensorMode):  # type: ignore[no-untyped-call]
+        steps = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.steps += 1
+            if self.steps > _MOST_STEPS:
+                raise RuntimeError("a loop over pixels, as of a scan in Python, has no end at this size")
+            return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+    step, mode = probe.multiple_of, Bounded(allow_non_fake_inputs=True)
+    height, width = ((side // step | 1) * step for side in size)
+    with mode:
+        x = torch.empty(1, probe.in_channels, height, width, device=probe.device, dtype=probe.dtype)
+    with _disable_current_modes():  # what counts the work around this would count what is not done
+        return replace(record(model, leaves, x, mode), constants=[])
+
+
+def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording], probe: Probe) -> list[Recording]:
+    """The recordings, with the dtypes that `model` names itself (`x.to(torch.float32)`) apart from its own.
+
+    One recording in another dtype tells them apart. A network that does not run in that keeps them all as its own.
+    """
+    if not any(Ambient("dtype") in parts_of((step.args, step.kwargs)) for step in runs[0].steps):
+        return runs
+    dtype = torch.float32 if probe.dtype != torch.float32 else torch.bfloat16
+    batch, height, width = runs[0].size
+    try:
+        other = record(copied(model).to(dtype), leaves, probe.input(height, width, batch).to(dtype))
+        _same_steps(runs[0], other)
+    except Exception:  # whatever a foreign forward raises in a dtype that is not its own
+        return runs
+    finally:
+        forget_results(model)
+
+    def fixed(step: Step, twin: Step) -> Step:
+        args, kwargs = with_fixed((step.args, step.kwargs), (twin.args, twin.kwargs))
+        return replace(step, args=args, kwargs=kwargs)
+
+    return [replace(run, steps=list(map(fixed, run.steps, other.steps))) for run in runs]
+
+
+def _same_steps(one: Recording, other: Recording) -> None:
+    for a, b in zip(one.steps, other.steps, strict=False):
+        if a.target != b.target:
+            raise Differs(f"{name_of(a.target)} at {one.size}, {name_of(b.target)} at {other.size}")
+    if (len(one.steps), one.image) != (len(other.steps), other.image):
+        raise Differs(f"{len(one.steps)} steps at {one.size}, {len(other.steps)} at {other.size}")
+
+
+def _unlike(one: Recording, other: Recording) -> Differs | None:
+    """In what they are no recordings of the same steps."""
+    try:
+        _same_steps(one, other)
+    except Differs as error:
+        return error
+    return None
+
+
+def name_of(target: Any) -> str:
+    """How errors call the target of a step: a module or a function."""
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
