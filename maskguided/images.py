@@ -103,10 +103,11 @@ def read_profile(path: str | Path) -> bytes | None:
     return next(profiles, None)
 
 
-def write_image(path: str | Path, image: Image, profile: bytes | None = None) -> None:
+def write_image(path: str | Path, image: Image, profile: bytes | None = None, *, lossless: bool = False) -> None:
     """Write an image whole or not at all; the suffix chooses the format (JPEG and WebP at quality 95).
 
-    `profile`, as of `read_profile`, is kept where it is of such an image and the format can hold it.
+    `profile`, as of `read_profile`, is kept where it is of such an image and the format can hold it. `lossless`: a
+    WebP keeps all pixels as they are.
 
     Raises:
         ImageError: the format is unknown, or cannot hold alpha or 16 bits.
@@ -119,7 +120,7 @@ def write_image(path: str | Path, image: Image, profile: bytes | None = None) ->
         ".jpg": cv2.IMWRITE_JPEG_QUALITY,
         ".jpeg": cv2.IMWRITE_JPEG_QUALITY,
     }.get(suffix)
-    quality = [] if key is None else [key, 95]
+    quality = [] if key is None else [key, 101 if lossless and suffix == ".webp" else 95]  # OpenCV's word for lossless
     swapped = _swapped(image)
     kept: tuple[Any, ...] = ()
     profile = _fitting(profile, path, image.shape)
@@ -179,7 +180,7 @@ def check_format(path: Path, image: Image) -> None:
 
 
 def list_images(path: Path) -> list[Path]:
-    """The file itself, or what lies in a folder and is not hidden, by name; reading tells which are images."""
+    """The file itself, or what lies in a folder and is not hidden, by name, less what is no image, which is told of."""
     if not path.exists():
         raise ImageError(f"{path}: no such file or folder")
     if path.is_file():
@@ -188,10 +189,28 @@ def list_images(path: Path) -> list[Path]:
     found = [p for p in inside if not p.is_dir()]
     if not found:
         raise ImageError(f"{path}: no files are in this folder (folders in it are not searched)")
-    if passed := len(inside) - len(found):
+    other = [p for p in found if p.suffix.lower() not in SUFFIXES and not _is_known(p)]
+    if other:
+        found = [p for p in found if p not in other]
+        what = "is no image; it is" if len(other) == 1 else f"and {len(other) - 1} more are no images; they are"
+        if not found:
+            raise ImageError(f"{path}: {other[0].name} {what.split(';')[0]}, and nothing else is in this folder")
+        warn(f"{path}: {other[0].name} {what} left out")
+    if passed := len(inside) - len(found) - len(other):
         folders = "1 folder in it is" if passed == 1 else f"{passed} folders in it are"
         warn(f"{path}: {folders} not searched for images")
     return found
+
+
+def _is_known(path: Path) -> bool:
+    """Whether a file begins as an image does."""
+    return _opens(path) and bool(_cv2().haveImageReader(str(path)))
+
+
+def is_lossless(path: str | Path) -> bool:
+    """Whether a file is a WebP whose pixels are all that were there."""
+    path = Path(path)
+    return path.suffix.lower() == ".webp" and b"VP8L" in path.read_bytes()
 
 
 def resize(image: Image, height: int, width: int, *, lanczos: bool = False) -> Image:

@@ -119,6 +119,7 @@ def load_network(path: str | Path | None = None, model: str | None = None, scale
     """
     if path is None:
         if model not in (None, STARTER):
+            named(model)  # says so, if there is none of that name
             raise ArgumentError(f"--model {model} needs --weights FILE; without both, the starter network is used")
         found = load_network(Path(__file__).parent / "pretrained" / "starter.safetensors", "pan")
         if scale not in (None, found.model.scale):

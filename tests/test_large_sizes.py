@@ -119,9 +119,7 @@ class OfCells(OfLocalMean):
         return x + self.conv(x) * self.gate(F.interpolate(cells, size=x.shape[2:]))
 
 
-@pytest.mark.parametrize(
-    ("block", "called"), [(OfLocalMean, "avg_pool2d, pad"), (OfCells, "to more than a pixel")]
-)
+@pytest.mark.parametrize(("block", "called"), [(OfLocalMean, "avg_pool2d, pad"), (OfCells, "to more than a pixel")])
 def test_windows_keep_to_themselves_where_blocks_do_something_else_on_large_images(block, called):
     network = Chain()
     network.blocks = nn.ModuleList(block() for _ in range(4))

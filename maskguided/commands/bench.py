@@ -142,8 +142,8 @@ def bench_command(
     net = net.to(memory_format=torch.channels_last if last else torch.contiguous_format)
     pairs = read_pairs(inputs, hr, like.device, like.dtype, last, grey=probe.in_channels == 1)
     rounds = _rounds(net, probe, pairs) if rounds is None else rounds
-    with progress_bar("image") as progress:
-        task = progress.add_task("all settings and rounds", total=bench.steps(pairs, settings, rounds))
+    with progress_bar() as progress:
+        task = progress.add_task("all settings and rounds", total=bench.steps(pairs, settings, rounds), unit="images")
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
     place = inputs[0].name + (f" and {len(inputs) - 1} more" if inputs[1:] else "")
     what = f"{_several(len(pairs), 'image')} of {place}, {type(net).__name__}, {bench.machine(threads, where)}"

@@ -117,6 +117,8 @@ def calibrate_command(
     if plot is not None:
         pictures.curve_picture(found, plot)
     typer.echo(str(found))
+    if (max_drop, max_cost, max_time) == (None, None, None):
+        typer.echo(f"no --max-drop, --max-cost or --max-time: keep stays at {fast.keep:g}")
     typer.echo(f"saved to {output}; use it with --head {output}")
 
 

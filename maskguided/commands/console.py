@@ -50,10 +50,17 @@ def working(what: str) -> Iterator[None]:
         yield
 
 
+def tell(progress: Progress, text: str) -> None:
+    """Print a line of results; above the bar, which would else be drawn over it, where both are on a terminal."""
+    console = progress.console if out.is_terminal and err.is_terminal else out
+    console.print(text, markup=False)
+
+
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere (see `log`)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit + "s"))
+def progress_bar() -> Iterator[Progress]:
+    """A bar on a terminal, nothing elsewhere (see `log`); each task says of what, as unit="images"."""
+    of_what = TextColumn("{task.fields[unit]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), of_what)
     with Progress(
         *columns,
         TimeElapsedColumn(),

@@ -9,6 +9,7 @@ import torch
 import typer
 
 from .. import pictures
+from ..errors import ArgumentError
 from ..pairs import read_pairs
 from ..probing.modules import first_weight
 from .options import (
@@ -21,6 +22,7 @@ from .options import (
     SplitAt,
     Threads,
     WeightFile,
+    inputs_of,
     new_picture,
     one_image,
     pick_device,
@@ -33,7 +35,9 @@ from .options import (
 
 @with_settings
 def explain_command(
-    image: Annotated[Path, typer.Option("--input", "-i", help="An LR image.")],
+    image: Annotated[Path | None, typer.Argument(help="An LR image, as -i.", show_default=False)] = None,
+    input: Annotated[Path | None, typer.Option("--input", "-i", help="An LR image.", show_default=False)] = None,
+    *,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture: .png, .pdf or .svg.")],
     weights: WeightFile = None,
     model: ModelName = None,
@@ -48,6 +52,9 @@ def explain_command(
 ) -> None:
     """Draw what the network saw and chose: LR, coarse, error map, score, refined patches and result side by side."""
     use_threads(threads)
+    (image, *others) = inputs_of("explain", *([path] if path else [] for path in (image, input)))
+    if others:
+        raise ArgumentError(f"{image} and {others[0]}: two images; give one")
     new_picture(output, overwrite, one_image(image))
     where = pick_device(device)
     fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)[1].to(where).eval()

@@ -52,7 +52,8 @@ def export_command(
     new_file(output, overwrite, ".onnx", ".pt2")
     _, fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)
     example = _example(input, size, fast.split.probe.in_channels)
-    warn_of_rough(fast, example, weights, head)
+    if input is not None:  # a made-up picture does not tell
+        warn_of_rough(fast, example, weights, head)
     difference = export(fast, output, example)
     height, width = example.shape[2:]
     typer.echo(

@@ -79,12 +79,12 @@ def finetune_command(
     fast = fast.to(where, memory_format=fast.split.memory_format)  # type: ignore[call-overload]
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):
-        with _telling_what_is_kept(saved, every), progress_bar("step") as bar:
-            task = bar.add_task(name, total=steps)
+        with _telling_what_is_kept(saved, every), progress_bar() as bar:
+            task = bar.add_task(name, total=steps, unit="steps")
 
             def show(step: int, total: int, value: float, name: str = name, bar: Any = bar, task: Any = task) -> None:
                 bar.update(task, completed=step, description=f"{name}, loss {value:.5f}")
-                if step % every == 0 and finetune.is_main_process():
+                if (step % every == 0 or step == total) and finetune.is_main_process():
                     log(f"{name}: step {step} of {total}, loss {value:.5f}")
 
             finetune.fit(

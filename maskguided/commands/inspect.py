@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from .. import inspection
+from ..errors import ArgumentError
 from ..networks import load_network
 from .console import out, working
 from .options import (
@@ -21,6 +25,7 @@ from .options import (
 
 
 def inspect_command(
+    file: Annotated[Path | None, typer.Argument(help="Weight file, as --weights.", show_default=False)] = None,
     weights: WeightFile = None,
     model: ModelName = None,
     scale: NetScale = None,
@@ -29,6 +34,9 @@ def inspect_command(
     head: HeadFile = None,
 ) -> None:
     """Say what the body of a network is, what a cut costs, or why it cannot be split; with --head, what that makes."""
+    if file is not None and weights is not None:
+        raise ArgumentError(f"{file} and --weights {weights}: two weight files; give one")
+    weights = weights or file
     if head is not None or is_starter(weights, model, head, split_at, body):
         loaded, fast = ready(weights, model, scale, head, split_at, body=body)
         found = inspection.describe(fast)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..error_map import dense_image, is_rough
-from ..errors import ArgumentError, first_line
+from ..errors import ArgumentError, CheckpointError, first_line
 from ..guided import MaskGuided
 from ..networks import STARTER, Loaded, load_network
 from ..pictures import drawing
@@ -195,6 +195,9 @@ def pick_device(name: str) -> torch.device:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise ArgumentError(f"--device {name}: no device is called so; use auto, cpu, cuda, cuda:1 or mps") from None
+    try:
         torch.empty(1, device=device).cpu()  # of the meta device nothing comes back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ArgumentError(f"--device {name}: not usable here ({first_line(error)}); use cpu or auto") from None
@@ -301,6 +304,11 @@ def ready(
         fast = checkpoint.starter(**given)
         return Loaded(fast.unwrap(), "pan", "adapter", fast.scale, fast.split.supports_half), fast
     loaded = load_network(weights, model, scale)
-    fast = wrapped(loaded.model, head, split_at, **settings)
+    try:
+        fast = wrapped(loaded.model, head, split_at, **settings)
+    except CheckpointError as error:
+        if weights is not None:
+            raise
+        raise CheckpointError(f"{error} (the starter network, for want of --weights)") from None
     loaded.inform(fast.split)
     return loaded, fast

@@ -12,15 +12,25 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from ..errors import ArgumentError, MaskGuidedError, first_line
+from ..errors import ArgumentError, ImageError, MaskGuidedError, first_line
 from ..files import write_whole
 from ..guided import MaskGuided
-from ..images import Image, check_format, goes_in_parts, open_large, read_image, read_profile, resize, write_image
+from ..images import (
+    Image,
+    check_format,
+    goes_in_parts,
+    is_lossless,
+    open_large,
+    read_image,
+    read_profile,
+    resize,
+    write_image,
+)
 from ..infer import SMALLEST_TILE, as_input, overlay, upscale, upscale_onto, upscaled_shape
 from ..networks import Loaded
 from ..probing.modules import first_weight
 from . import results
-from .console import err, out, plain, progress_bar, sentence
+from .console import err, plain, progress_bar, sentence, tell
 from .options import (
     Device,
     HeadFile,
@@ -43,6 +53,9 @@ from .options import (
     warn_of_rough,
     with_settings,
 )
+
+_MOST_PIXELS = 2**30
+"""Of a resized result, which is in memory as a whole: as many as OpenCV reads."""
 
 
 class Alpha(str, Enum):
@@ -185,9 +198,9 @@ def _warn_of_rough(fast: MaskGuided, jobs: Sequence[results.Job], weights: Path 
 def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> int:
     """How many failed; each is told of when it is done, and the others go on."""
     failed = 0
-    with progress_bar("image") as progress:
+    with progress_bar() as progress:
         how = f"keep={fast.keep:g}" + ("" if fast.min_gain_db is None else " on average")
-        images = progress.add_task(f"x{fast.scale}, {how}", total=len(jobs))
+        images = progress.add_task(f"x{fast.scale}, {how}", total=len(jobs), unit="images")
         for job in jobs:
             started = time.perf_counter()
             try:
@@ -204,7 +217,7 @@ def _upscale_all(fast: MaskGuided, jobs: Sequence[results.Job], way: _Way) -> in
                 err.print(f"[red]failed:[/red] {plain(what)}")
             else:
                 what = f"{width}x{height}, {share:.0%} refined, {time.perf_counter() - started:.2f} s"
-                out.print(f"{job.path.name} -> {job.target} ({what})", markup=False)
+                tell(progress, f"{job.path.name} -> {job.target} ({what})")
             progress.advance(images)
     return failed
 
@@ -213,7 +226,8 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
     """Height and width of the result, and the share of the pixels that was refined."""
     image = read_image(job.path)
     check_format(job.target, image)
-    tiles = progress.add_task(job.path.name, total=None, visible=way.tile != 0)
+    size = None if way.outscale is None else _size_at(way.outscale, image)
+    tiles = progress.add_task(job.path.name, total=None, visible=way.tile != 0, unit="tiles")
 
     def on_tile(done: int, total: int) -> None:
         progress.update(tiles, completed=done, total=total)
@@ -226,15 +240,25 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
     finally:
         progress.remove_task(tiles)
     made = done.image
-    if way.outscale is not None:
-        height, width = (max(round(side * way.outscale), 1) for side in image.shape[:2])
-        made = resize(made, height, width, lanczos=True)
+    if size is not None:
+        made = resize(made, *size, lanczos=True)
     height, width = made.shape[:2]
     job.check(way.overwrite)  # another run may have been here meanwhile
     if job.mask is not None:
         write_image(job.mask, overlay(resize(image, height, width), done.mask))
-    write_image(job.target, made, read_profile(job.path))
+    write_image(job.target, made, read_profile(job.path), lossless=is_lossless(job.path))
     return (height, width), float(done.mask.mean())
+
+
+def _size_at(outscale: float, image: Image) -> tuple[int, int]:
+    """Height and width of a result that is so many times as large; refused where no reader would take it."""
+    height, width = (max(round(side * outscale), 1) for side in image.shape[:2])
+    if height * width > _MOST_PIXELS:
+        raise ImageError(
+            f"--outscale {outscale:g} makes {width}x{height} pixels of this image; use less, for at most "
+            f"{_MOST_PIXELS / 1e6:.0f} megapixels"
+        )
+    return height, width
 
 
 def _upscale_in_strips(
