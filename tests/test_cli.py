@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from maskguided.cli import app
 from maskguided.commands import console, options
 from maskguided.images import read_image, write_image
 from maskguided.infer import upscale
+
+HEAD = Path(__file__).parents[1] / "benchmarks" / "weights" / "edsr_baseline_guided.safetensors"
 
 
 def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
@@ -66,6 +69,10 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
         (["upscale", "-i", "{tmp}", "-o", "{tmp}/o", "--ext", "png"], "2 images would all be written to"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o/b.png", "--ext", "jpg"], "--ext jpg with --output"),
         (["upscale", "-i", "{png}", "--split-at", "4", "--merge", "features", "--coarse-tail", "light"], "no other"),
+        (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--model", "foo"], "no adapter is called 'foo'; known: pan, edsr"),
+        (["upscale", "-i", "{png}", "--head", "{head}"], "(the starter network, for want of --weights)"),
+        (["explain", "{png}", "-i", "other.png", "-o", "{tmp}/o.png"], "two images; give one"),
+        (["inspect", "a.pth", "-w", "b.pth"], "two weight files; give one"),
         (["inspect", "--model", "pan"], "needs --weights"),
         (["bench", "-i", "{png}", "--keep", "a"], "'a' is not valid"),
         (["bench", "-i", "{png}", "--keep", "0.2,2"], "keep=2.0"),
@@ -82,7 +89,7 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(args, text, tmp_path, mon
     write_image(tmp_path / "a.jpg", PHOTO)
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "a.json").touch()
-    args = [a.format(png=tmp_path / "a.png", tmp=tmp_path) for a in args]
+    args = [a.format(png=tmp_path / "a.png", tmp=tmp_path, head=HEAD) for a in args]
     monkeypatch.setattr(sys, "argv", ["maskguided", *args])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 from skimage import data
-from support import PHOTO
+from support import PHOTO, run
 
-from maskguided import ImageError
-from maskguided.images import read_image, read_profile, write_image
+from maskguided import ImageError, MaskGuidedWarning
+from maskguided.images import is_lossless, list_images, read_image, read_profile, write_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
 
@@ -169,3 +169,24 @@ def test_a_grey_that_a_png_calls_transparent_is_alpha(mode, dtype, depth, tmp_pa
     assert image[..., 0].tolist() == (grey.astype(int) * (full // top)).tolist()
     stored.save(tmp_path / "b.png")
     assert read_image(tmp_path / "b.png").shape == (2, 3)
+
+
+def test_a_lossless_webp_stays_lossless(tmp_path):
+    image = data.astronaut()[:40, :40].copy()
+    for name, lossless in (("kept", True), ("lossy", False)):
+        write_image(tmp_path / f"{name}.webp", image, lossless=lossless)
+        assert is_lossless(tmp_path / f"{name}.webp") == lossless
+        assert np.array_equal(read_image(tmp_path / f"{name}.webp"), image) == lossless
+        run("upscale", "-i", tmp_path / f"{name}.webp", "--keep", 0)
+        assert is_lossless(tmp_path / f"{name}_out.webp") == lossless
+
+
+def test_a_folder_of_other_files_alone_holds_no_image(tmp_path):
+    for name in ("a.txt", "b.json"):
+        (tmp_path / name).write_text("nothing")
+    with pytest.raises(ImageError, match=r"a\.txt and 1 more are no images, and nothing else is in this folder"):
+        list_images(tmp_path)
+    write_image(tmp_path / "c.png", data.astronaut()[:8, :8].copy())
+    (tmp_path / "c.png").rename(tmp_path / "c")
+    with pytest.warns(MaskGuidedWarning, match=r"a\.txt and 1 more are no images; they are left out"):
+        assert list_images(tmp_path) == [tmp_path / "c"], "by what it begins with"

@@ -15,7 +15,7 @@ from support import PHOTO, run
 from typer.testing import CliRunner
 
 import maskguided
-from maskguided import ArgumentError
+from maskguided import ArgumentError, MaskGuidedWarning
 from maskguided.cli import app
 from maskguided.images import read_image, resize, write_image
 from maskguided.infer import upscale
@@ -49,10 +49,11 @@ def test_a_folder_with_one_bad_file_gives_the_rest_and_exit_code_1(weights, tmp_
     (inputs / "bad.png").write_bytes(b"no image")
     (inputs / "notes.txt").write_text("nor this")
     (inputs / "link.png").symlink_to("nowhere.png")
-    result = run("upscale", "-i", inputs, "-o", outputs, "--model", "pan", "--weights", weights, code=1)
+    with pytest.warns(MaskGuidedWarning, match=r"in: notes\.txt is no image; it is left out"):
+        result = run("upscale", "-i", inputs, "-o", outputs, "--model", "pan", "--weights", weights, code=1)
     assert "bad.png: no image that can be read" in result.output
     assert "link.png: no such file" in result.output
-    assert "3 of 6 failed" in result.output
+    assert "2 of 5 failed" in result.output
     assert sorted(p.name for p in outputs.iterdir()) == ["colour_out.png", "deep_out.tif", "grey_out.jpg"]
     assert read_image(outputs / "colour_out.png").shape == (192, 240, 3)
     assert read_image(outputs / "grey_out.jpg").shape == (192, 240)
@@ -310,3 +311,10 @@ def test_a_light_refine_tail_that_is_not_fitted_is_warned_of(command, weights, t
     assert result.exit_code == 0, result.output
     text = "and so is what is refined; first `maskguided calibrate .* or leave --refine-tail out"
     assert re.search(text, " ".join(result.output.split()))
+
+
+def test_a_size_that_nobody_could_read_is_refused_before_the_work(tmp_path):
+    write_image(tmp_path / "a.png", PHOTO)
+    result = run("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "o", "--outscale", 900, code=1)
+    assert "--outscale 900 makes 54000x43200 pixels of this image; use less, for at most 1074 megap" in result.output
+    assert not (tmp_path / "o").exists()

@@ -196,7 +196,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ArgumentError(f"--device {name}: no device is called so; use auto, cpu, cuda, cuda:1 or mps") from None
+        raise ArgumentError(
+            f"--device {name}: not usable here (no device is called so); use auto, cpu, cuda, cuda:1 or mps"
+        ) from None
     try:
         torch.empty(1, device=device).cpu()  # of the meta device nothing comes back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
