@@ -369,3 +369,21 @@ def test_blocks_on_the_spectrum_are_refused_by_name_instead_of_a_cut_that_saves_
 
     with pytest.raises(CannotSplit, match=r"torch\.fft"):
         maskguided.split(scaled(Net()))
+
+
+def test_tokens_may_come_before_the_batch():
+    """As torch's own transformer layers take them."""
+
+    class TokensFirst(Chain):
+        def forward(self, x):
+            y = self.first(x)
+            tokens = y.flatten(2).permute(2, 0, 1)
+            for layer in self.blocks:
+                tokens = layer(tokens)
+            return self.finish(tokens.permute(1, 2, 0).reshape(y.shape))
+
+    network, x = TokensFirst(), image(2, 3, 21, 26)
+    network.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16) for _ in range(4))
+    parts = maskguided.split(scaled(network))
+    assert parts.blocks == tuple(f"blocks.{number}" for number in range(4))
+    assert torch.equal(parts.tail(parts.body(parts.prefix(x))), network(x))

@@ -234,8 +234,8 @@ def _stands_apart(group: list[Call], calls: list[Call]) -> bool:
 
 
 def _area(shape: tuple[int, ...], height: int, width: int) -> int:
-    """Pixels of a map (B, C, H, W) or (B, H, W, C), or the number of tokens (B, H*W, C), of an image's size."""
+    """Pixels of a map (B, C, H, W) or (B, H, W, C), or the number of tokens (B, H*W, C) or (H*W, B, C) of one image."""
     if len(shape) == 4:
         channels_last = shape[1] * width == shape[2] * height and shape[2] * width != shape[3] * height
         return shape[1] * shape[2] if channels_last else shape[2] * shape[3]
-    return shape[1] if len(shape) == 3 else 0
+    return max(shape[:2]) if len(shape) == 3 else 0
