@@ -18,9 +18,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Run `model` in eval mode without gradients; afterwards every attribute is what it was.
 
     A forward may assign to its module (basicsr's EDSR: `self.mean = self.mean.type_as(x)`), and a traced
-    forward would leave tracing objects there. Within it no weight requires gradients, for views of one that does have
-    none to give (torch.utils.flop_counter stumbles over them); attention is computed in steps that can be seen, and
-    float32 to all its digits.
+    forward would leave tracing objects there. Within it no weight requires gradients (torch.utils.flop_counter stumbles
+    over views of those that do), attention is computed in steps that can be seen, and float32 to all its digits.
     """
     saved = [(module, dict(vars(module))) for module in model.modules()]
     caches = [(value, value.copy()) for m in model.modules() for value in vars(m).values() if _is_cache(value)]

@@ -56,8 +56,11 @@ class Detours:
         """The size of windows that a detour left from, and of the map that they were put into."""
 
     def leave_at(self, name: str, given: dict[str, Any]) -> bool:
-        """Whether a call gives something else on windows than on the map, so that a detour begins: pools that overlap,
-        steps that windows are no multiple of, and steps that go by the size of the map (align_corners)."""
+        """Whether a call would give something else on windows than on the whole map, so that a detour begins.
+
+        So do pools that overlap, strides that do not divide the side of a window, and enlargements from corner to
+        corner (align_corners), whose step depends on the size of the map.
+        """
         if name == "interpolate":
             return bool(given.get("align_corners"))
         if name in ADAPTIVE_POOLS:

@@ -56,7 +56,8 @@ class PerImage(GlobalOps):
         strangers: shapes of tensors that are no windows though there are as many of them.
         noted: where the shapes of such tensors are kept.
 
-    `doubts` are afterwards the fields of `Reading` in which another may have given something else.
+    `doubts` are afterwards the fields of `reading` that decided something: with another value there, what was called
+    would have given something else.
     """
 
     def __init__(

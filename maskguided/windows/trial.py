@@ -58,10 +58,10 @@ class Trial:
     """The smallest patch, in LR pixels, for which that is known: smaller windows might be taken for vectors, or for
     windows that blocks cut their map into themselves."""
     overlapped: bool = True
-    """Whether windows overlapped when they were tried (the last row and column are narrower than a patch). If not, they
-    were patches of one `unit`, which never do, and larger ones are tried when they are asked for."""
+    """Whether windows overlapped in the trial, because the last row and column of patches were narrower than the rest.
+    If not, only patches of one `unit` were tried, and larger ones will be when they are asked for."""
     closely: bool = False
-    """Whether what holds holds to rounding: else something small may have been left out."""
+    """Whether the differences were those of rounding; if not, something small may be missing in windows."""
     runs: bool = True
     """Whether blocks ran on such windows."""
 
@@ -170,7 +170,7 @@ def _grid(parts: Parts, least: int) -> Grid:
 
 
 def _grid_of(model: nn.Module, patch: int, less: int, side: int = 1) -> Grid:
-    """A grid with a number of patches that divides no weight's size, so that no weight is mistaken for windows.
+    """A grid whose number of patches divides no side of a weight, so that no weight is mistaken for all windows.
 
     The last row and column are `less` LR pixels narrower, so windows overlap there: what counts a pixel twice shows.
     The map has at least `side` LR pixels a side.
