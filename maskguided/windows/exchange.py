@@ -56,8 +56,8 @@ class _Ring(NamedTuple):
     seen: Tensor | None
     """(pixels, F+1), for a guess: the features at the cut, where the pixel is nowhere; zeros where it is somewhere."""
     every: Tensor | None
-    """For small windows, (pixels of the widened windows,) long: where each stands in a list of the pixels of all windows,
-    followed by what `_beyond` gives. None: only the rings are looked up, and put around the windows."""
+    """For small windows, (pixels of the widened windows,) long: where each stands in a list of all windows' pixels and,
+    behind these, what `_beyond` gives. None: only the rings are looked up, and put around the windows."""
 
 
 def cut_windows(state: Mapping[str, Tensor], kinds: Mapping[str, str], chosen: Chosen) -> dict[str, Tensor]:
