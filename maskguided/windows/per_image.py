@@ -117,30 +117,40 @@ class PerImage(GlobalOps):
         self.doubts |= {*fields, *(["sums"] if name in ("sum", *SECOND_POWERS) else [])}
 
     def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
+        name = func.__name__
         if self.strangers and tuple(x.shape) in self.strangers:
             return func(x, *args, **kwargs)
         if x.shape[0] != self.windows:
             return self._folded(func, x, args, kwargs)
-        if func.__name__ in (NORMALISED, SOFTMAX):
-            size = self._unflattened(x.shape[-1])
-            counts = None if self.owned is None or size is None else self.owned(*size).flatten(2)
-            if func.__name__ == SOFTMAX:
-                return self.products.softmax(x, counts)
-            return self.products.normalised(x, kwargs.get("eps", 1e-12), counts)
-        if func.__name__ in NORMS:
-            return self._normalised(x, func.__name__, (x, *args), kwargs)
-        if func.__name__ in DEVIATIONS:
+        if name in (NORMALISED, SOFTMAX):
+            return self._for_products(name, x, kwargs)
+        if name in NORMS:
+            return self._normalised(x, name, (x, *args), kwargs)
+        if name in DEVIATIONS:
             return self._together(func, x, args, kwargs)
-        weighed = self._weighed(x, func.__name__, args, kwargs)
+        return self._reduced(func, x, args, kwargs)
+
+    def _for_products(self, name: str, x: Tensor, kwargs: Any) -> Tensor:
+        """What (B*k, ..., h*w) is normalised to over the pixels of an image, for a product that will sum over them."""
+        size = self._unflattened(x.shape[-1])
+        counts = None if self.owned is None or size is None else self.owned(*size).flatten(2)
+        if name == SOFTMAX:
+            return self.products.softmax(x, counts)
+        return self.products.normalised(x, kwargs.get("eps", 1e-12), counts)
+
+    def _reduced(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
+        """A mean, sum, norm or extreme of an image: of each window first, then of what these give."""
+        name = func.__name__
+        weighed = self._weighed(x, name, args, kwargs)
         each: Any  # a tensor, or values and where they are
-        if func.__name__ == "adaptive_avg_pool2d" and torch.compiler.is_compiling():
+        if name == "adaptive_avg_pool2d" and torch.compiler.is_compiling():
             each = weighed.mean((2, 3), keepdim=True)  # the pool fails on a number of windows that is a symbol
         else:
             each = func(weighed, *args, **kwargs)
-        if func.__name__ in EXTREMES:
-            return type(each)((self._combined(func.__name__, each.values), each.indices))
-        combined = self._combined(func.__name__, each)
-        of_variance = self.reading.sums == "variance" and func.__name__ == "sum"
+        if name in EXTREMES:
+            return type(each)((self._combined(name, each.values), each.indices))
+        combined = self._combined(name, each)
+        of_variance = self.reading.sums == "variance" and name == "sum"
         return combined * self._less_one(x, combined.dim()) if of_variance else combined
 
     def _less_one(self, x: Tensor, dims: int) -> Tensor | float:
