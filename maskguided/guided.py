@@ -199,8 +199,8 @@ class MaskGuided(Held):
     def finish(self, base: Base, index: Tensor) -> Tensor:
         """The final image (B, C', s*H, s*W): `refine`, or what the network itself makes, where all patches are refined.
 
-        The one is the other then, as far as windows see what the map would show them, but for the work of cutting.
-        `base` must not be used afterwards: it is freed on the way.
+        Up to rounding that is what all windows together make, where they see what the map would show them, without the
+        work of cutting it. `base` must not be used afterwards: it is freed on the way.
         """
         if index.shape[1] == base.grid.count and self._all_go_on:
             return self._cropped(self.split.rest(base.state), base)

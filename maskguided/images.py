@@ -189,17 +189,17 @@ def list_images(path: Path) -> list[Path]:
     found = [p for p in inside if not p.is_dir()]
     if not found:
         raise ImageError(f"{path}: no files are in this folder (folders in it are not searched)")
-    other = [p for p in found if p.suffix.lower() not in SUFFIXES and not _is_known(p)]
+    images = [p for p in found if p.suffix.lower() in SUFFIXES or _is_known(p)]
+    other = sorted(set(found) - set(images))
     if other:
-        found = [p for p in found if p not in other]
         what = "is no image; it is" if len(other) == 1 else f"and {len(other) - 1} more are no images; they are"
-        if not found:
+        if not images:
             raise ImageError(f"{path}: {other[0].name} {what.split(';')[0]}, and nothing else is in this folder")
         warn(f"{path}: {other[0].name} {what} left out")
-    if passed := len(inside) - len(found) - len(other):
+    if passed := len(inside) - len(found):
         folders = "1 folder in it is" if passed == 1 else f"{passed} folders in it are"
         warn(f"{path}: {folders} not searched for images")
-    return found
+    return images
 
 
 def _is_known(path: Path) -> bool:

@@ -91,7 +91,7 @@ def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Seq
         small = _shapes_of(model, leaves, probe, _SMALL)
         _same_steps(made[0], small)
     except Exception:  # whatever a foreign network raises
-        return []
+        return [found] if unlike is None else []
     if unlike is not None:
         raise Differs(f"{unlike}: if it cuts large images into tiles, wrap the network that runs on a tile")
     return [replace(found, only_here=frozenset(found.within - within - small.within))]

@@ -209,7 +209,7 @@ def _tried_on(parts: Parts, image: Tensor, grid: Grid, readings: Sequence[Readin
     if not holding:
         rows: Literal["unknown", "groups"] = "unknown" if "rows" in doubts else "groups"
         return [replace(tried[0], reading=Reading(flat=seen.flat, transposed=seen.transposed, rows=rows))]
-    # Where a gate is closed all of them hold, and what the map showed of the sizes says more than that.
+    # Several hold where these images do not tell them apart (a gate is closed); then the sizes of the map decide.
     usual = [
         trial for trial in holding if (trial.reading.flat, trial.reading.transposed) == (seen.flat, seen.transposed)
     ]
