@@ -326,7 +326,7 @@ def test_blocks_that_look_around_on_large_maps_alone_are_noticed(monkeypatch):
     net, x = of_blocks(LooksAround), image(1, 3, 64, 80)
     fast = maskguided.wrap(net, keep=1)
     assert not fast.exchange
-    assert difference(by_windows(fast, x), net(x)) < 1e-5
+    assert difference(fast(x), net(x)) < 1e-5
     monkeypatch.setattr(trial, "_on_a_large_map", lambda parts, found: found)
     assert difference(by_windows(maskguided.wrap(net), x), net(x)) > 1e-2
 

@@ -256,7 +256,9 @@ def test_of_an_image_smaller_than_the_network_takes_more_is_made(multiple, pool,
         x = image(2, 3, height, width)
         enough = F.pad(x, (0, max(0, smallest - width), 0, max(0, smallest - height)), mode="replicate")
         fast.keep = 1
-        assert difference(by_windows(fast, x), net(enough)[:, :, : 2 * height, : 2 * width]) < 1e-5
+        dense = net(enough)[:, :, : 2 * height, : 2 * width]
+        assert difference(fast(x), dense) < 1e-5
+        assert merge == "image" or difference(by_windows(fast, x), dense) < 1e-5
         fast.keep = 0.5
         assert fast(x).shape == (2, 3, 2 * height, 2 * width)
         assert fast.cost(height, width).k == fast.explain(x).index.shape[1]
