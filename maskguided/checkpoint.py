@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from .adapter import AUTOMATIC
 from .errors import ArgumentError, CannotSplit, CheckpointError, warn
 from .files import write_whole
-from .gain import fresh_estimate
 from .guided import MaskGuided
 from .head import BLURS
 from .networks import load_network
@@ -99,7 +98,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
         content = content._replace(tensors=without_estimate(content.tensors))
         least = changes.get("min_gain_db")
     if _ESTIMATE in content.tensors:
-        fast.estimate = fresh_estimate(fast.split.feature_channels, fast.split.example(1, 1)).train(fast.training)
+        fast.begin_estimate()
     _load_added(fast, content, path)
     with nullcontext() if "min_gain_db" in changes else _said_of(path, facts):
         fast.min_gain_db = least

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .cost import Cost, macs
 from .errors import ArgumentError
-from .gain import fresh_estimate
+from .gain import GainEstimate, fresh_estimate
 from .knobs import Knobs
 from .patches import Grid, continued, round_up
 from .probing.modules import first_weight
@@ -119,13 +119,18 @@ class Held(Knobs):
             self.model, self.constants = self.split.model, self.split.constants
             self.refine_tail = self.split.light if isinstance(self.split, LightTailed) else None
 
+    def begin_estimate(self) -> GainEstimate:
+        """A new estimate of what patches bring, of zeros as yet, in place of any that was there."""
+        self.estimate = fresh_estimate(self.split.feature_channels, first_weight(self.model)).train(self.training)
+        return self.estimate
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Weights of what `calibrate` has added elsewhere find their parts here."""
         has = {name: any(key.startswith(f"{prefix}{name}.") for key in state_dict) for name in ("context", "estimate")}
         if has["context"] and self.context is None:
             self.context = make_context(self.split, self.merge)
         if has["estimate"] and self.estimate is None:
-            self.estimate = fresh_estimate(self.split.feature_channels, first_weight(self.model))
+            self.begin_estimate()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _replicate_for_data_parallel(self) -> nn.Module:

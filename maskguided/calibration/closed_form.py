@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..base import Base
 from ..error_map import patch_error
-from ..gain import LEAST, around, fresh_estimate, log_energies
+from ..gain import LEAST, around, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT, energies
 from ..patches import continued, per_pixel, select
@@ -160,11 +160,11 @@ def fit_gain(fast: MaskGuided, images: Sequence[Known]) -> None:
     target = torch.stack([torch.cat(gains), torch.cat(errors)]).cpu().double()  # (2, patches)
     own, means = (torch.cat([logs.flatten(2)[0] for logs in of], 1).cpu().double() for of in (seen, map(around, seen)))
     weights, bias = _log_regression(torch.cat([own, means]), target, torch.cat(images_of).cpu())
-    fast.estimate = fresh_estimate(fast.split.feature_channels, images[0].lr)
-    fast.estimate.weight.copy_(weights[:, : len(own)])
-    fast.estimate.around.copy_(weights[:, len(own) :])
-    fast.estimate.bias.copy_(bias)
-    fast.estimate.seen.copy_(torch.stack([own.amin(1), own.amax(1)]))
+    estimate = fast.begin_estimate()
+    estimate.weight.copy_(weights[:, : len(own)])
+    estimate.around.copy_(weights[:, len(own) :])
+    estimate.bias.copy_(bias)
+    estimate.seen.copy_(torch.stack([own.amin(1), own.amax(1)]))
 
 
 def _log_regression(seen: Tensor, target: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
