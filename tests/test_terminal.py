@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 
 import pytest
@@ -16,10 +17,11 @@ pty = pytest.importorskip("pty", reason="needs a terminal of Unix")
 
 def screen(*arguments: object) -> list[str]:
     """The lines that are left on a terminal by a command of maskguided, run in one."""
-    process, terminal = pty.fork()
-    if process == 0:
-        os.environ.update(COLUMNS="100", TERM="xterm")
-        os.execv(sys.executable, [sys.executable, "-m", "maskguided", *map(str, arguments)])
+    terminal, of_command = pty.openpty()
+    command = [sys.executable, "-m", "maskguided", *map(str, arguments)]
+    shown_as = {**os.environ, "COLUMNS": "100", "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=of_command, stdout=of_command, stderr=of_command, env=shown_as)
+    os.close(of_command)
     written = b""
     while True:
         try:
@@ -29,7 +31,8 @@ def screen(*arguments: object) -> list[str]:
         if not part:
             break
         written += part
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0, written.decode()
+    os.close(terminal)
+    assert process.wait() == 0, written.decode()
     return shown(written.decode())
 
 

@@ -144,19 +144,17 @@ def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording]
 
 
 def _same_steps(one: Recording, other: Recording) -> None:
+    if unlike := _unlike(one, other):
+        raise Differs(unlike)
+
+
+def _unlike(one: Recording, other: Recording) -> str | None:
+    """In what they are no recordings of the same steps."""
     for a, b in zip(one.steps, other.steps, strict=False):
         if a.target != b.target:
-            raise Differs(f"{name_of(a.target)} at {one.size}, {name_of(b.target)} at {other.size}")
+            return f"{name_of(a.target)} at {one.size}, {name_of(b.target)} at {other.size}"
     if (len(one.steps), one.image) != (len(other.steps), other.image):
-        raise Differs(f"{len(one.steps)} steps at {one.size}, {len(other.steps)} at {other.size}")
-
-
-def _unlike(one: Recording, other: Recording) -> Differs | None:
-    """In what they are no recordings of the same steps."""
-    try:
-        _same_steps(one, other)
-    except Differs as error:
-        return error
+        return f"{len(one.steps)} steps at {one.size}, {len(other.steps)} at {other.size}"
     return None
 
 

@@ -205,15 +205,15 @@ def _tried_on(parts: Parts, image: Tensor, grid: Grid, readings: Sequence[Readin
         trial, doubtful = beside.read_as(reading)
         tried.append(trial)
         doubts |= doubtful
-    holding = [trial for trial in tried if trial.body]
+    # Several hold where these images do not tell them apart (a gate is closed); then the sizes of the map decide.
+    of_sizes = seen.flat, seen.transposed
+    holding = sorted(
+        (trial for trial in tried if trial.body),
+        key=lambda trial: (trial.reading.flat, trial.reading.transposed) != of_sizes,
+    )
     if not holding:
         rows: Literal["unknown", "groups"] = "unknown" if "rows" in doubts else "groups"
         return [replace(tried[0], reading=Reading(flat=seen.flat, transposed=seen.transposed, rows=rows))]
-    # Several hold where these images do not tell them apart (a gate is closed); then the sizes of the map decide.
-    usual = [
-        trial for trial in holding if (trial.reading.flat, trial.reading.transposed) == (seen.flat, seen.transposed)
-    ]
-    holding = [*usual, *(trial for trial in holding if trial not in usual)]
     return [trial for trial in holding if trial.image] or holding
 
 
