@@ -94,10 +94,12 @@ class Grid:
 
     def corners(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Top row and left column of the windows of `index`, in LR pixels, shaped like `index`."""
-        height, width = self.window
-        top = (index // self.cols * self.patch_size - self.halo).clamp(0, self.height - height)
-        left = (index % self.cols * self.patch_size - self.halo).clamp(0, self.width - width)
-        return top, left
+        return self.corner(0, index // self.cols), self.corner(1, index % self.cols)
+
+    def corner(self, axis: int, cell: Tensor) -> Tensor:
+        """The row (axis 0) or column (1) at which windows of a row or column of cells begin, in LR pixels."""
+        last = (self.height, self.width)[axis] - self.window[axis]
+        return (cell * self.patch_size - self.halo).clamp(0, last)
 
 
 def select(score: Tensor, k: int) -> Tensor:

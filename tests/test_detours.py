@@ -15,6 +15,7 @@ from toys import Base, Block, ResidualOutside, conv
 
 import maskguided
 from maskguided.patches import Chosen, Grid, gather, scatter
+from maskguided.windows.borders import Borders
 from maskguided.windows.context import make_context, watch
 from maskguided.windows.detours import When
 from maskguided.windows.exchange import Exchange
@@ -88,7 +89,7 @@ def gated(branch):
 def of_windows(operation, x, index, grid, *, gathered=False):
     """What it makes of the chosen patches, at their place; NaN elsewhere."""
     windows = gather(x, index, grid)
-    with Exchange(Chosen(index, grid), [(windows, x)] if gathered else [], detours=WHEN):
+    with Exchange(Borders(Chosen(index, grid), [(windows, x)] if gathered else []), detours=WHEN):
         made = operation(windows)
     return scatter(made, index, grid, onto=torch.full_like(x, torch.nan))
 
@@ -146,7 +147,7 @@ def test_from_windows_just_cut_a_detour_is_over_the_map_itself(name):
 def test_a_pool_to_a_size_that_says_nothing_is_refused():
     x, chosen = image(1, 4, 24, 36), Chosen(torch.tensor([[0, 1]]), Grid(24, 36, patch_size=12))
     for to in (0, 4):
-        with Exchange(chosen, detours=WHEN), pytest.raises(ValueError, match=f"12 pixels .* {to},"):
+        with Exchange(Borders(chosen), detours=WHEN), pytest.raises(ValueError, match=f"12 pixels .* {to},"):
             F.adaptive_avg_pool2d(chosen.gather(x), (to, to))
 
 
@@ -265,7 +266,7 @@ def test_a_guess_is_put_where_nobody_refines():
         return 2 * pixels[:, :-1]
 
     windows = gather(2 * x, index, grid)
-    with Exchange(Chosen(index, grid), guess=guess, features=x, detours=WHEN):
+    with Exchange(Borders(Chosen(index, grid), guess=guess, features=x), detours=WHEN):
         found = esa(windows)
     assert difference(found, gather(esa(2 * x), index, grid)) < 1e-5
     assert seen == [0]

@@ -18,6 +18,7 @@ import maskguided
 from maskguided import ArgumentError
 from maskguided.patches import Chosen, Grid, gather, scatter
 from maskguided.windows import trial
+from maskguided.windows.borders import Borders
 from maskguided.windows.exchange import Exchange
 
 
@@ -59,7 +60,7 @@ OPERATIONS = {
 def on_windows(operation, x, index, grid, *, gathered=False):
     """What `operation` makes of the chosen patches, at their place; NaN elsewhere."""
     windows = gather(x, index, grid)
-    with Exchange(Chosen(index, grid), [(windows, x)] if gathered else []):
+    with Exchange(Borders(Chosen(index, grid), [(windows, x)] if gathered else [])):
         parts = operation(windows)
     side = parts.shape[2] * grid.height // grid.window[0], parts.shape[3] * grid.width // grid.window[1]
     canvas = torch.full((x.shape[0], parts.shape[1], *side), torch.nan)

@@ -19,7 +19,7 @@ LAYERS = [
     {"patches", "weights", "metrics", "optional", "tiff", "png", "files"},
     {"cost", "probing.modules", "probing.receptive", "probing.untouched"},
     {"probing.probe", "windows.global_ops", "windows.rings"},
-    {f"windows.{name}" for name in ("detours", "exchange", "per_image", "shifts")} | {"parts"},
+    {f"windows.{name}" for name in ("borders", "detours", "exchange", "per_image", "shifts")} | {"parts"},
     {"windows.trial", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"split", "images", "head"},
     {"split_checks", "base", "calibration.curve", "gain", "pairs", "training.samples"},

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import maskguided
 from maskguided.patches import Chosen, Grid, gather, scatter
 from maskguided.windows import shifts
+from maskguided.windows.borders import Borders
 from maskguided.windows.exchange import Exchange
 from maskguided.windows.run import on_windows
 
@@ -22,7 +23,7 @@ def rolled(x, index, grid, steps):
     first = gather(x, index, grid)
     last = first.permute(0, 2, 3, 1)
     several = torch.stack([last, 2 * last, -last])
-    with Exchange(Chosen(index, grid)):
+    with Exchange(Borders(Chosen(index, grid))):
         for shift in steps:
             first, last = torch.roll(first, shift, (2, 3)), last.roll(shift, dims=[1, 2])
             several = torch.roll(several, shifts=shift, dims=(2, 3))

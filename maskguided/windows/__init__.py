@@ -3,8 +3,9 @@
 run.py         gather, then the blocks, among all that is below
 sizes.py       how large windows are
 trial.py       whether windows do as the whole map does: tried on small images
-exchange.py    each window takes the pixels around it from the window that owns them
-rings.py         those pixels, laid around a window
+exchange.py    what looks around on windows sees their neighbours
+borders.py       the pixels around a window: those of the windows that own them
+rings.py         laid around it
 shifts.py        attention in shifted windows: a run of patches rolls as one
 detours.py       side branches that run on the whole map
 arguments.py     what the functions that look around are called with

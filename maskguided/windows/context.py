@@ -18,8 +18,8 @@ from ..patches import Chosen, Grid
 from ..probing.untouched import untouched
 from ..split import Split
 from .arguments import Sides
+from .borders import Borders
 from .exchange import Exchange
-from .trial import Trial
 
 _RANK = 8
 """Of what all convolutions together guess from. (PAN x4: all 40 features gain 0.002 dB and cost 4 % of a patch.)"""
@@ -50,35 +50,33 @@ class LinearContext(nn.Module):
         return torch.matmul(seen, self.maps[number].to(seen.dtype))
 
 
-class Watch(Exchange):
-    """Within it, a refine part that runs on the whole map shows what its convolutions see.
+class _Shown(Borders):
+    """The borders of a whole map, which is no window of a larger one: what is padded is shown, and padded.
 
     Args:
-        maps: the live values (B, C, r*H, r*W) that it starts from.
+        maps: the live values (B, C, r*H, r*W) that the refine part starts from.
         size: height and width in LR pixels that they stand for.
         show: called with the number of a convolution with padding, and its input.
-        trial: what is known of windows of this network.
     """
 
-    def __init__(
-        self, maps: Sequence[Tensor], size: tuple[int, int], show: Callable[[int, Tensor], None], trial: Trial
-    ) -> None:
+    def __init__(self, maps: Sequence[Tensor], size: tuple[int, int], show: Callable[[int, Tensor], None]) -> None:
         first = torch.zeros(maps[0].shape[0], 1, dtype=torch.long, device=maps[0].device)
-        whole, cut = Chosen(first, Grid(*size, max(size))), [(value, value) for value in maps]
-        super().__init__(whole, cut, strangers=trial.strangers, detours=trial.detours)
+        super().__init__(Chosen(first, Grid(*size, max(size))), [(value, value) for value in maps])
         self.show = show
 
     def canvas(self, x: Tensor) -> Tensor:
-        if self._cut_from(x) is None:
-            self.show(self.calls, x)
-            self.calls += 1
+        if self.map_of(x) is None:
+            self._count(x)
         return x
 
     def padded(self, x: Tensor, sides: Sides, mode: str = "constant") -> Tensor:
         if self.is_numbered(x, mode):
-            self.show(self.calls, x)
-            self.calls += 1
+            self._count(x)
         return F.pad(x, sides, mode)
+
+    def _count(self, x: Tensor) -> None:
+        self.show(self.calls, x)
+        self.calls += 1
 
 
 def watch(split: Split, state: State, size: tuple[int, int], merge: Merge, show: Callable[[int, Tensor], None]) -> None:
@@ -86,7 +84,8 @@ def watch(split: Split, state: State, size: tuple[int, int], merge: Merge, show:
     names = split.reads if merge == "features" else tuple(split.kinds)
     state = {name: state[name] for name in names}
     maps = [value for name, value in state.items() if split.kinds[name] == "map"]
-    with Watch(maps, size, show, split.trial):
+    trial = split.trial
+    with Exchange(_Shown(maps, size, show), strangers=trial.strangers, detours=trial.detours):
         after = split.body(state)
         if merge == "image":
             split.tail(after)

@@ -19,7 +19,8 @@ from ..errors import ArgumentError
 from ..optional import torch_since
 from ..parts import Kind, State
 from ..patches import Chosen
-from .exchange import Exchange, Guess, cut_windows
+from .borders import Borders, Guess, cut_windows
+from .exchange import Exchange
 from .per_image import PerImage
 from .trial import Trial
 
@@ -55,16 +56,14 @@ def on_windows(
         trial: what is known of windows of this network.
         exchange: whether convolutions see the windows around (exchange.py).
         share_statistics: whether global operations see all windows of an image as one map (per_image.py).
-        guess: what padded convolutions see where no patch is refined (see Exchange); None: zeros.
+        guess: what padded convolutions see where no patch is refined (see Borders); None: zeros.
         features: (B, F, r*H, r*W), what it guesses from.
     """
-    windows = cut_windows(state, kinds, chosen)
+    windows, cut = cut_windows(state, kinds, chosen)
     neighbours: AbstractContextManager[object] = nullcontext()
     if exchange:
-        cut = [(windows[name], state[name]) for name, kind in kinds.items() if kind == "map"]
-        neighbours = Exchange(
-            chosen, cut, guess, features, strangers=trial.strangers, detours=trial.detours, unit=trial.unit
-        )
+        borders = Borders(chosen, cut, guess, features)
+        neighbours = Exchange(borders, strangers=trial.strangers, detours=trial.detours, unit=trial.unit)
     statistics: AbstractContextManager[object] = nullcontext()
     if share_statistics:
         statistics = PerImage(chosen, unit=trial.unit, reading=trial.reading, strangers=trial.strangers)

@@ -115,7 +115,8 @@ class Shifts:
         image = torch.arange(len(owner), device=owner.device)[:, None, None]
         row, col = (self.index // self.grid.cols)[..., None], (self.index % self.grid.cols)[..., None]
         line, cell = (col, row) if axis == 0 else (row, col)
-        patch, whole = (self._scaled(axis, length, n) for n in (self.grid.patch_size, self._side(axis)))
+        side = (self.grid.height, self.grid.width)[axis]
+        patch, whole = (self._scaled(axis, length, n) for n in (self.grid.patch_size, side))
         start = begin[image, line, cell] * patch
         run = ((end[image, line, cell] + 1) * patch).clamp_max(whole) - start
         place = self._corner(axis, length, cell) + torch.arange(length, device=owner.device)  # (B, k, length)
@@ -144,11 +145,7 @@ class Shifts:
 
     def _corner(self, axis: int, length: int, cell: Tensor) -> Tensor:
         """Where windows of that length begin."""
-        corner = (cell * self.grid.patch_size - self.grid.halo).clamp(0, self._side(axis) - self.grid.window[axis])
-        return corner * length // self.grid.window[axis]
-
-    def _side(self, axis: int) -> int:
-        return (self.grid.height, self.grid.width)[axis]
+        return self.grid.corner(axis, cell) * length // self.grid.window[axis]
 
     def _scaled(self, axis: int, length: int, pixels: Any) -> Any:
         """LR pixels in those of windows of that length."""

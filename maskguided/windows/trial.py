@@ -16,8 +16,9 @@ from ..parts import Parts
 from ..patches import Chosen, Grid, round_up
 from ..probing.thin import Thin
 from ..probing.untouched import untouched
+from .borders import Borders, cut_windows
 from .detours import When
-from .exchange import Exchange, cut_windows
+from .exchange import Exchange
 from .global_ops import Seen
 from .per_image import PerImage
 from .readings import READ_PLAINLY, READINGS, Reading
@@ -235,15 +236,14 @@ class _Beside:
     def read_as(self, reading: Reading) -> tuple[Trial, frozenset[str]]:
         """What windows give under a reading, and the fields of it by which another may give something else."""
         parts, grid, state = self.parts, self.grid, self.state
-        maps = [name for name, kind in parts.kinds.items() if kind == "map"]
-        every = torch.arange(grid.count, device=state[maps[0]].device).expand(len(state[maps[0]]), -1)
+        image = state[parts.features]
+        every = torch.arange(grid.count, device=image.device).expand(len(image), -1)
         chosen = Chosen(every, grid)
-        windows = cut_windows(state, parts.kinds, chosen)
+        windows, cut = cut_windows(state, parts.kinds, chosen)
         known: dict[str, Any] = {"noted": self.noted, "unit": parts.multiple_of}
         statistics = PerImage(chosen, reading=reading, **known)
-        cut = [(windows[name], state[name]) for name in maps]
         try:
-            exchange = Exchange(chosen, cut, detours=self.detours, **known)
+            exchange = Exchange(Borders(chosen, cut), detours=self.detours, **known)
             with untouched(parts.model), statistics, exchange:  # what windows leave in a block is not seen by the map
                 refined = parts.body(dict(windows))
                 patches = parts.tail(refined)
