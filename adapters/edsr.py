@@ -75,7 +75,7 @@ class MeanShiftedAdapter(Adapter):
         deep = self._deep(state)
         if hasattr(net, "conv_after_body"):
             image: Tensor = net.conv_last(net.upsample(deep))
-            image = image / net.img_range + net.mean.type_as(image)
+            image = image / net.img_range + net.mean.type_as(net.conv_last.weight)  # autocast or not, as the input is
             return image
         original: Tensor = net.add_mean(net.tail(deep))
         return original

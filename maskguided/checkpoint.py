@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -204,9 +205,7 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     _check_same(path, facts, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     if own["fingerprint"] != facts["fingerprint"] and not _holds_already(fast.model, trained):
-        half = first_weight(fast.model).dtype in (torch.float16, torch.bfloat16)
-        fine = "fine if you have fine-tuned it since" + ", or rounded it to half precision" * half
-        warn(f"{path} was made for a {facts['class']} with other weights; {fine}")
+        _say_other_weights(path, facts, own["layout"], fast)
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:
@@ -218,6 +217,29 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
             load_into(fast.model, whole)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def _say_other_weights(path: str | Path, facts: Mapping[str, Any], layout: str, fast: MaskGuided) -> None:
+    """Warn that these are not the weights of a file's network; refuse a deeper network than that."""
+    what, half = "weights", first_weight(fast.model).dtype in (torch.float16, torch.bfloat16)
+    fine = "fine if you have fine-tuned it since" + ", or rounded it to half precision" * half
+    if facts.get("layout", layout) != layout:
+        first, *_, last = fast.split.blocks
+        if (further := _next_block(fast.given, last)) is not None:
+            raise CheckpointError(
+                f"{path}: made for a {facts['class']} of {facts['blocks']} blocks ({first} to {last}); this one goes "
+                f"on with {further}"
+            )
+        what, fine = "weights in other layers", "fine if it is the same network in another form (re-parameterised)"
+    warn(f"{path} was made for a {facts['class']} with other {what}; {fine}")
+
+
+def _next_block(model: nn.Module, last: str) -> str | None:
+    """The name of the module that follows `last` by its number and is like it, if there is one."""
+    modules, numbered = dict(model.named_modules()), re.fullmatch(r"(.*?)(\d+)", last)
+    name = numbered and f"{numbered[1]}{int(numbered[2]) + 1}"
+    alike = name in modules and repr(modules[name]) == repr(modules[last])
+    return name if alike else None
 
 
 def _holds_already(model: nn.Module, trained: Mapping[str, Tensor]) -> bool:
@@ -242,6 +264,11 @@ def upgraded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     root = {"linear.root": torch.ones((), device="cpu")} if "linear.weight" in tensors else {}
     around = {"estimate.around": torch.zeros_like(tensors[_ESTIMATE])} if _ESTIMATE in tensors else {}
     return {**root, **around, **tensors}
+
+
+def layout(weights: Mapping[str, Tensor]) -> str:
+    """A hash of names and shapes."""
+    return hashlib.sha256(repr(sorted((name, tuple(v.shape)) for name, v in weights.items())).encode()).hexdigest()
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
@@ -296,5 +323,6 @@ def _network_facts(fast: MaskGuided) -> dict[str, Any]:
         "in_channels": probe.in_channels,
         "out_channels": probe.out_channels,
         "blocks": len(fast.split.blocks),
+        "layout": layout(fast.given.state_dict()),
         "fingerprint": fingerprint(fast.given.state_dict()),
     }

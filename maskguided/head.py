@@ -54,7 +54,8 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Tensor, patch: int) -> Tensor:
         """Features (B, C, H, W) -> score (B, ceil(H / patch), ceil(W / patch)), float32."""
-        with torch.autocast(features.device.type, enabled=False):
+        where = "cpu" if features.is_meta else features.device.type  # without data there is no autocast
+        with torch.autocast(where, enabled=False):
             logits = _float_conv(self.classify, F.relu(_float_conv(self.squeeze, features)))
             under_restored = logits.softmax(1)[:, 1:] if logits.shape[1] == 2 else logits.sigmoid()
             pooled = pool(under_restored, patch)

@@ -232,26 +232,27 @@ def tiles(
 
 
 @torch.inference_mode()
-def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: Grid, pad: int) -> float | None:
-    """The score above which a patch is refined, so that `keep` holds over all tiles, as they see it; None: within each.
+def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: Grid, pad: int) -> Tensor | None:
+    """(B,): the score above which a patch is refined, so that `keep` holds over all tiles, as they see it; None: within
+    each.
 
     A score that looks at features needs the base, which would run twice, and costs more than it brings
     (docs/benchmarks.md).
     """
     if model.scorer not in ("input", "linear") or not 0 < model.keep < 1 or model.min_gain_db is not None:
         return None
-    patch, device, side = model.patch_size, first_weight(model).device, grid.patch_size
-    count, reach = -(-side // patch), max(BLURS) // 2
+    patch, device = model.patch_size, first_weight(model).device
+    side, reach = round_up(grid.patch_size, patch), max(BLURS) // 2
     context = round_up(reach, patch) if pad >= reach else 0  # against which the detail at a tile's border is seen
     scores = []
     for row, col in itertools.product(range(0, grid.height, side), range(0, grid.width, side)):
         top, left = max(0, row - context), max(0, col - context)
         part = read(slice(top, row + side + context), slice(left, col + side + context))
-        first, start = (row - top) // patch, (col - left) // patch
+        first, start, count = (row - top) // patch, (col - left) // patch, side // patch
         score = model.input_score(part.to(device))[:, first : first + count, start : start + count]
-        scores.append(score.flatten())
-    score = torch.cat(scores).sort(descending=True).values
-    return float(score[min(int(model.keep * len(score) + 0.5), len(score) - 1)])
+        scores.append(score.flatten(1))
+    score = torch.cat(scores, 1).sort(descending=True).values
+    return score[:, min(int(model.keep * score.shape[1] + 0.5), score.shape[1] - 1)]
 
 
 @torch.inference_mode()
@@ -261,11 +262,11 @@ def _restored(
     size: tuple[int, int],
     place: tuple[int, int, int],
     pad: int,
-    above: float | None,
+    above: Tensor | None,
 ) -> Tile:
     """The tile at a row and column, of a side, with context around it; at the image's border that is moved inward.
 
-    `above`: the score above which patches are refined; None: as many as `keep` says.
+    `above`: (B,), the score above which patches are refined; None: as many as `keep` says.
     """
     row, col, side = place
     like = first_weight(model)
@@ -273,13 +274,12 @@ def _restored(
     window = read(rows, cols).to(like.device, like.dtype)
     window = window.contiguous(memory_format=model.split.memory_format)
     if above is None:
-        refined, index = model.restore(window)
-    else:
-        base = model.run_base(window)
-        score = model.score(base)
-        index = select(score, int((score > above).sum()) // len(score))
-        refined = model.finish(base, index)
-    mask = per_pixel(model.grid(*window.shape[2:]).mask(index).any(0).cpu(), model.patch_size)
+        made = [model.restore(window)]
+    else:  # colours that go one by one have as many patches each as are worth it
+        made = [_restored_above(model, x, limit) for x, limit in zip(torch.split(window, 1), above, strict=True)]
+    refined, grid = torch.cat([image for image, _ in made]), model.grid(*window.shape[2:])
+    cells = torch.cat([grid.mask(index) for _, index in made]).any(0)
+    mask = per_pixel(cells.cpu(), model.patch_size)
     rows, cols = (
         slice(start - around.start, min(start + side, whole) - around.start)
         for start, around, whole in zip((row, col), (rows, cols), size, strict=True)
@@ -288,9 +288,17 @@ def _restored(
     return Tile(row, col, inner, mask[rows, cols].numpy())
 
 
+def _restored_above(model: MaskGuided, x: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+    """`model.restore` of one image, refining the patches whose score is above `limit`."""
+    base = model.run_base(x)
+    score = model.score(base)
+    index = select(score, int((score > limit).sum()))
+    return model.finish(base, index), index
+
+
 def _with_context(start: int, side: int, pad: int, whole: int, model: MaskGuided) -> slice:
-    """What a tile from `start` on is cut out of; it starts and ends where the cells of the network's strides do."""
-    multiple = model.split.multiple_of
+    """What a tile from `start` on is cut out of; it starts and ends where patches of the image do."""
+    multiple = model.patch_size  # one of what the network works on multiples of, too
     length = round_up(side + 2 * pad, multiple)
     first = max(min(start - pad, whole - length), 0) // multiple * multiple
     last = max(first + length, round_up(start + side + pad, multiple))

@@ -193,7 +193,10 @@ class Knobs(Wrapped):
             raise ArgumentError(
                 f"{name}={value!r}: that is decided when a network is wrapped; wrap(fast.unwrap(), {name}={value!r})"
             )
-        super().__setattr__(name, value)
+        if isinstance(getattr(type(self), name, None), property):  # a Parameter, too, is its value: no Module's own
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _change(self, name: str, value: object) -> None:
         """Set what windows are like; where that changes it, the estimate of what patches bring holds no more."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ArgumentError
+from .values import is_whole
 
 Image = NDArray[np.uint8]
 
@@ -59,6 +60,12 @@ def ssim(a: Image, b: Image, crop: int) -> float:
 
 
 def _cropped(a: Image, b: Image, crop: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        raise ArgumentError(f"metrics compare two NumPy arrays, not {type(a).__name__} and {type(b).__name__}")
+    if a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] not in (1, 3)):
+        raise ArgumentError(f"metrics: an image of shape {a.shape}; use (H, W), (H, W, 1) or RGB (H, W, 3)")
+    if not is_whole(crop, 0):
+        raise ArgumentError(f"metrics: crop={crop!r}; use 0 or more HR pixels, a whole number")
     if a.shape != b.shape or a.dtype != np.uint8 or b.dtype != np.uint8:
         raise ArgumentError(
             f"metrics compare two uint8 images of one shape, not {a.dtype} {a.shape} and {b.dtype} {b.shape}"

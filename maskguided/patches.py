@@ -7,7 +7,7 @@
 
 `Chosen(index, grid)` does both for several maps, and works out once where their pixels are.
 
-Everything here is pure torch on whatever device, dtype and memory format comes in. No value is read
+Everything here is pure torch on whatever device, dtype and memory format comes in. No value of a GPU is read
 back to the host and every shape follows from (grid, k), so a GPU never waits and one compiled graph
 serves every image of a size.
 
@@ -50,6 +50,9 @@ class Grid:
     halo: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("height", "width", "patch_size", "halo"):
+            if not _is_whole(getattr(self, name)):
+                raise ArgumentError(f"{name}={getattr(self, name)!r}: use a whole number of LR pixels")
         if self.height < 1 or self.width < 1:
             raise ArgumentError(f"Grid: the image is {self.height}x{self.width}; both must be at least 1")
         if self.patch_size < 1:
@@ -85,6 +88,8 @@ class Grid:
 
     def k(self, keep: float) -> int:
         """Number of patches that the share `keep` (0..1) stands for, rounded to the nearest."""
+        if not 0 <= keep <= 1:
+            raise ArgumentError(f"keep={keep!r}: it is the share of patches to refine; use 0 to 1")
         return int(keep * self.count + 0.5)
 
     def mask(self, index: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ def select(score: Tensor, k: int) -> Tensor:
     tensor([[1, 2, 3]])
     """
     flat = score.flatten(1)
-    if not 0 <= k <= flat.shape[1]:
+    if not (_is_whole(k) and 0 <= k <= flat.shape[1]):
         raise ArgumentError(f"select: k={k} of {flat.shape[1]} patches; use 0 to {flat.shape[1]}")
     return torch.sort(flat, dim=1, descending=True, stable=True).indices[:, :k]
 
@@ -145,6 +150,7 @@ def gather(x: Tensor, index: Tensor, grid: Grid) -> Tensor:
     >>> gather(x, torch.tensor([[3]]), Grid(4, 4, patch_size=2, halo=0))[0, 0].tolist()
     [[10.0, 11.0], [14.0, 15.0]]
     """
+    _check_patches(index, grid, repeated=True)
     return Chosen(index, grid).gather(x)
 
 
@@ -164,6 +170,7 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
     >>> bool((scatter(gather(x, every, grid), every, grid, onto=torch.zeros_like(x)) == x).all())
     True
     """
+    _check_patches(index, grid, repeated=False)
     return Chosen(index, grid).scatter(windows, onto)
 
 
@@ -193,6 +200,7 @@ class Chosen:
 
     def gather(self, x: Tensor) -> Tensor:
         """See `patches.gather`."""
+        _check_map("gather: x", x)
         batch, channels, height, width = x.shape
         _check_index(self.index, batch)
         place = _known(self._pixels, height, width, lambda: self._find_pixels(x))
@@ -204,6 +212,7 @@ class Chosen:
 
     def scatter(self, windows: Tensor, onto: Tensor) -> Tensor:
         """See `patches.scatter`."""
+        _check_map("scatter: onto", onto)
         (batch, channels, height, width), index, grid = onto.shape, self.index, self.grid
         _check_index(index, batch)
         patch = _at_ratio("patch_size", grid.patch_size, onto, grid)
@@ -343,6 +352,34 @@ def _at_ratio(what: str, length: int, x: Tensor, grid: Grid) -> int:
 
 def _at_ratio_of(position: Tensor, x: Tensor, grid: Grid) -> Tensor:
     return position if x.shape[-2] == grid.height else position * x.shape[-2] // grid.height
+
+
+def _is_whole(value: object) -> bool:
+    """Whether `value` is a whole number: also one that torch.compile does not know yet."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _check_map(what: str, x: Tensor) -> None:
+    if x.dim() != 4:
+        raise ArgumentError(f"{what} of shape {tuple(x.shape)}; expected a map (B, C, r*H, r*W)")
+
+
+def _check_patches(index: object, grid: Grid, repeated: bool) -> None:
+    """Refuse patches that a grid has not, or has `repeated` where that is not meant; of a GPU's index, which would make
+    it wait, nothing is looked at."""
+    if not isinstance(index, Tensor):
+        raise ArgumentError(f"index of type {type(index).__name__}; expected a tensor (B, k) of torch.int64")
+    readable = type(index) is Tensor and index.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not readable or not index.numel() or index.dim() != 2 or index.dtype != torch.long:  # the last two: see below
+        return
+    least, largest = int(index.min()), int(index.max())
+    if least < 0 or largest >= grid.count:
+        raise ArgumentError(
+            f"index of patches {least} to {largest}; a {grid.height}x{grid.width} image with patch_size="
+            f"{grid.patch_size} has the patches 0 to {grid.count - 1}"
+        )
+    if not repeated and int(grid.mask(index).sum()) < index.numel():
+        raise ArgumentError("scatter: the index has a patch of an image twice; each may be written once")
 
 
 def _check_index(index: Tensor, batch: int) -> None:

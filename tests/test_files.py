@@ -257,6 +257,33 @@ def test_loading_onto_another_network_is_refused_and_other_weights_are_a_warning
         maskguided.load(path, small_pan())
 
 
+class Plain(nn.Module):
+    def __init__(self, blocks: int, last: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()) for _ in range(blocks))
+        self.last = nn.Conv2d(8, 12, last, padding=last // 2)
+
+    def forward(self, x):
+        y = self.stem(x)
+        for block in self.body:
+            y = y + block(y)
+        return nn.functional.pixel_shuffle(self.last(y), 2)
+
+
+def test_a_deeper_network_than_a_file_is_for_is_refused_where_its_body_was_found_too(tmp_path):
+    path = tmp_path / "a.safetensors"
+    maskguided.save(maskguided.wrap(Plain(4)), path)
+    with pytest.raises(
+        CheckpointError, match=r"a Plain of 4 blocks \(body.0 to body.3\); this one goes on with body.4"
+    ):
+        maskguided.load(path, Plain(6))
+    with pytest.warns(UserWarning, match="with other weights in other layers; fine if it is the same network in anot"):
+        maskguided.load(path, Plain(4, last=5))
+    with pytest.warns(UserWarning, match="with other weights; fine if you have fine-tuned it since"):
+        maskguided.load(path, Plain(4))
+
+
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_official_pan_weights_fit(scale):
     need_shared()

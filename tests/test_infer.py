@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from skimage import data
 from support import PHOTO, scaled
 
 import maskguided
@@ -134,6 +135,18 @@ def test_tiles_refine_what_the_whole_would(fast, scorer):
         fast.scorer = "input"
     assert whole.mean() == 0.25
     assert np.array_equal(tiled, whole)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("tile", [32, 33])
+def test_tiles_are_the_whole_where_neither_image_nor_tiles_are_whole_patches(channels, tile):
+    """Colours that go one by one through a grey network choose each their own patches."""
+    photo = data.astronaut()[100:170, 100:190]
+    fast = maskguided.wrap(scaled(PAN(channels, 8, 8, 4, scale=2), gain=0.5), patch_size=8, keep=0.4).eval()
+    whole, tiled = (upscale(fast, photo, tile=side, tile_pad=24) for side in (0, tile))
+    assert np.array_equal(tiled.mask, whole.mask)
+    assert np.abs(tiled.image.astype(int) - whole.image).max() <= 1
+    assert 0 < whole.mask.mean() < 1
 
 
 @pytest.mark.parametrize("tile", [0, 128])

@@ -86,6 +86,9 @@ def test_numbers_of_other_libraries_will_do():
     assert pan(split_at=torch.tensor(3)).split_at == (3,)
     fast = pan(split_at=np.array([1, 2, 4]), onward=np.array([0.5, 0.25]))
     assert (fast.split_at, fast.onward) == ((1, 2, 4), (0.5, 0.25))
+    fast.keep = nn.Parameter(torch.tensor(0.25), requires_grad=False)
+    assert fast.keep == 0.25
+    assert "keep" not in dict(fast.named_parameters())
 
 
 def test_a_single_further_cut_takes_a_bare_share():

@@ -201,3 +201,13 @@ def test_law_2_notices_windows_that_are_padded_instead_of_moved_inward(monkeypat
     x = image(1, 3, 32, 32)
     fast = MaskGuided(made, keep=1, patch_size=8, halo=8, merge="features", exchange=False).eval()
     assert difference(by_windows(fast, x), network("pan-small-x3")(x)) > 1e-5
+
+
+@pytest.mark.parametrize("name", ["pan", "edsr", "edsr-original", "rcan"])
+def test_under_autocast_no_more_is_rounded_than_by_the_network(name):
+    """basicsr's EDSR and RCAN add their mean in the dtype of the input."""
+    net, x = NETWORKS[name]().eval(), image(1, 3, 12, 14)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = net(x).dtype
+        assert {maskguided.wrap(net, keep=keep)(x).dtype for keep in (0, 0.5, 1)} == {expected}
+    assert maskguided.wrap(net.half(), keep=0.5)(x.half()).dtype == torch.half

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskguided import ArgumentError
@@ -153,6 +154,16 @@ def test_select_takes_the_largest_and_the_first_of_equals(scores, data):
     assert select(torch.tensor([scores], dtype=torch.float32), k).tolist() == [expected]
 
 
+def put(windows: Tensor, patches: list[int]) -> Tensor:
+    return scatter(windows, torch.tensor([patches]), Grid(8, 8, 4), torch.zeros(1, 1, 8, 8))
+
+
+def test_a_window_may_be_cut_twice_and_images_may_choose_the_same_patch():
+    x, same = torch.rand(2, 1, 8, 8), torch.tensor([[3], [3]])
+    assert torch.equal(*gather(x[:1], torch.tensor([[3, 3]]), Grid(8, 8, 4)))
+    assert torch.equal(scatter(gather(x, same, Grid(8, 8, 4)), same, Grid(8, 8, 4), x), x)
+
+
 def test_keep_is_rounded_to_whole_patches():
     grid = Grid(24, 24, patch_size=8)
     assert [grid.k(keep) for keep in (0, 0.05, 0.06, 0.5, 0.99, 1)] == [0, 0, 1, 5, 9, 9]
@@ -164,7 +175,21 @@ def test_keep_is_rounded_to_whole_patches():
         (lambda: Grid(0, 5, 4), "0x5"),
         (lambda: Grid(5, 5, 0), "patch_size=0"),
         (lambda: Grid(5, 5, 4, -1), "halo=-1"),
+        (lambda: Grid(5.5, 5, 4), "height=5.5"),
+        (lambda: Grid(5, True, 4), "width=True"),
+        (lambda: Grid(5, 5, None), "patch_size=None"),
+        (lambda: Grid(5, 5, 4).k(1.1), "keep=1.1"),
+        (lambda: Grid(5, 5, 4).k(float("nan")), "keep=nan"),
         (lambda: select(torch.zeros(1, 4), 5), "k=5 of 4"),
+        (lambda: select(torch.zeros(1, 4), 1.5), "k=1.5 of 4"),
+        (lambda: gather(torch.zeros(1, 8, 8), torch.tensor([[0]]), Grid(8, 8, 4)), "x of shape (1, 8, 8)"),
+        (lambda: gather(torch.zeros(1, 1, 8, 8), [[0]], Grid(8, 8, 4)), "index of type list"),
+        (lambda: gather(torch.zeros(1, 1, 8, 8), torch.tensor([[1, -1]]), Grid(8, 8, 4)), "-1 to 1;"),
+        (
+            lambda: put(torch.zeros(1, 1, 4, 4), [4]),
+            "patches 4 to 4; a 8x8 image with patch_size=4 has the patches 0 to 3",
+        ),
+        (lambda: put(torch.zeros(2, 1, 4, 4), [1, 1]), "a patch of an image twice"),
         (lambda: gather(torch.zeros(1, 1, 8, 9), torch.zeros(1, 1, dtype=torch.long), Grid(8, 8, 4)), "8x9"),
         (lambda: gather(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, dtype=torch.long), Grid(8, 8, 3)), "whole number"),
         (lambda: gather(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1), Grid(8, 8, 4)), "torch.int64"),

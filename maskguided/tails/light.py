@@ -59,7 +59,8 @@ class LightTail(nn.Module):
             detail = detail.add_(self.branch(features))
         x = continued(x, *(side * self.factor // self.scale for side in features.shape[2:]))
         wide = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=memory_format_of(features))
-        with torch.autocast(x.device.type, enabled=False):  # which would round the input to half precision
+        where = "cpu" if x.is_meta else x.device.type  # without data there is no autocast
+        with torch.autocast(where, enabled=False):  # which would round the input to half precision
             larger = F.conv2d(wide, self.bilinear.to(wide.dtype), groups=x.shape[1])
         if self.factor == self.scale:
             return F.pixel_shuffle(larger.add_(detail), self.scale)
