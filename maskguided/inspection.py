@@ -70,6 +70,7 @@ class Inspection:
         lines += [
             f"scale {facts.scale}, {facts.in_channels} -> {facts.out_channels} channels, any size"
             + (f"; patches and halos are multiples of {facts.multiple_of}" if facts.multiple_of > 1 else ""),
+            *_sizes(facts),
             f"body: {len(blocks)} x {self.block_class}, {blocks[0]} .. {blocks[-1]}",
             f"cut after block {self.split_at}: "
             + ", ".join(f"{part} {share:.0%}" for part, share in self.shares.items())
@@ -178,6 +179,19 @@ def _wrapped(fast: MaskGuided, dense_at: Callable[[int], int]) -> tuple[str, dic
 def _prices(fast: MaskGuided, keeps: Iterable[float], dense_at: Callable[[int], int]) -> dict[float, float]:
     side = round_up(max(_SIDE, 2 * fast.patch_size), fast.split.multiple_of)
     return {keep: fast.macs_at(side, side, keep=keep) / dense_at(side) for keep in keeps}
+
+
+def _sizes(facts: Facts) -> list[str]:
+    """Where images of any size are not what the network alone would make of them."""
+    lines = []
+    if (step := facts.image_multiple_of) > 1:
+        lines.append(f"  images whose sides are no multiples of {step} are continued to that, and cropped")
+    if facts.rounds_within:
+        lines.append(
+            f"  where they are no multiples of {facts.multiple_of}, blocks pad within themselves: refined patches near "
+            "the lower and right border are not exactly the network's"
+        )
+    return lines
 
 
 def _radius(pixels: int | None) -> str:

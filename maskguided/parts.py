@@ -102,6 +102,8 @@ class Parts(ABC):
     """Whether every value that blocks n+1..N write has a stand-in; without one there is no `skip`."""
     can_join: bool = True
     """Whether every such value is a map, into which refined patches can be put back."""
+    rounds_within: bool = False
+    """See Facts."""
     only_on_large: frozenset[str] = frozenset()
     """Functions that modules call on large images alone, where they are other modules then."""
     refine_tail: RefineTail = "own"

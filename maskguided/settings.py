@@ -59,6 +59,11 @@ def check_possible(split: Split, merge: Merge, coarse_tail: CoarseTail, global_o
             f"({', '.join(sorted(split.only_on_large))}): windows keep to themselves, and refined patches may not be "
             "what the network makes of them"
         )
+    if split.probe.alike > 1:
+        warn(
+            f"{name} returns {split.probe.alike} images of one size, and the last of a list or the first of a tuple is "
+            "taken for the result; if it is another, wrap the network in a module that returns that one alone"
+        )
     if merge == "features" and not split.can_join:
         raise ArgumentError(
             f"merge='features': {rest} of this {name} also write what is no map (a vector of the whole image), and "

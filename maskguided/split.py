@@ -39,12 +39,16 @@ class Facts:
     radius: int | None
     """Receptive-field radius of blocks n+1..N and the tail together, in LR pixels, or None."""
     multiple_of: int
-    """Patches, halos and windows are multiples of this many LR pixels; 1: any size. Images may have any size; at
-    one that is no multiple, networks that pad within their blocks are not met exactly at the lower and right border."""
+    """Patches, halos and windows are multiples of this many LR pixels; 1: any size. Images may have any size."""
     supports_half: bool | None
     """Whether float16 is known to work; None: not known."""
     tiling: str | None = None
     """Whether an image may be run in tiles: "supported", "discouraged" or "internal"; None: not known."""
+    image_multiple_of: int = 1
+    """The network itself takes images whose sides are multiples of this; others are continued to that."""
+    rounds_within: bool = False
+    """Whether blocks pad, or go in steps, within themselves: at sizes that are no multiple of `multiple_of` windows are
+    not exactly what the network is, near the lower and right border at least."""
 
 
 class Split(Parts):
@@ -165,6 +169,8 @@ class Split(Parts):
             multiple_of=self.multiple_of,
             supports_half=self.supports_half,
             tiling=self.tiling,
+            image_multiple_of=self.probe.multiple_of,
+            rounds_within=self.rounds_within,
         )
 
     def _radius(self, merge: Merge, part: receptive.Part) -> int | None:

@@ -6,7 +6,7 @@ import pytest
 from support import run, scaled
 from torch import nn
 from torch.nn import functional as F
-from toys import Block, SizesAndVectors, Strided, blurred, conv
+from toys import Block, Chain, SizesAndVectors, Strided, blurred, conv
 
 import maskguided
 from maskguided.adapters.edsr_net import EDSR
@@ -14,6 +14,20 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.automatic import find_bodies
 from maskguided.inspection import describe
 from maskguided.probing.probe import probe_network
+
+
+class PadsWithin(Block):
+    def forward(self, x):
+        right, below = -x.shape[3] % 4, -x.shape[2] % 4
+        y = nn.functional.avg_pool2d(nn.functional.pad(x, (0, right, 0, below)), 4)
+        y = nn.functional.interpolate(y, scale_factor=4.0)[:, :, : x.shape[2], : x.shape[3]]
+        return super().forward(x + y)
+
+
+def in_blocks_of(block):
+    net = Chain()
+    net.blocks = nn.ModuleList(block() for _ in range(5))
+    return scaled(net)
 
 
 def test_inspect_tells_what_it_sees():
@@ -27,6 +41,9 @@ def test_inspect_tells_what_it_sees():
     for part in ("5 x Block", "cut after block 3", "radius", "not pan: it has no conv_first"):
         assert part in text
     assert "3 channels, any size; patches and halos are multiples of 2" in str(maskguided.inspect(scaled(Strided()), 3))
+    assert "sides are no multiples of 2 are continued" in str(maskguided.inspect(scaled(Strided()), 3))
+    assert "multiples of 4, blocks pad within themselves" in str(maskguided.inspect(in_blocks_of(PadsWithin)))
+    assert "no multiples" not in text
     assert len(find_bodies(SizesAndVectors().eval(), probe_network(SizesAndVectors()))) >= 2
 
 

@@ -359,6 +359,19 @@ def test_another_network_is_wrapped_anew_and_a_tail_that_is_there_stays():
     assert fast.model is fast.unwrap()
 
 
+@pytest.mark.parametrize(("collect", "taken"), [(list, "the last of a list"), (tuple, "the first of a tuple")])
+def test_which_of_several_images_is_taken_is_said(collect, taken):
+    class Two(ResidualOutside):
+        def forward(self, x):
+            y = super().forward(x)
+            return collect([y, 2 * y])
+
+    net, x = scaled(Two()), image(1, 3, 9, 11)
+    with pytest.warns(MaskGuidedWarning, match=f"returns 2 images of one size, and .*{taken}"):
+        fast = maskguided.wrap(net, keep=1)
+    assert torch.equal(fast(x), net(x)[-1 if collect is list else 0])
+
+
 def test_settings_of_the_head_may_be_numpys(tmp_path):
     network = PAN(features=8, up_features=8, blocks=4)
     fast = maskguided.wrap(network, head={"hidden": np.int64(8), "channels": np.int64(2), "dynamic": np.bool_(False)})

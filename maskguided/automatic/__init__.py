@@ -122,7 +122,8 @@ def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], 
             late: Split = split
             with suppress(CannotSplit):  # two blocks are faster to measure than half of them
                 late = AutomaticSplit(traced, (max(1, len(names) - 2),), names, probe)
-            split.multiple_of = alignment(late, split.multiple_of)
+            aligned = alignment(late, split.multiple_of)
+            split.rounds_within, split.multiple_of = aligned > split.multiple_of, aligned
             if check:
                 check_places(split)
             return split

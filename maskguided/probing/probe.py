@@ -48,6 +48,8 @@ class Probe:
     """Of its random images: less than all for networks that white noise drives out of the range of numbers."""
     is_finite: bool = True
     """Whether what it makes of these is."""
+    alike: int = 1
+    """How many images of one shape it returns, one of which is taken (`image_of`)."""
 
     @property
     def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -93,7 +95,8 @@ def probe_network(model: nn.Module) -> Probe:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is None:
         raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
-    failure, guesses, by_colour = "it was never called", _channel_guesses(model), list[tuple[Probe, Tensor]]()
+    guesses, by_colour = _channel_guesses(model), list[tuple[Probe, Tensor]]()
+    failure, telling = "it was never called", 0
     with untouched(model):
         for multiple, least, channels in product(MULTIPLES, _LEAST, guesses):
             found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
@@ -101,15 +104,16 @@ def probe_network(model: nn.Module) -> Probe:
             try:
                 result = model(found.input(height, width))
             except Exception as error:  # whatever a foreign network raises, another input may do
-                if channels == _first_channels(model):  # the others fail for their channels
-                    failure = f"{type(error).__name__}: {first_line(error)}"
+                tells = _tells(model, channels, error)
+                if tells >= telling:
+                    failure, telling = f"{type(error).__name__}: {first_line(error)}", tells
                 continue
             out = image_of(result)
             scale = out.shape[2] // height
             if not scale or out.shape[2:] != (scale * height, scale * width):
-                failure = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple"
+                failure, telling = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple", 2
                 continue
-            found = replace(found, out_channels=out.shape[1], scale=scale)
+            found = replace(found, out_channels=out.shape[1], scale=scale, alike=_alike(result, out))
             if channels != 3 or _is_of_colours(model, found, out):
                 return _with_room(model, _in_range(model, found, out))
             by_colour.append((found, out))
@@ -121,6 +125,11 @@ def probe_network(model: nn.Module) -> Probe:
         f"{', '.join(map(str, guesses))}; sizes from "
         f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(MULTIPLES)}); last answer: {failure}"
     )
+
+
+def _tells(model: nn.Module, channels: int, error: Exception) -> int:
+    """How much the error of a network that was called with so many channels tells of it."""
+    return 0 if "channels, but got" in str(error) else 1 + (channels == _first_channels(model))
 
 
 def _in_range(model: nn.Module, found: Probe, out: Tensor) -> Probe:
@@ -202,6 +211,12 @@ def image_of(result: Any) -> Tensor:
             "Wrap it in a module whose forward returns that image alone"
         )
     return max(reversed(images) if isinstance(result, list) else images, key=_area)
+
+
+def _alike(result: Any, image: Tensor) -> int:
+    """How many images in a list or tuple have the shape of the one that is taken."""
+    parts = result if isinstance(result, tuple | list) else [image]
+    return sum(isinstance(part, Tensor) and part.shape == image.shape for part in parts)
 
 
 def _area(image: Tensor) -> int:

@@ -91,13 +91,13 @@ class _Part:
 
         That is tried within Thin, and in full only if it fails there. Thin makes all channels of one mean, of which a
         norm over the channels leaves nothing to compare: a part with such norms is tried in full as well, unless it is
-        known to fall apart into windows.
+        known to fall apart into windows. (With rolls all of them may do as the map does, and see its other end.)
         """
         broader = round_up(breadth + _BROADER, self.step)
         for vertical in (False, True):
             with Thin(every=True) as thin:
                 alike = self._moves_along(broader, radius, vertical, _LONG)
-            doubtful = not alike or (thin.norms and not self.falls_apart)
+            doubtful = not alike or (thin.norms and (thin.rolls or not self.falls_apart))
             if doubtful and not self._moves_along(broader, radius, vertical, _LONG):
                 return False
         return True

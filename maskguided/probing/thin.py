@@ -49,10 +49,13 @@ class Thin(TorchFunctionMode):
         self._little = 0 if every else _LITTLE
         self.norms = False
         """Whether one over the channels was called, of which a mean over these leaves nothing."""
+        self.rolls = False
+        """Whether a map was rolled."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         self.norms |= name in _NORMS
+        self.rolls |= name == "roll"
         return _THIN[name](self._little, *args, **kwargs) if name in _THIN else func(*args, **kwargs)
 
 
