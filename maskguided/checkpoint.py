@@ -51,7 +51,11 @@ def save(fast: MaskGuided, path: str | Path) -> None:
         raise CheckpointError(f"{path}: a maskguided file ends in .safetensors")
     added = {name: value for name, value in fast.state_dict().items() if name.partition(".")[0] in _ADDED}
     tensors = {name: v.detach().cpu().contiguous().clone() for name, v in {**added, **_trained(fast)}.items()}
-    header = {"format": HEAD_FORMAT, "settings": json.dumps(_settings(fast)), "base": json.dumps(_network_facts(fast))}
+    header = {
+        "format": HEAD_FORMAT,
+        "settings": json.dumps(settings_of(fast)),
+        "base": json.dumps(_network_facts(fast)),
+    }
     content = import_safetensors().torch.save(tensors, metadata=header)
     write_whole(path, lambda beside: beside.write_bytes(content))  # whose error on a full disk is an OSError
 
@@ -159,12 +163,17 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
 def check_made_for(path: str | Path, fast: MaskGuided) -> Saved:
     """What `save` wrote, if it was made for the cut, merge, tails and head of `fast`; else a CheckpointError."""
     content = _saved(path)
-    settings = {**_BEFORE, **content.settings}
-    own = json.loads(json.dumps(_settings(fast)))  # in which there are no tuples
+    check_settings(path, content.settings, fast)
+    return content
+
+
+def check_settings(path: str | Path, settings: Mapping[str, Any], fast: MaskGuided) -> None:
+    """Refuse weights that were made with another cut, merge, tails or head than those of `fast`."""
+    settings = {**_BEFORE, **settings}
+    own = json.loads(json.dumps(settings_of(fast)))  # in which there are no tuples
     for what in ("split_at", "merge", "head", *(["coarse_tail", "refine_tail"] if fast.merge == "image" else [])):
         if settings[what] != own[what]:
             raise CheckpointError(f"{path}: made with {what}={settings[what]}; this network has {what}={own[what]}")
-    return content
 
 
 class Saved(NamedTuple):
@@ -288,7 +297,7 @@ def _trained(fast: MaskGuided) -> dict[str, Tensor]:
     return {_MODEL + name: v for name, v in own.items() if not torch.equal(v.cpu(), given[name].to("cpu", v.dtype))}
 
 
-def _settings(fast: MaskGuided) -> dict[str, Any]:
+def settings_of(fast: MaskGuided) -> dict[str, Any]:
     """What `wrap` needs to build the same again."""
     return {
         "split_at": fast.split.split_at if len(fast.split.cuts) == 1 else fast.split.cuts,

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import operator
 import os
+import reprlib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def as_path(value: Any, name: str) -> Path:
     """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(path, str):
-        raise ArgumentError(f"{name}={value!r}: use the path of a file or folder, a str or a pathlib.Path")
+        raise ArgumentError(f"{name}={reprlib.repr(value)}: use the path of a file or folder, a str or a pathlib.Path")
     return Path(path)
 
 

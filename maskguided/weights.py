@@ -42,7 +42,7 @@ class Weights:
     key: str | None
     """The entry that held the weights; None for a bare state dict."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """The header of a safetensors file."""
+    """The header of a safetensors file; of others, the texts beside the weights."""
 
 
 def read(path: str | Path, key: str | None = None) -> Weights:
@@ -82,6 +82,8 @@ def read(path: str | Path, key: str | None = None) -> Weights:
             "Expected a file of torch.save(model.state_dict(), ...) or safetensors; if you trust the file, load it "
             "yourself and save its state dict"
         ) from None
+    beside = content.items() if isinstance(content, Mapping) else ()
+    texts = {name: value for name, value in beside if isinstance(name, str) and isinstance(value, str)}
     keys = _KEYS if key is None else (key, *_KEYS)
     key = None
     while isinstance(content, Mapping) and (
@@ -96,7 +98,7 @@ def read(path: str | Path, key: str | None = None) -> Weights:
             f"{path}: no weights found in it (it holds {found or 'nothing'}); "
             f"expected a state dict, bare or under one of {', '.join(_KEYS)}"
         )
-    return Weights(_stripped(tensors), key)
+    return Weights(_stripped(tensors), key, texts)
 
 
 def load_into(model: Module, weights: Mapping[str, Tensor], owner: str | None = None) -> Module:

@@ -109,16 +109,6 @@ def test_resume_goes_on_on_the_cpu(work, log):
     assert not torch.equal(weights(path)["head.squeeze.weight"], weights(path, "params_ema")["head.squeeze.weight"])
 
 
-def test_a_run_is_not_resumed_at_another_cut(work, capfd):
-    options = small("train_edsr", split_at=2)
-    run("train", options)
-    options["network_g"]["split_at"] = 3
-    options["train"]["total_iter"] = 4
-    assert main("basicsr", "train", "-opt", write(options, "x.yml"), "--auto_resume") == 2
-    assert "made with split_at=2; this network has split_at=3" in " ".join(capfd.readouterr().err.split())
-    assert not (models(options["name"]) / "net_g_4.pth").exists()
-
-
 def test_the_average_of_what_does_not_train_is_what_was_given(work):
     """Each step rounded it a little, so that a second base was written and the head was of that one."""
     options = small("train_edsr")
@@ -127,18 +117,6 @@ def test_the_average_of_what_does_not_train_is_what_was_given(work):
     saved = weights(models(options["name"]) / "net_g_latest.pth", "params_ema")
     assert all(torch.equal(saved[f"model.{key}"], value) for key, value in weights("edsr.pth").items())
     assert not (models(options["name"]) / "net_g_latest_base.pth").exists()
-
-
-def test_a_run_is_resumed_under_its_own_name_and_stage(work, capfd):
-    options = small("train_pan")
-    run("train", options)
-    options["train"]["stage"] = "head"
-    assert main("basicsr", "train", "-opt", write(options, "x.yml"), "--auto_resume") == 2
-    assert "stage: head: the run that is resumed trained something else" in " ".join(capfd.readouterr().err.split())
-    options["path"]["resume_state"] = f"experiments/{options['name']}/training_states/2.state"
-    options["name"] = "another"
-    assert main("basicsr", "train", "-opt", write(options, "x.yml")) == 2
-    assert "there is no experiments/another; use the name" in " ".join(capfd.readouterr().err.split())
 
 
 def test_images_without_a_pair_are_measured_by_what_needs_none(work):

@@ -104,7 +104,10 @@ FOUND_LATE = {
 """What basicsr would stumble over in the run, with a traceback; a metric at the first validation."""
 
 
-EARLY = ("stage", "no stage", "stage_opt", "optimizer", "scheduler", "its milestones", "its arguments", "pairs")
+EARLY = (
+    *("stage", "no stage", "stage_opt", "coarse", "optimizer", "scheduler", "its milestones", "its arguments", "pairs"),
+    *("unknown key", "key of the base", "value", "split_at", "other weights"),
+)
 
 
 @pytest.mark.parametrize("what", [*EARLY, *FOUND_LATE])
@@ -149,6 +152,18 @@ def test_wrong_commands_are_one_sentence_and_exit_code_2(what, work, capfd):
     assert main("basicsr", *arguments) == 2
     assert text in capfd.readouterr().err
     assert sys.argv == before
+
+
+def test_a_folder_that_hides_basicsr_is_named(monkeypatch, tmp_path, capfd):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "basicsr"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "basicsr").mkdir()
+    (tmp_path / "basicsr" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main("basicsr", "train", "-opt", "x.yml") == 2
+    monkeypatch.delitem(sys.modules, "basicsr")
+    seen = " ".join(capfd.readouterr().err.split())
+    assert f"basicsr.train is not in {tmp_path / 'basicsr'}, which is imported as basicsr: rename that folder" in seen
 
 
 def test_without_basicsr_the_sentence_has_the_pip_command(monkeypatch, capfd):

@@ -176,6 +176,8 @@ def test_bench_lets_each_image_decide(tmp_path):
     run(*args, "--json", tmp_path / "r.json")
     coarse, own = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert (coarse["keep"], own["min_gain_db"]) == (0, fast.min_gain_db)
+    exported = ["export", *args[5:9], "--size", "24x24", "-o", tmp_path / "own.pt2"]
+    assert "own.safetensors: each image decides there how many" in str(run(*exported, code=1).exception)
     assert "gain" in run(*args, "--min-gain", "1e9,0", "--json", tmp_path / "s.json").output
     none, all_of_it = json.loads((tmp_path / "s.json").read_text())["rows"]
     assert (none["keep"], none["psnr"]) == (0, coarse["psnr"])

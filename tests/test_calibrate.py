@@ -281,6 +281,14 @@ def test_a_budget_of_time_is_met_by_what_the_clock_says(monkeypatch):
     assert maskguided.calibrate(fast, photographs(2), fit="nothing").chosen.time is None
 
 
+def test_windows_of_nearly_all_patches_may_take_longer_than_the_network(monkeypatch):
+    timed_as(monkeypatch, lambda fast: 1.0 if fast.keep == 1 else 0.2 + fast.keep)
+    clock = prices.Clock(wrapped(), [torch.rand(1, 3, 8, 8)])
+    assert [clock.at(keep) for keep in (0.5, 0.95, 1.0)] == pytest.approx([0.7, 1.15, 1.0])
+    assert clock.keep(0.9) == pytest.approx(0.7)
+    assert clock.keep(1.01) == 1
+
+
 def test_what_all_regressions_look_at_is_found_whatever_the_features_scale():
     generator = torch.Generator().manual_seed(0)
     scales = torch.logspace(-3, 3, 12, dtype=torch.float64)
@@ -328,7 +336,7 @@ def test_images_of_several_sizes_are_priced_as_they_cost():
     sizes = [(40, 24), (16, 31), (7, 9), (24, 24)]
     found = prices.Macs(fast, [torch.rand(1, 3, *size) for size in sizes], known := {(7, 9): fast.dense_macs(7, 9)})
     assert known == {size: fast.cost(*size).dense for size in sizes}
-    for keep in (0.0, 0.3, 0.7, 0.9):
+    for keep in (0.0, 0.3, 0.7, 0.9, 1.0):
         expected = sum(fast.macs_at(*size, keep=keep) for size in sizes) / sum(known.values())
         assert found.at(keep) == pytest.approx(expected, rel=1e-4)
 

@@ -61,6 +61,7 @@ def test_inspect_and_bench_print_what_they_found(weights, tmp_path):
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "-w", "w.pth", "--device", "cuda:77"], "cuda:77: not usable here"),
         (["finetune", "--hr", "x", "-o", "{tmp}/o.safetensors", "-w", "w.pth", "--device", "gpu"], "gpu: not usable"),
         (["explain", "-i", "{png}", "-o", "{tmp}/o.png", "--device", "cuda:77"], "not usable here"),
+        (["upscale", "-i", "{tmp}/a:train:b.png", "-o", "{tmp}/o"], "a:train:b.png"),
         (["explain", "-i", "{png}", "-o", "{tmp}/o.png", "--device", "meta"], "--device meta: not usable here"),
         (["calibrate", "-i", "{png}", "-o", "{tmp}/o.safetensors", "--device", "gpu"], "--device gpu: not usable here"),
         (["upscale", "-i", "{png}", "-o", "{tmp}/o", "--dtype", "int8"], "fp32, fp16, bf16"),

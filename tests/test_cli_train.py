@@ -25,6 +25,7 @@ from maskguided.pairs import Pair
 from maskguided.weights import read
 
 WRAP = ["--split-at", "2", "--merge", "image", "--coarse-tail", "deep", "--patch-size", "8", "--halo", "1"]
+LIGHT = ["-w", "{}/pan.pth", "--merge", "image", "--coarse-tail", "light", "--refine-tail", "light"]
 
 
 def run(*arguments: object):
@@ -79,9 +80,10 @@ def test_the_same_command_starts_from_the_same_new_parts(folder):
     for file in files:
         done = run(
             "finetune", "--hr", folder / "hr", "-w", folder / "pan.pth", "-o", file, *WRAP, "--stage", "head",
-            "--steps", 1, "--batch", 2, "--crop", 16, "--device", "cpu",
+            "--steps", 1, "--batch", 2, "--crop", 16, "--device", "cpu", "--keep", 0.3,
         )  # fmt: skip
         assert done.exit_code == 0, done.output
+        assert json.loads(read(file).metadata["settings"])["keep"] == 0.3
     once, twice = (read(file).tensors for file in files)
     assert any(name.startswith("coarse_tail.branch") for name in once)
     assert all(torch.equal(once[name], twice[name]) for name in once)
@@ -155,6 +157,10 @@ def test_explain_draws_six_panels(folder):
         ),
         (["calibrate", "-i", "{}/lr", "-o", "{}/x.safetensors", "--plot", "{}/x.bmp"], ".png, .pdf or .svg"),
         (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--stage", "heads"], "use one of coarse, refine"),
+        (
+            ["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", *LIGHT, "--stage", "coarse,head"],
+            "calibrate, or train",
+        ),
         (["finetune", "--hr", "{}/none", "-o", "{}/x.safetensors"], "no such file"),
         (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--head-loss", "l3"], "use 'rank', 'l1'"),
         (["explain", "-i", "{}/lr", "-o", "{}/x.png"], "is a folder"),

@@ -26,6 +26,8 @@ WRONG = {
     "optimizer": ({"recipe": replace(QUICK, optimizer="foo")}, "optimizer='foo': Optimizer foo not found"),
     "recipe": ({"recipe": {"steps": 2}}, r"recipe=\{'steps': 2\}; use a Recipe"),
     "workers": ({"workers": -1}, "workers=-1: processes that read images; use a whole number, 0 or more"),
+    "half precision": ({"recipe": replace(QUICK, precision="fp16")}, "on a CPU there is no mixed precision of that"),
+    "tensors": ({"lr": torch.zeros(999)}, r"lr=tensor\(.{,80}: use the path of a file or folder"),
     "every": ({"every": 0}, "every=0: steps from one checkpoint to the next"),
 }
 
@@ -55,6 +57,17 @@ def test_what_is_refused_changes_nothing(what, stage, photos, tmp_path):
     assert all(p.requires_grad for p in fast.model.parameters())
     assert all(module.training for module in fast.modules())
     assert all(torch.equal(value, before[name]) for name, value in fast.state_dict().items())
+
+
+@pytest.mark.parametrize("coarse_tail", ["light", "copy"])
+def test_a_head_is_not_trained_for_patches_that_refining_makes_worse(coarse_tail, photos):
+    net = scaled(PAN(features=8, up_features=8, blocks=4))
+    fast = maskguided.wrap(net, 2, merge="image", coarse_tail=coarse_tail, refine_tail="light", patch_size=8)
+    with pytest.raises(ArgumentError, match=r"that tail is bilinear as yet, .* or train stage refine, first"):
+        finetune.fit(fast, photos, "head", QUICK)
+    finetune.fit(fast, photos, "refine", QUICK)
+    finetune.fit(fast, photos, "head", QUICK)
+    assert fast.scorer == "head"
 
 
 def test_an_optimizer_is_named_by_text():

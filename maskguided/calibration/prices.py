@@ -19,7 +19,7 @@ from ..windows.context import make_context
 from .closed_form import Fit, Known, Progress, has_context
 from .curve import Budget
 
-_TIMED = (0.0, 0.1, 0.3, 0.6, 1.0)
+_TIMED = (0.0, 0.1, 0.3, 0.6, 0.9)
 _ROUNDS = 3
 _IMAGES = 6  # that are timed: the first of them
 
@@ -52,6 +52,8 @@ class Counted(NamedTuple):
     """With one patch refined."""
     each: float
     """What each further patch adds."""
+    whole: int | None
+    """With all patches, where that is the network as it is; None: as many as of their windows."""
 
 
 class Macs(Prices):
@@ -76,7 +78,8 @@ class Macs(Prices):
                 most = grid.count - 1 if grid.count > 2 else grid.count  # all of them need no choice
                 last = fast.macs_at(*size, keep=most / grid.count)
                 each_of[grid.window] = (last - first) / max(most - 1, 1)
-            self._counted[size] = Counted(dense[size], coarse, first, each_of[grid.window])
+            whole = dense[size] if min(fast.onward, default=1) == 1 else None
+            self._counted[size] = Counted(dense[size], coarse, first, each_of[grid.window], whole)
 
     def at(self, keep: float) -> float:
         """Share of the dense MACs, over all images."""
@@ -87,7 +90,7 @@ class Macs(Prices):
         spent = 0.0
         for (grid, size), k in zip(self._sizes, numbers, strict=True):
             counted = self._counted[size]
-            none, whole = (counted.coarse, None) if ends is None else ends[size]
+            none, whole = (counted.coarse, counted.whole) if ends is None else ends[size]
             if k == grid.count and whole is not None:
                 spent += whole
             else:
@@ -152,14 +155,18 @@ class Clock(Prices):
 
     def __init__(self, fast: MaskGuided, images: Sequence[Tensor]) -> None:
         runs: dict[float | None, Callable[[Tensor], object]] = {None: lambda x: fast.model(fast.accepted(x))}
-        runs.update({keep: at_keep(fast, keep) for keep in _TIMED})
+        runs.update({keep: at_keep(fast, keep) for keep in (*_TIMED, 1.0)})
         with fast.keep_restored():
             seconds = alternate(runs, images[:_IMAGES], _ROUNDS)
         self._points = [(keep, ratio(seconds[keep], seconds[None]).middle) for keep in _TIMED]
+        self._whole = ratio(seconds[1.0], seconds[None]).middle  # no windows, mostly: the network as it is
 
     def at(self, keep: float) -> float:
         """Share of the dense network's time, over the images."""
-        (low, cheap), (high, dear) = next(pair for pair in pairwise(self._points) if keep <= pair[1][0])
+        if keep == 1:
+            return self._whole
+        pairs = list(pairwise(self._points))
+        (low, cheap), (high, dear) = next((pair for pair in pairs if keep <= pair[1][0]), pairs[-1])
         return cheap + (keep - low) / (high - low) * (dear - cheap)
 
 

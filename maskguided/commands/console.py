@@ -18,8 +18,8 @@ from rich.progress import (
 
 from ..errors import MaskGuidedError, first_line, is_out_of_memory
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)  # a:train: is a name
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def sentence(error: Exception) -> str | None:

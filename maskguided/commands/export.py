@@ -51,6 +51,11 @@ def export_command(
     """Write the wrapped network at this keep as ONNX or torch.export, for images of one size; the file is checked."""
     new_file(output, overwrite, ".onnx", ".pt2")
     _, fast = ready(weights, model, scale, head, split_at, keep=keep, **settings)
+    if fast.min_gain_db is not None:
+        raise ArgumentError(
+            f"{head}: each image decides there how many patches it needs, and a graph refines as many of every image; "
+            f"add --keep {fast.keep:.3g}, what it is on average"
+        )
     example = _example(input, size, fast.split.probe.in_channels)
     if input is not None:  # a made-up picture does not tell
         warn_of_rough(fast, example, weights, head)

@@ -12,11 +12,12 @@ import typer
 
 from .. import checkpoint, finetune
 from ..networks import load_network
-from ..training.stages import PAPER, STAGES, Options, check_stage
+from ..training.stages import PAPER, STAGES, Options, check_stage, check_supervised
 from .console import log, progress_bar
 from .options import (
     Device,
     HeadFile,
+    Keep,
     ModelName,
     NetScale,
     Output,
@@ -45,6 +46,7 @@ def finetune_command(
     scale: NetScale = None,
     head: HeadFile = None,
     split_at: SplitAt = "auto",
+    keep: Keep = None,
     steps: Annotated[int, typer.Option(help="Steps of each stage.", min=1)] = 2000,
     batch: Annotated[int, typer.Option(help="Crops of a step, over all processes.", min=1)] = 16,
     crop: Annotated[int, typer.Option(help="Side of a crop, LR pixels.", min=1)] = 48,
@@ -73,9 +75,10 @@ def finetune_command(
     recipe = finetune.Recipe(steps, batch, crop, rate, precision=precision, pool=pool, options=options)
     network = load_network(weights, model, scale).model
     torch.manual_seed(recipe.seed)  # parts that are new start as they did, when the command is given again
-    fast = wrapped(network, head, split_at, **settings)
+    fast = wrapped(network, head, split_at, keep=keep, **settings)
     for name in stages:  # all are asked for before any is trained
         check_stage(fast, name)
+    check_supervised(fast, *stages)
     fast = fast.to(where, memory_format=fast.split.memory_format)  # type: ignore[call-overload]
     saved = [output.with_name(f"{output.stem}.{number}-{name}.checkpoint") for number, name in enumerate(stages)]
     for name, resume in zip(stages, saved, strict=True):

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError, CheckpointError, warn
+from ..training.stages import check_stage
 from . import basicsr_options
 from .basicsr_options import GIVEN, Options, Phase
 from .basicsr_plugin import import_basicsr, register
@@ -116,9 +118,26 @@ def _checked(parse_options: Any, phase: Phase, rest: list[str]) -> Any:
         if isinstance(network, dict) and isinstance(weights := network.get("base_weights"), str):
             network["base_weights"] = str(Path(weights).expanduser())  # as basicsr does with paths that it knows
         basicsr_options.check(options, phase)
+        _try_network(options, phase)
         return options, parsed
 
     return parse
+
+
+def _try_network(options: Options, phase: Phase) -> None:
+    """Make the network once: what is wrong with it is said before basicsr moves an older run of that name aside."""
+    from .basicsr_network import MaskGuidedSR
+
+    settings = dict(options["network_g"])
+    if settings.pop("type") != MaskGuidedSR.__name__:
+        return
+    if settings.get("base_weights") is None:
+        settings["base_weights"] = options["path"].get("pretrain_network_base")
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # what there is to warn of is said when it is made
+        net = MaskGuidedSR(**settings)
+    if phase == "train" and options["model_type"] == "MaskGuidedModel":
+        check_stage(net, options["train"]["stage"])
 
 
 def _of_images(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..errors import ArgumentError
 from ..files import torch_save_whole
 from ..infer import run_tiled
 from ..training.stages import RANKING, too_small
+from ..weights import read
 from .basicsr_kinds import lacking
 from .basicsr_network import MaskGuidedSR
 from .basicsr_options import GIVEN, check_train, stage_options
@@ -22,6 +24,8 @@ from .basicsr_plugin import import_basicsr
 
 _SRModel: Any = import_basicsr("basicsr.models.sr_model").SRModel
 _logger = import_basicsr("basicsr.utils").get_root_logger
+_MADE_WITH = "maskguided"
+"""Entry of a net_g_*.pth beside its weights: the settings and the stage that they were trained for, as JSON."""
 
 
 class MaskGuidedModel(_SRModel):  # type: ignore[misc]
@@ -60,14 +64,18 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         path = self.opt["path"]
         resumed = path.get("pretrain_network_g") if path.get("resume_state") else None
         given = path.get(GIVEN) if resumed else path.get("pretrain_network_g")
-        if not (given or self.opt["network_g"].get("base_weights")):
-            _logger().warning(
-                "The base starts from random weights: give network_g: base_weights, or path: pretrain_network_g"
-            )
+        random = None if self.opt["network_g"].get("base_weights") else checkpoint.fingerprint(net.model.state_dict())
         self._load(net, given)
+        if random == checkpoint.fingerprint(net.model.state_dict()):
+            _logger().warning(
+                "The base starts from random weights: give network_g: base_weights, or path: pretrain_network_g with "
+                "those of the base"
+            )
         if self.is_train:
             self._start_stage(net)
         self._load(net, resumed)
+        if resumed:
+            self._check_resumed(net, resumed)
         self._loaded, path["pretrain_network_g"] = resumed or given, None  # so that basicsr does not load it again
         # A network may have parameters that it does not use, and the stages that train all of it train them too.
         whole = self.is_train and self.opt["train"]["stage"] in ("all", "end", "joint")
@@ -79,6 +87,24 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         if path is not None:
             own = self.opt["path"]
             self.load_network(net, path, own.get("strict_load_g", True), key or own.get("param_key_g", "params"))
+
+    def _check_resumed(self, net: MaskGuidedSR, path: str) -> None:
+        """A run goes on in its own stage; what else is set now may be another, and is said."""
+        before = json.loads(read(path).metadata.get(_MADE_WITH, "{}"))
+        now = json.loads(json.dumps({**checkpoint.settings_of(net), "stage": self.opt["train"]["stage"]}))
+        differ = [
+            f"{name}: {now[name]} (it was {before[name]})" for name in now if before.get(name) not in (None, now[name])
+        ]
+        if before.get("stage") not in (None, now["stage"]):
+            raise self._another_stage(f"something else (stage {before['stage']})")
+        if differ:
+            _logger().warning(f"The run goes on with another {', '.join(differ)}")
+
+    def _another_stage(self, what: str) -> ArgumentError:
+        return ArgumentError(
+            f"train: stage: {self.opt['train']['stage']}: the run that is resumed trained {what}; give this stage its "
+            "own name, and path: pretrain_network_g, that run's net_g_latest.pth"
+        )
 
     def _start_stage(self, net: MaskGuidedSR) -> None:
         train = self.opt["train"]
@@ -118,10 +144,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         try:
             super().resume_training(resume_state)
         except ValueError as error:  # of torch: other parameters
-            raise ArgumentError(
-                f"train: stage: {self.opt['train']['stage']}: the run that is resumed trained something else "
-                f"({error}); give this stage its own name, and path: pretrain_network_g, that run's net_g_latest.pth"
-            ) from None
+            raise self._another_stage(f"something else ({error})") from None
 
     def optimize_parameters(self, current_iter: int) -> None:
         self.optimizer_g.zero_grad()
@@ -192,15 +215,31 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             weights = {name: value.cpu() for name, value in self._shown.model.state_dict().items()}
             torch_save_whole(folder / f"net_g_{label}_base.pth", {"params": weights})
 
+    def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = "params") -> None:
+        """As basicsr, but the file is written whole or not at all, and says what its weights were trained for."""
+        if self.opt["rank"] != 0:
+            return
+        nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
+        content: dict[str, Any] = {
+            key: {name: value.cpu() for name, value in self.get_bare_model(one).state_dict().items()}
+            for one, key in zip(nets, keys, strict=True)
+        }
+        made_with = {**checkpoint.settings_of(self._bare), "stage": self.opt["train"]["stage"]}
+        label = "latest" if current_iter == -1 else current_iter
+        path = Path(self.opt["path"]["models"]) / f"{net_label}_{label}.pth"
+        torch_save_whole(path, {**content, _MADE_WITH: json.dumps(made_with)})
+
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
         bare: MaskGuidedSR = self.get_bare_model(net)
-        beside = Path(load_path).with_name(f"{Path(load_path).stem}_maskguided.safetensors")
         trained_for_it = bare.scorer == "head" or bare.coarse_tail is not None
         goes_on = not self.is_train or bool(self.opt["path"].get("resume_state"))
-        if goes_on and trained_for_it and beside.is_file():
-            checkpoint.check_made_for(beside, bare)  # the weights fit any cut, and would say nothing
+        made_with = read(load_path).metadata.get(_MADE_WITH)
+        if goes_on and trained_for_it and made_with:  # the weights fit any cut, and would say nothing
+            checkpoint.check_settings(load_path, json.loads(made_with), bare)
         seen = bare.load(load_path, key=param_key, strict=strict)
         _logger().info(f"Loading {load_path}: {seen}")
+        if not self.is_train and bare.scorer == "head" and not bare.head_is_loaded:
+            _logger().warning(f"scorer: head, but no head is in {load_path}: an untrained one chooses the patches")
 
 
 def _check(opt: dict[str, Any]) -> None:

@@ -50,6 +50,7 @@ class MaskGuidedSR(MaskGuided):
         check_arguments("network_g: head", settings.get("head") or {}, MaskHead, skip=1)
         network = _base(base, base_weights)
         super().__init__(split(network, split_at, adapter=adapter, body=body, cut=cut), **settings)
+        self.head_is_loaded = False
         self._stage: tuple[str, stages.Options] | None = None
         self._base_weights = None if base_weights is None else checkpoint.fingerprint(self.model.state_dict())
 
@@ -90,6 +91,7 @@ class MaskGuidedSR(MaskGuided):
         content = read(path, key)
         if content.metadata.get("format") == HEAD_FORMAT:
             checkpoint.load_onto(path, self)
+            self.head_is_loaded = True
             trained = any(name.startswith("model.") for name in content.tensors)
             base = "and what was trained of the base" if trained else "the base stays as it is"
             return f"what maskguided.save wrote: head and coarse tail loaded, {base}"
@@ -108,6 +110,7 @@ class MaskGuidedSR(MaskGuided):
                     raise CheckpointError("strict_load_g: false is for files of a whole MaskGuidedSR, not of its base")
                 self._load_base(content.tensors)
                 return f"a plain {type(self.model).__name__} ({entry}): the base is loaded, the head stays as it is"
+            self.head_is_loaded = True
             if strict:
                 load_into(self, tensors)
                 return f"a whole MaskGuidedSR ({entry})"

@@ -31,6 +31,11 @@ def import_basicsr(module: str = "basicsr") -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "basicsr":
             raise
+        if (other := getattr(sys.modules.get("basicsr"), "__path__", None)) is not None:
+            raise MissingDependency(
+                f"{module} is not in {next(iter(other), 'basicsr')}, which is imported as basicsr: rename that folder, "
+                "or start elsewhere"
+            ) from None
         raise MissingDependency(
             f"{module} is not installed: pip install --no-build-isolation 'maskguided[basicsr]' "
             "(Python 3.10 to 3.12, with torch, setuptools and cython installed before)"

@@ -50,6 +50,12 @@ class LightTail(nn.Module):
             for parameter in part.parameters():
                 nn.init.zeros_(parameter)
 
+    @property
+    def is_bilinear(self) -> bool:
+        """Whether it has learnt nothing yet."""
+        last = [self.conv, *([] if self.branch is None else [self.branch[-1]])]
+        return not any(bool(parameter.any()) for layer in last for parameter in layer.parameters())
+
     def forward(self, state: State, x: Tensor) -> Tensor:
         """The image (B, C', s*H', s*W') of live values that stand for H' x W' LR pixels, beside the LR image `x`
         (B, C', H, W), which is continued to that."""

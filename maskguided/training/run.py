@@ -175,6 +175,8 @@ def _accelerator(device: torch.device, precision: str, unused: bool) -> Any:
     `unused`: whether some of what is trained may have no say in a step's loss.
     """
     accelerate = optional("accelerate", "training", "train")
+    if precision == "fp16" and device.type == "cpu":  # which accelerate leaves out there, without a word
+        raise ArgumentError("precision='fp16': on a CPU there is no mixed precision of that kind; use 'bf16' or 'no'")
     launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs
     if device.type == "cuda" and not launched:
         torch.cuda.set_device(device)

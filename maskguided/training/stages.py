@@ -79,6 +79,7 @@ def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
     It ends `min_gain_db`: what a patch brings must be estimated anew after training.
     """
     check_stage(fast, stage)
+    check_supervised(fast, stage)
     trains_network = stage not in ("coarse", "head")
     if trains_network:
         check_gradients(fast.split.with_own_tail)
@@ -165,6 +166,16 @@ def check_stage(fast: MaskGuided, stage: str) -> None:
         raise ArgumentError(
             "stage='coarse': with merge='features' there is no coarse tail to train; wrap with merge='image', and "
             "coarse_tail='light', 'deep' or 'residual' where the network's tail is heavy"
+        )
+
+
+def check_supervised(fast: MaskGuided, *stages: str) -> None:
+    """Refuse to train the head, before what it is to choose, for patches that gain nothing by being refined as yet."""
+    first = next((stage for stage in stages if stage != "coarse"), None)
+    if first == "head" and fast.refine_tail is not None and fast.refine_tail.is_bilinear:
+        raise ArgumentError(
+            "stage='head' with refine_tail='light': that tail is bilinear as yet, so refining makes patches worse; "
+            "calibrate, or train stage refine, first"
         )
 
 
