@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
-from basicsr_runs import main, small, write
+from basicsr_runs import main, run, small, write
 
+from maskguided import MaskGuidedWarning
 from maskguided.images import write_image
 
 WRONG = {
@@ -152,6 +154,20 @@ def test_wrong_commands_are_one_sentence_and_exit_code_2(what, work, capfd):
     assert main("basicsr", *arguments) == 2
     assert text in capfd.readouterr().err
     assert sys.argv == before
+
+
+def test_entries_that_are_nearly_known_are_told_of(work):
+    options = small("train_edsr")
+    options["train"].update(ema_decy=0.9, mine=1)
+    options["val"]["tile_padd"] = 4
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        run("train", options)
+    told = [str(warning.message) for warning in seen if issubclass(warning.category, MaskGuidedWarning)]
+    assert told == [
+        "train: ema_decy is not known and does nothing; did you mean ema_decay?",
+        "val: tile_padd is not known and does nothing; did you mean tile_pad?",
+    ]
 
 
 def test_a_folder_that_hides_basicsr_is_named(monkeypatch, tmp_path, capfd):

@@ -105,6 +105,16 @@ def test_a_process_ends_with_the_same_sentence_and_no_traceback(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: nowhere.png: no such file or folder\n")
 
 
+def test_of_a_damaged_image_we_alone_tell(tmp_path):
+    write_image(tmp_path / "a.png", data.astronaut()[:64, :64].copy())
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+    command = [sys.executable, "-m", "maskguided", "upscale", "-i", "a.png", "-o", "o", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("failed: a.png: no image that can be read")
+    assert "WARN" not in done.stderr
+
+
 def test_commands_take_the_settings_of_a_wrap(tmp_path):
     small = data.astronaut()[::8, ::8].copy()
     write_image(tmp_path / "small.png", small)

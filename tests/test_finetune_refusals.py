@@ -28,6 +28,7 @@ WRONG = {
     "workers": ({"workers": -1}, "workers=-1: processes that read images; use a whole number, 0 or more"),
     "half precision": ({"recipe": replace(QUICK, precision="fp16")}, "on a CPU there is no mixed precision of that"),
     "tensors": ({"lr": torch.zeros(999)}, r"lr=tensor\(.{,80}: use the path of a file or folder"),
+    "a file of curves": ({"logs": __file__}, "a file; name a folder for TensorBoard"),
     "every": ({"every": 0}, "every=0: steps from one checkpoint to the next"),
 }
 

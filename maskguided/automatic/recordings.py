@@ -145,7 +145,7 @@ def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording]
 
 def _same_steps(one: Recording, other: Recording) -> None:
     if unlike := _unlike(one, other):
-        raise Differs(unlike)
+        raise Differs(f"its forward takes other steps at other sizes ({unlike})")
 
 
 def _unlike(one: Recording, other: Recording) -> str | None:

@@ -3,11 +3,12 @@ run aside, or at the first validation, when the time until then is lost."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, warn
 from ..values import check_keys
 from .basicsr_plugin import import_basicsr
 
@@ -32,6 +33,17 @@ _POSITIVE = (
     *("datasets:train:batch_size_per_gpu", "datasets:train:gt_size", "datasets:train:dataset_enlarge_ratio"),
     *("logger:print_freq", "logger:save_checkpoint_freq", "val:val_freq", "train:total_iter"),
 )
+
+
+_KNOWN = {
+    "train": (
+        *("stage", "stage_opt", "total_iter", "warmup_iter", "ema_decay", "optim_g", "scheduler"),
+        *("pixel_opt", "perceptual_opt"),
+    ),
+    "val": ("val_freq", "save_img", "suffix", "metrics", "tile", "tile_pad", "pbar", "grids"),
+    "logger": ("print_freq", "save_checkpoint_freq", "use_tb_logger", "wandb"),
+}
+"""What basicsr and MaskGuidedModel look for; it leaves anything else where it is, without a word."""
 
 
 def lacking(entry: str) -> ArgumentError:
@@ -71,6 +83,15 @@ def check_numbers(options: Mapping[str, Any]) -> None:
     for where, value in _found(options, _POSITIVE):
         if value <= 0:
             raise ArgumentError(f"{where}: {value!r}: use more than 0")
+
+
+def warn_of_misspelt(options: Mapping[str, Any]) -> None:
+    """Say which entries are nearly those that do something."""
+    for where, known in _KNOWN.items():
+        for name in options.get(where) or {}:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
+            if near and name not in known:
+                warn(f"{where}: {name} is not known and does nothing; did you mean {near[0]}?")
 
 
 def _refuse_others(options: Mapping[str, Any], entries: tuple[str, ...], none: bool, kind: Any, use: str) -> None:

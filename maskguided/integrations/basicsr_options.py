@@ -19,7 +19,16 @@ from ..images import list_images
 from ..training.stages import STAGES
 from ..training.stages import Options as StageOptions
 from ..values import check_arguments
-from .basicsr_kinds import check_kinds, check_metrics, check_numbers, check_pairs, check_registered, compares, lacking
+from .basicsr_kinds import (
+    check_kinds,
+    check_metrics,
+    check_numbers,
+    check_pairs,
+    check_registered,
+    compares,
+    lacking,
+    warn_of_misspelt,
+)
 from .basicsr_plugin import import_basicsr
 
 Phase = Literal["train", "test"]
@@ -74,6 +83,8 @@ def check(options: Options, phase: Phase) -> None:
     _check_registered(options)
     if phase == "train" and options["model_type"] == "MaskGuidedModel":
         check_train(options["train"])
+    if options["model_type"] == "MaskGuidedModel":
+        warn_of_misspelt(options)
     _check_paths(options)
     for name, dataset in options["datasets"].items():
         if phase == "train" and dataset["phase"] not in ("train", "val"):

@@ -224,6 +224,8 @@ def _seed(seed: int) -> None:
 
 
 def _writer(folder: str | Path) -> Any:
+    if Path(folder).is_file():
+        raise ArgumentError(f"logs={str(folder)!r}: a file; name a folder for TensorBoard")
     return optional("torch.utils.tensorboard", "--logs", "train").SummaryWriter(str(folder))
 
 

@@ -160,7 +160,8 @@ def check_stage(fast: MaskGuided, stage: str) -> None:
     """Refuse a stage that is none, or that this network has nothing for."""
     if stage not in STAGES:
         raise ArgumentError(
-            f"stage={stage!r}; use one of {', '.join(STAGES)} (the command takes paper and coarse,head, too)"
+            f"stage={stage!r}; use one of {', '.join(STAGES)} (the command takes paper and coarse,head, too; call fit "
+            "once for each)"
         )
     if stage == "coarse" and fast.coarse_tail is None:
         raise ArgumentError(
