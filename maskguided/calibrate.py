@@ -55,7 +55,8 @@ def calibrate(
     Args:
         fast: a wrapped network for images in 0..1.
         images: LR images (1, C, H, W) or (C, H, W); or pairs (LR, HR).
-        max_drop_db: choose the smallest keep that loses no more than this against the dense network.
+        max_drop_db: choose the smallest keep that loses no more than this against the dense network; 1 where that costs
+            more than the network itself.
         max_cost: choose the largest keep that costs no more than this share of the dense MACs.
         max_time: the same of the dense network's time, measured here and now: at these sizes, with these threads. With
             no budget keep stays.

@@ -15,6 +15,8 @@ from maskguided import ArgumentError, pictures
 from maskguided.adapters.pan_net import PAN
 from maskguided.calibration import prices
 from maskguided.calibration.closed_form import Known, common_directions, fit_score, fit_tail
+from maskguided.calibration.curve import Budget, Point
+from maskguided.calibration.measure import keep_for
 from maskguided.error_map import patch_error
 from maskguided.networks import load_network
 from maskguided.patches import select
@@ -287,6 +289,17 @@ def test_windows_of_nearly_all_patches_may_take_longer_than_the_network(monkeypa
     assert [clock.at(keep) for keep in (0.5, 0.95, 1.0)] == pytest.approx([0.7, 1.15, 1.0])
     assert clock.keep(0.9) == pytest.approx(0.7)
     assert clock.keep(1.01) == 1
+
+
+@pytest.mark.parametrize(("steep", "keep"), [(1.2, 1.0), (1.1, 0.9)])
+def test_all_patches_are_taken_where_nearly_all_cost_more(steep, keep):
+    class Steep(prices.Prices):
+        def at(self, keep):
+            return 1.0 if keep == 1 else steep * keep
+
+    curve = [Point(keep, keep, None, drop=1 - keep) for keep in (0.0, 1.0)]
+    found = keep_for(wrapped(), curve, prices.Priced(Steep(), None), Budget(drop_db=0.1))
+    assert found == pytest.approx(keep)
 
 
 def test_what_all_regressions_look_at_is_found_whatever_the_features_scale():
