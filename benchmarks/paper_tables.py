@@ -35,7 +35,8 @@ from maskguided.head import MaskHead, high_frequency
 from maskguided.networks import load_network
 from maskguided.pairs import Pair, read_pairs
 from maskguided.patches import per_pixel
-from maskguided.training.stages import HeadLoss, Options, Stage, train_only
+from maskguided.training.choices import HeadLoss, Options, Stage
+from maskguided.training.stages import train_only
 
 OUTPUT = (720, 1280)  # height and width of the HR image for which MACs are counted
 KEEPS = (0.0, 0.25, 0.5, 1.0)

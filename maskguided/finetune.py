@@ -19,11 +19,12 @@ from .errors import ArgumentError, warn
 from .guided import MaskGuided
 from .probing.modules import first_weight
 from .probing.untouched import undone_by_failure
+from .training.choices import RANKING, too_small
 from .training.pool import batches
 from .training.recipe import Recipe
 from .training.run import Run, is_main_process, leave_processes
 from .training.samples import Batches, Crops
-from .training.stages import RANKING, REUSABLE, too_small
+from .training.stages import REUSABLE
 from .values import as_path, is_whole
 from .wrapping import check_wrapped
 

@@ -178,7 +178,7 @@ class MaskGuided(Held):
         if self.min_gain_db is not None:
             return self._worth_more(base, score, self.min_gain_db)
         k = base.grid.k(self.keep)
-        if k == 0 or (k == base.grid.count and self._all_go_on):
+        if k == 0 or (k == base.grid.count and self.all_go_on):
             return base.every[:, :k]
         return select(self.score(base) if score is None else score, k)
 
@@ -187,7 +187,7 @@ class MaskGuided(Held):
         assert self.estimate is not None  # see min_gain_db
         index = select(self.score(base) if score is None else score, base.grid.count)
         k = (self.worth(base, index) > least).sum(1).max()
-        if self._all_go_on:  # then all of them are the whole network, which may cost less
+        if self.all_go_on:  # then all of them are the whole network, which may cost less
             k = torch.where(k > self.estimate.whole * base.grid.count, base.grid.count, k)
         return index[:, : int(k)]
 
@@ -202,7 +202,7 @@ class MaskGuided(Held):
         Up to rounding that is what all windows together make, where they see what the map would show them, without the
         work of cutting it. `base` must not be used afterwards: it is freed on the way.
         """
-        if index.shape[1] == base.grid.count and self._all_go_on:
+        if index.shape[1] == base.grid.count and self.all_go_on:
             return self._cropped(self.split.rest(base.state), base)
         return self.refine(base, index, last=True)
 

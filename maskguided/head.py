@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import ArgumentError
+from .optional import not_cast
 from .values import is_whole
 
 BLURS = (3, 5, 9)  # LR pixels
@@ -54,8 +55,7 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Tensor, patch: int) -> Tensor:
         """Features (B, C, H, W) -> score (B, ceil(H / patch), ceil(W / patch)), float32."""
-        where = "cpu" if features.is_meta else features.device.type  # without data there is no autocast
-        with torch.autocast(where, enabled=False):
+        with not_cast(features):
             logits = _float_conv(self.classify, F.relu(_float_conv(self.squeeze, features)))
             under_restored = logits.softmax(1)[:, 1:] if logits.shape[1] == 2 else logits.sigmoid()
             pooled = pool(under_restored, patch)

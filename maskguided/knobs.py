@@ -88,7 +88,8 @@ class Knobs(Wrapped):
         self._change("_onward", check_onward(shares, len(self.split.cuts) - 1))
 
     @property
-    def _all_go_on(self) -> bool:
+    def all_go_on(self) -> bool:
+        """Whether each refined patch goes past every cut: then all patches together are the network itself."""
         return min(self.onward, default=1) == 1
 
     @property

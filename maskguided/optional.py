@@ -1,4 +1,4 @@
-"""Packages that only some work needs, imported where it does; and how old torch is, which does the rest."""
+"""Packages that only some work needs, imported where it does; and what torch, which does the rest, has or has not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .errors import MissingDependency
 
@@ -13,6 +14,11 @@ from .errors import MissingDependency
 def torch_since(major: int, minor: int) -> bool:
     """Whether this torch is that version or a newer one."""
     return tuple(map(int, torch.__version__.split(".")[:2])) >= (major, minor)
+
+
+def not_cast(x: Tensor) -> torch.autocast:
+    """A context in which nothing is cast where `x` is; tensors without data (meta) have no autocast of their own."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def optional(name: str, work: str, extra: str) -> Any:

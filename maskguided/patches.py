@@ -370,7 +370,7 @@ def _check_patches(index: object, grid: Grid, repeated: bool) -> None:
     if not isinstance(index, Tensor):
         raise ArgumentError(f"index of type {type(index).__name__}; expected a tensor (B, k) of torch.int64")
     readable = type(index) is Tensor and index.device.type == "cpu" and not torch.compiler.is_compiling()
-    if not readable or not index.numel() or index.dim() != 2 or index.dtype != torch.long:  # the last two: see below
+    if not readable or not index.numel() or index.dim() != 2 or index.dtype != torch.long:  # _check_index refuses those
         return
     least, largest = int(index.min()), int(index.max())
     if least < 0 or largest >= grid.count:

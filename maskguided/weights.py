@@ -32,6 +32,7 @@ HEAD_FORMAT = "maskguided-1"
 """What `metadata["format"]` says in a file of maskguided.save."""
 
 Module = TypeVar("Module", bound=nn.Module)
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,14 @@ def read(path: str | Path, key: str | None = None) -> Weights:
             "Expected a file of torch.save(model.state_dict(), ...) or safetensors; if you trust the file, load it "
             "yourself and save its state dict"
         ) from None
-    beside = content.items() if isinstance(content, Mapping) else ()
-    texts = {name: value for name, value in beside if isinstance(name, str) and isinstance(value, str)}
+    texts = _entries(content, str)
     keys = _KEYS if key is None else (key, *_KEYS)
     key = None
     while isinstance(content, Mapping) and (
         inner := next((k for k in keys if isinstance(content.get(k), Mapping)), None)
     ):
         key, content = inner, content[inner]
-    pairs = content.items() if isinstance(content, Mapping) else ()
-    tensors = {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = _entries(content, Tensor)
     if not tensors:
         found = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
@@ -140,6 +139,12 @@ def import_safetensors() -> Any:
     except ImportError:
         raise MissingDependency("safetensors files need the package safetensors: pip install safetensors") from None
     return safetensors
+
+
+def _entries(content: object, kind: type[Kind]) -> dict[str, Kind]:
+    """Those of a dict that have a name and are of that kind; none where it is no dict."""
+    pairs = content.items() if isinstance(content, Mapping) else ()
+    return {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, kind)}
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -22,10 +22,11 @@ from maskguided.finetune import Recipe
 from maskguided.images import write_image
 from maskguided.networks import load_network
 from maskguided.training import stages
+from maskguided.training.choices import STAGES, Options
 from maskguided.training.pool import batches
 from maskguided.training.run import _accelerator
 from maskguided.training.samples import Batches, Crops
-from maskguided.training.stages import Options, StageInput, rank_loss
+from maskguided.training.stages import StageInput, rank_loss
 
 pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
@@ -41,7 +42,7 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("stage", stages.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("adapter", "tail"), [(None, "deep"), (None, "residual"), ("automatic", "deep")])
 def test_a_stage_changes_its_own_parameters_only(photos, stage, adapter, tail):
     fast = wrapped(adapter=adapter, coarse_tail=tail)

@@ -18,7 +18,8 @@ import maskguided
 from maskguided import ArgumentError, CheckpointError, MaskGuided
 from maskguided.adapters.edsr_net import EDSR
 from maskguided.adapters.pan_net import PAN
-from maskguided.training.stages import Options, loss, prepare, train_only
+from maskguided.training.choices import Options
+from maskguided.training.stages import loss, prepare, train_only
 
 
 def basicsr(kind: str, scale: int) -> nn.Module:

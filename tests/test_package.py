@@ -30,7 +30,7 @@ LAYERS = [
     {"held"},
     {"guided"},
     {"wrapping"},
-    {"error_map", "networks", "infer", "inspection", "timing"},
+    {"error_map", "networks", "infer", "inspection", "timing", "training.choices"},
     {"checkpoint", "calibration.closed_form", "calibration.inputs", "calibration.prices", "training.stages"},
     {"training.recipe"},
     {"calibration.measure"},

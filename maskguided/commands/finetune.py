@@ -12,7 +12,7 @@ import typer
 
 from .. import checkpoint, finetune
 from ..networks import load_network
-from ..training.stages import PAPER, STAGES, Options, check_stage, check_supervised
+from ..training.choices import PAPER, STAGES, Options, check_stage, check_supervised
 from .console import log, progress_bar
 from .options import (
     Device,

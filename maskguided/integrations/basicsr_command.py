@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError, CheckpointError, warn
-from ..training.stages import check_stage
+from ..training.choices import check_stage
 from . import basicsr_options
 from .basicsr_options import GIVEN, Options, Phase
 from .basicsr_plugin import import_basicsr, register
@@ -128,11 +128,9 @@ def _try_network(options: Options, phase: Phase) -> None:
     """Make the network once: what is wrong with it is said before basicsr moves an older run of that name aside."""
     from .basicsr_network import MaskGuidedSR
 
-    settings = dict(options["network_g"])
+    settings = {**options["network_g"], "base_weights": basicsr_options.base_weights(options)}
     if settings.pop("type") != MaskGuidedSR.__name__:
         return
-    if settings.get("base_weights") is None:
-        settings["base_weights"] = options["path"].get("pretrain_network_base")
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # what there is to warn of is said when it is made
         net = MaskGuidedSR(**settings)

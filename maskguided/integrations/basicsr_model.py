@@ -15,11 +15,11 @@ from .. import checkpoint
 from ..errors import ArgumentError
 from ..files import torch_save_whole
 from ..infer import run_tiled
-from ..training.stages import RANKING, too_small
+from ..training.choices import RANKING, too_small
 from ..weights import read
 from .basicsr_kinds import lacking
 from .basicsr_network import MaskGuidedSR
-from .basicsr_options import GIVEN, check_train, stage_options
+from .basicsr_options import GIVEN, base_weights, check_train, stage_options
 from .basicsr_plugin import import_basicsr
 
 _SRModel: Any = import_basicsr("basicsr.models.sr_model").SRModel
@@ -33,14 +33,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
 
     def __init__(self, opt: dict[str, Any]) -> None:
         _check(opt)
-        base, network = opt["path"].get("pretrain_network_base"), opt["network_g"]
-        if base is not None:
-            if network.get("base_weights") not in (None, base):
-                raise ArgumentError(
-                    f"network_g: base_weights: {network['base_weights']} and path: pretrain_network_base: {base} "
-                    "mean the same; give one"
-                )
-            network["base_weights"] = base
+        opt["network_g"]["base_weights"] = base_weights(opt)
         self.view = "refined"
         super().__init__(opt)
 
@@ -64,9 +57,8 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         path = self.opt["path"]
         resumed = path.get("pretrain_network_g") if path.get("resume_state") else None
         given = path.get(GIVEN) if resumed else path.get("pretrain_network_g")
-        random = None if self.opt["network_g"].get("base_weights") else checkpoint.fingerprint(net.model.state_dict())
         self._load(net, given)
-        if random == checkpoint.fingerprint(net.model.state_dict()):
+        if not net.base_is_loaded:
             _logger().warning(
                 "The base starts from random weights: give network_g: base_weights, or path: pretrain_network_g with "
                 "those of the base"
@@ -91,7 +83,7 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
     def _check_resumed(self, net: MaskGuidedSR, path: str) -> None:
         """A run goes on in its own stage; what else is set now may be another, and is said."""
         before = json.loads(read(path).metadata.get(_MADE_WITH, "{}"))
-        now = json.loads(json.dumps({**checkpoint.settings_of(net), "stage": self.opt["train"]["stage"]}))
+        now = json.loads(self._made_with(net))
         differ = [
             f"{name}: {now[name]} (it was {before[name]})" for name in now if before.get(name) not in (None, now[name])
         ]
@@ -99,6 +91,10 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
             raise self._another_stage(f"something else (stage {before['stage']})")
         if differ:
             _logger().warning(f"The run goes on with another {', '.join(differ)}")
+
+    def _made_with(self, net: MaskGuidedSR) -> str:
+        """The settings and the stage of a run, as JSON."""
+        return json.dumps({**checkpoint.settings_of(net), "stage": self.opt["train"]["stage"]})
 
     def _another_stage(self, what: str) -> ArgumentError:
         return ArgumentError(
@@ -208,38 +204,37 @@ class MaskGuidedModel(_SRModel):  # type: ignore[misc]
         super().save(epoch, current_iter)
         if self.opt["rank"] != 0:
             return
-        label = "latest" if current_iter == -1 else current_iter
-        folder = Path(self.opt["path"]["models"])
-        checkpoint.save(self._shown, folder / f"net_g_{label}_maskguided.safetensors")
+        checkpoint.save(self._shown, self._file("net_g", current_iter, "_maskguided.safetensors"))
         if self._shown.base_is_new:
-            weights = {name: value.cpu() for name, value in self._shown.model.state_dict().items()}
-            torch_save_whole(folder / f"net_g_{label}_base.pth", {"params": weights})
+            torch_save_whole(self._file("net_g", current_iter, "_base.pth"), {"params": _weights(self._shown.model)})
 
     def save_network(self, net: Any, net_label: str, current_iter: int, param_key: Any = "params") -> None:
         """As basicsr, but the file is written whole or not at all, and says what its weights were trained for."""
         if self.opt["rank"] != 0:
             return
         nets, keys = (value if isinstance(value, list) else [value] for value in (net, param_key))
-        content: dict[str, Any] = {
-            key: {name: value.cpu() for name, value in self.get_bare_model(one).state_dict().items()}
-            for one, key in zip(nets, keys, strict=True)
-        }
-        made_with = {**checkpoint.settings_of(self._bare), "stage": self.opt["train"]["stage"]}
+        content: dict[str, Any] = {key: _weights(self.get_bare_model(one)) for one, key in zip(nets, keys, strict=True)}
+        path = self._file(net_label, current_iter, ".pth")
+        torch_save_whole(path, {**content, _MADE_WITH: self._made_with(self._bare)})
+
+    def _file(self, net_label: str, current_iter: int, ending: str) -> Path:
         label = "latest" if current_iter == -1 else current_iter
-        path = Path(self.opt["path"]["models"]) / f"{net_label}_{label}.pth"
-        torch_save_whole(path, {**content, _MADE_WITH: json.dumps(made_with)})
+        return Path(self.opt["path"]["models"]) / f"{net_label}_{label}{ending}"
 
     def load_network(self, net: nn.Module, load_path: str, strict: bool = True, param_key: str = "params") -> None:
         bare: MaskGuidedSR = self.get_bare_model(net)
         trained_for_it = bare.scorer == "head" or bare.coarse_tail is not None
         goes_on = not self.is_train or bool(self.opt["path"].get("resume_state"))
-        made_with = read(load_path).metadata.get(_MADE_WITH)
-        if goes_on and trained_for_it and made_with:  # the weights fit any cut, and would say nothing
-            checkpoint.check_settings(load_path, json.loads(made_with), bare)
+        if goes_on and trained_for_it and (made_with := read(load_path).metadata.get(_MADE_WITH)):
+            checkpoint.check_settings(load_path, json.loads(made_with), bare)  # weights fit any cut, and say nothing
         seen = bare.load(load_path, key=param_key, strict=strict)
         _logger().info(f"Loading {load_path}: {seen}")
         if not self.is_train and bare.scorer == "head" and not bare.head_is_loaded:
             _logger().warning(f"scorer: head, but no head is in {load_path}: an untrained one chooses the patches")
+
+
+def _weights(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.cpu() for name, value in net.state_dict().items()}
 
 
 def _check(opt: dict[str, Any]) -> None:

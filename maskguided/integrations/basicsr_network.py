@@ -16,6 +16,7 @@ from ..networks import load_network
 from ..splitting import split
 from ..tails.coarse import make_coarse_tail
 from ..training import stages
+from ..training.choices import Options
 from ..values import arguments_of, check_arguments, check_keys
 from ..weights import HEAD_FORMAT, load_into, read
 from .basicsr_kinds import check_registered
@@ -50,8 +51,8 @@ class MaskGuidedSR(MaskGuided):
         check_arguments("network_g: head", settings.get("head") or {}, MaskHead, skip=1)
         network = _base(base, base_weights)
         super().__init__(split(network, split_at, adapter=adapter, body=body, cut=cut), **settings)
-        self.head_is_loaded = False
-        self._stage: tuple[str, stages.Options] | None = None
+        self.base_is_loaded, self.head_is_loaded = base_weights is not None, False
+        self._stage: tuple[str, Options] | None = None
         self._base_weights = None if base_weights is None else checkpoint.fingerprint(self.model.state_dict())
 
     def start_stage(self, stage: str, options: Mapping[str, Any]) -> list[nn.Parameter]:
@@ -93,6 +94,7 @@ class MaskGuidedSR(MaskGuided):
             checkpoint.load_onto(path, self)
             self.head_is_loaded = True
             trained = any(name.startswith("model.") for name in content.tensors)
+            self.base_is_loaded |= trained
             base = "and what was trained of the base" if trained else "the base stays as it is"
             return f"what maskguided.save wrote: head and coarse tail loaded, {base}"
         names, entry = content.tensors.keys(), content.key or "a bare state dict"
@@ -109,8 +111,9 @@ class MaskGuidedSR(MaskGuided):
                 if not strict:
                     raise CheckpointError("strict_load_g: false is for files of a whole MaskGuidedSR, not of its base")
                 self._load_base(content.tensors)
+                self.base_is_loaded = True
                 return f"a plain {type(self.model).__name__} ({entry}): the base is loaded, the head stays as it is"
-            self.head_is_loaded = True
+            self.base_is_loaded = self.head_is_loaded = True
             if strict:
                 load_into(self, tensors)
                 return f"a whole MaskGuidedSR ({entry})"

@@ -16,8 +16,8 @@ import torch
 
 from ..errors import ArgumentError
 from ..images import list_images
-from ..training.stages import STAGES
-from ..training.stages import Options as StageOptions
+from ..training.choices import STAGES
+from ..training.choices import Options as StageOptions
 from ..values import check_arguments
 from .basicsr_kinds import (
     check_kinds,
@@ -81,9 +81,9 @@ def check(options: Options, phase: Phase) -> None:
     check_kinds(options)
     check_numbers(options)
     _check_registered(options)
-    if phase == "train" and options["model_type"] == "MaskGuidedModel":
-        check_train(options["train"])
     if options["model_type"] == "MaskGuidedModel":
+        if phase == "train":
+            check_train(options["train"])
         warn_of_misspelt(options)
     _check_paths(options)
     for name, dataset in options["datasets"].items():
@@ -91,6 +91,17 @@ def check(options: Options, phase: Phase) -> None:
             raise ArgumentError(f"datasets: {name}: a training run takes train, val, and val_2, val_3, ... beside it")
         _check_dataset(f"datasets: {name}", dataset, options)
     _check_devices(options)
+
+
+def base_weights(options: Options) -> str | None:
+    """The file of the base's weights, which `path: pretrain_network_base` may name as well."""
+    base: str | None = options["path"].get("pretrain_network_base")
+    weights: str | None = options["network_g"].get("base_weights")
+    if base is not None and weights not in (None, base):
+        raise ArgumentError(
+            f"network_g: base_weights: {weights} and path: pretrain_network_base: {base} mean the same; give one"
+        )
+    return base if weights is None else weights
 
 
 def require(options: Options, entries: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..optional import not_cast
 from ..parts import State
 from ..patches import continued, memory_format_of
 
@@ -46,15 +47,18 @@ class LightTail(nn.Module):
         self.branch = None if branch is None else _BRANCHES[branch](in_channels, made)
         self.register_buffer("bilinear", _bilinear(scale).repeat(out_channels, 1, 1, 1), persistent=False)
         self.bilinear: Tensor
-        for part in (self.conv, *([] if self.branch is None else [self.branch[-1]])):
-            for parameter in part.parameters():
-                nn.init.zeros_(parameter)
+        for parameter in self._last_parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def is_bilinear(self) -> bool:
         """Whether it has learnt nothing yet."""
+        return not any(bool(parameter.any()) for parameter in self._last_parameters())
+
+    def _last_parameters(self) -> list[nn.Parameter]:
+        """Those of the convolutions that make what is added to the bilinear input."""
         last = [self.conv, *([] if self.branch is None else [self.branch[-1]])]
-        return not any(bool(parameter.any()) for layer in last for parameter in layer.parameters())
+        return [parameter for layer in last for parameter in layer.parameters()]
 
     def forward(self, state: State, x: Tensor) -> Tensor:
         """The image (B, C', s*H', s*W') of live values that stand for H' x W' LR pixels, beside the LR image `x`
@@ -65,8 +69,7 @@ class LightTail(nn.Module):
             detail = detail.add_(self.branch(features))
         x = continued(x, *(side * self.factor // self.scale for side in features.shape[2:]))
         wide = F.pad(x, (1, 1, 1, 1), mode="replicate").contiguous(memory_format=memory_format_of(features))
-        where = "cpu" if x.is_meta else x.device.type  # without data there is no autocast
-        with torch.autocast(where, enabled=False):  # which would round the input to half precision
+        with not_cast(x):  # autocast would round the input to half precision
             larger = F.conv2d(wide, self.bilinear.to(wide.dtype), groups=x.shape[1])
         if self.factor == self.scale:
             return F.pixel_shuffle(larger.add_(detail), self.scale)

@@ -19,8 +19,9 @@ from ..files import torch_save_whole
 from ..guided import MaskGuided
 from ..optional import optional
 from ..probing.modules import first_weight
+from .choices import Options
 from .recipe import Recipe
-from .stages import Options, StageInput, loss, prepare, train_only
+from .stages import StageInput, loss, prepare, train_only
 
 _SINCE = ("halo", "exchange", "coarse_on", "onward", "keep", "scorer")
 """What a checkpoint says of its run that older ones did not; often it follows from the rest."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,47 +29,11 @@ from ..parts import State
 from ..patches import Chosen, Grid, continued, others, per_pixel, select
 from ..probing.untouched import untouched
 from ..split_checks import check_gradients
-from ..values import as_number
+from .choices import Options, check_stage, check_supervised
 
-Stage = Literal["coarse", "refine", "head", "all", "end", "joint"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-PAPER: tuple[Stage, ...] = ("all", "refine", "head")
-"""The paper's three steps."""
-RANKING = ("head", "end")
-"""Stages in which the mask head learns which patches come first."""
-HeadLoss = Literal["rank", "l1", "none"]
-PixelLoss = Literal["l1", "psnr"]
 _LEAST_ERROR = 3e-4
 """Of the dense image, added to its own mean squared error (35 dB): a flat crop is not worth more than others."""
 _STATE = "state."
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the losses are put together."""
-
-    distill: float = 0.5
-    """Share, 0..1, of the dense network's image (as it was before any training) in the target of coarse, refine and
-    joint; the rest is the HR image. 0: the paper."""
-    head_loss: HeadLoss = "rank"
-    """Supervision of the head. "rank": pairs of patches in the wrong order cost what confusing them loses; "l1": the
-    paper, L1 to the normalised error map; "none": the image's own loss through a soft mask (ablation)."""
-    pixel_loss: PixelLoss = "l1"
-    """Of coarse, refine and joint. "l1": distance to the target. "psnr": the logarithm of how much more error on Y
-    there is than in the dense image, which is what PSNR below dense measures (`distill` has no say then)."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= as_number(self.distill) <= 1:
-            raise ArgumentError(f"distill={self.distill!r}: the dense image's share in the target; use 0 to 1")
-        if self.pixel_loss not in ("l1", "psnr"):
-            raise ArgumentError(f"pixel_loss={self.pixel_loss!r}; use 'l1' or 'psnr'")
-        if self.head_loss not in ("rank", "l1", "none"):
-            raise ArgumentError(f"head_loss={self.head_loss!r}; use 'rank', 'l1' (the paper) or 'none'")
-
-    @property
-    def power(self) -> int:
-        """Of the error that supervises the head: the paper's is absolute."""
-        return 1 if self.head_loss == "l1" else 2
 
 
 def train_only(fast: MaskGuided, stage: str) -> list[nn.Parameter]:
@@ -154,40 +118,6 @@ def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
     better = gain[:, :, None] - gain[:, None, :]
     ahead = score[:, :, None] - score[:, None, :]
     return (better.clamp_min(0) * F.softplus(-ahead / temperature)).mean()
-
-
-def check_stage(fast: MaskGuided, stage: str) -> None:
-    """Refuse a stage that is none, or that this network has nothing for."""
-    if stage not in STAGES:
-        raise ArgumentError(
-            f"stage={stage!r}; use one of {', '.join(STAGES)} (the command takes paper and coarse,head, too; call fit "
-            "once for each)"
-        )
-    if stage == "coarse" and fast.coarse_tail is None:
-        raise ArgumentError(
-            "stage='coarse': with merge='features' there is no coarse tail to train; wrap with merge='image', and "
-            "coarse_tail='light', 'deep' or 'residual' where the network's tail is heavy"
-        )
-
-
-def check_supervised(fast: MaskGuided, *stages: str) -> None:
-    """Refuse to train the head, before what it is to choose, for patches that gain nothing by being refined as yet."""
-    first = next((stage for stage in stages if stage != "coarse"), None)
-    if first == "head" and fast.refine_tail is not None and fast.refine_tail.is_bilinear:
-        raise ArgumentError(
-            "stage='head' with refine_tail='light': that tail is bilinear as yet, so refining makes patches worse; "
-            "calibrate, or train stage refine, first"
-        )
-
-
-def too_small(fast: MaskGuided, stage: str, crop: int, options: Options) -> str | None:
-    """What is wrong with crops of a single patch: where the head learns which patches come first, nothing is learnt."""
-    if stage not in RANKING or options.head_loss == "none" or crop > fast.patch_size:
-        return None
-    return (
-        f"stage={stage!r}: a crop of {crop} LR pixels is one patch of patch_size={fast.patch_size}, and the head "
-        f"learns to rank several, so it learns nothing; use a larger crop, as {3 * fast.patch_size}"
-    )
 
 
 def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> StageInput:
