@@ -52,6 +52,7 @@ class Loaded:
             split.supports_half = self.supports_half
         if split.tiling is None:
             split.tiling = self.tiling
+        split.__dict__.pop("facts", None)  # they may have been asked for already
 
     def __str__(self) -> str:
         half = {True: "float16 works", False: "not for float16"}

@@ -15,6 +15,7 @@ from .base import Explanation
 from .bench import Row
 from .calibration.curve import Calibration, Point
 from .error_map import luma
+from .errors import ArgumentError
 from .files import write_whole
 from .guided import MaskGuided
 from .images import Image, as_pixels
@@ -22,6 +23,7 @@ from .infer import overlay
 from .optional import optional
 from .patches import per_pixel
 
+PICTURES = (".png", ".pdf", ".svg")
 _TALLEST = 12.0
 """Inches of a panel: a picture of a tall, narrow image would be more than memory holds."""
 _OFFSET: dict[str, Any] = {"textcoords": "offset points"}
@@ -146,6 +148,8 @@ def _figure(**settings: Any) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
+    if path.suffix.lower() not in PICTURES:
+        raise ArgumentError(f"{path}: a picture ends in {', '.join(PICTURES)}")
     whole = io.BytesIO()  # on a full disk a PDF fails in many ways
     figure.savefig(whole, format=path.suffix[1:].lower(), dpi=130)
     write_whole(path, lambda beside: beside.write_bytes(whole.getbuffer()))

@@ -34,8 +34,8 @@ def check_whole(split: Split, more: Sequence[int] = ()) -> None:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
     name = f"{type(split.model).__name__}, split after block {split.split_at}"
-    for number, size in enumerate([*split.probe.telling_sizes, *((side, side) for side in more)]):
-        x = split.example(*size)
+    first, *others = (split.example(*size) for size in [*split.probe.telling_sizes, *((side, side) for side in more)])
+    for number, x in enumerate([first, *others, torch.cat([first, 1 - first])]):  # windows come as a batch
         if number and _holds_thinly(split, x):
             continue
         with untouched(split.model):
@@ -140,6 +140,12 @@ def check_places(split: Split) -> None:
                 "the network returns several, wrap it in a module that returns the right one alone; if those blocks "
                 "serve something else, cut earlier or name the ones that make the image (body=)"
             )
+        if _is_shifted(split):
+            raise CannotSplit(
+                f"{name}, split after block {split.split_at}: it pads images to multiples of {split.multiple_of} above "
+                "or at the left, so live values stand elsewhere than the pixels that they are of. Pad images before "
+                "the network, and crop what it makes"
+            )
         if _is_mirrored(split):
             raise CannotSplit(
                 f"{name}, split after block {split.split_at}: what stands at the left (or top) of a live value stands "
@@ -158,6 +164,23 @@ def _matters(split: Split) -> bool:
         return True
     others = {name: 1 - after[name] for name in written}
     return not torch.equal(split.tail({**after, **others}), image)
+
+
+def _is_shifted(split: Split) -> bool:
+    """Whether what the live values of an image give begins further down, or right, than they do: it is cropped so."""
+    step, least = split.multiple_of, split.probe.multiple_of
+    if step == least or step > LARGEST_STEP:  # it pads nothing, or only what is padded before
+        return False
+    height, width = (round_up(max(_LENGTH // 2, split.probe.least), step) + odd for odd in (least, step - least))
+    state = split.prefix(split.example(height, width))
+    whole = split.rest(dict(state))
+    uncropped = split.rest({name: state[name] for name in split.kinds})
+    apart: dict[tuple[int, int], float] = {}
+    beyond = uncropped.shape[2] - whole.shape[2], uncropped.shape[3] - whole.shape[3]
+    for down, right in dict.fromkeys([(0, 0), beyond, (beyond[0] // 2, beyond[1] // 2)]):
+        part = uncropped[:, :, down : down + whole.shape[2], right : right + whole.shape[3]]
+        apart[down, right] = float((part - whole).abs().mean())
+    return min(apart.values()) < 0.7 * apart[0, 0]  # a value that is not padded, as the enlarged image, stays
 
 
 def _is_mirrored(split: Split) -> bool:

@@ -54,7 +54,8 @@ def read(path: str | Path, key: str | None = None) -> Weights:
 
     Args:
         path: the file.
-        key: the entry to take where there are several, as "params"; default: EMA weights first.
+        key: the entry to take where there are several, as "params"; where it is not there, and by default, EMA weights
+            first. A safetensors file has no entries.
 
     Raises:
         CheckpointError: no such file, not a weight file, code inside, or no tensors in it.
@@ -78,10 +79,15 @@ def read(path: str | Path, key: str | None = None) -> Weights:
             ) from None
         if start[8:9] == b"{":
             raise CheckpointError(f"{path}: looks like safetensors; let its name end in .safetensors") from None
+        if start[:2] not in (b"PK", b"\x80\x02"):  # how files of torch.save begin, today's and those before torch 1.6
+            raise CheckpointError(
+                f"{path}: not a readable weight file, but {_looks_like(start)}. Expected a file of "
+                "torch.save(model.state_dict(), ...) or safetensors"
+            ) from None
         raise CheckpointError(
-            f"{path}: not a readable weight file, or one that holds other objects than tensors, which could run code. "
-            "Expected a file of torch.save(model.state_dict(), ...) or safetensors; if you trust the file, load it "
-            "yourself and save its state dict"
+            f"{path}: not a readable weight file: damaged (is the download whole?), or one that holds other objects "
+            "than tensors, which could run code. Expected a file of torch.save(model.state_dict(), ...) or "
+            "safetensors; if you trust the file, load it yourself and save its state dict"
         ) from None
     texts = _entries(content, str)
     keys = _KEYS if key is None else (key, *_KEYS)
@@ -145,6 +151,15 @@ def _entries(content: object, kind: type[Kind]) -> dict[str, Kind]:
     """Those of a dict that have a name and are of that kind; none where it is no dict."""
     pairs = content.items() if isinstance(content, Mapping) else ()
     return {name: value for name, value in pairs if isinstance(name, str) and isinstance(value, kind)}
+
+
+def _looks_like(start: bytes) -> str:
+    """What a file that begins so may be, for one who has downloaded something else than weights."""
+    if not start:
+        return "an empty file"
+    if start.lstrip()[:1] == b"<":
+        return "a page of HTML (download the file itself, not the page about it)"
+    return f"something that begins with {start[:8]!r}"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,7 +8,7 @@ recordings.py  such recordings at sizes that tell
 trace.py   the recordings as one graph for all sizes; what each value is
 cut.py     the graph in three: which nodes run before and after, which values pass between
 collected.py   what is collected of the blocks as they go, put together in the tail
-automatic_split.py  the three as a Split
+graph_split.py  the three as a Split
 alignment.py  where windows must start and end, for blocks that keep a grid of their own
 last_upsampling.py  where the last upsampling step begins
 """
@@ -29,8 +29,8 @@ from ..probing.probe import MULTIPLES, Probe
 from ..split import Split
 from ..split_checks import check_places, check_whole
 from .alignment import alignment
-from .automatic_split import AutomaticSplit
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
+from .graph_split import AutomaticSplit
 from .recordings import USE_AN_ADAPTER, recordings
 from .sizes import Rounding, telling_sides
 from .trace import trace

@@ -13,15 +13,17 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..cost import counting
 from ..errors import ArgumentError, CannotSplit
 from ..probing.probe import Probe
 from ..probing.untouched import untouched
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 _LARGEST = 3  # times the input's area: rounded up to some multiple, but not yet the HR image
 _FEW = 3  # times the MACs of blocks on such maps: then larger maps are where a network works

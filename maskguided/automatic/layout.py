@@ -63,6 +63,8 @@ class Layout:
         value = value.permute(*(order.index(axis) for axis in range(len(order))))
         if self.height == self.width:
             value = value.flatten(self._own(self.height), self._own(self.height) + 1)
+        if self.batch is None and len(self.shape) == 2:  # (H, W), which stands beside maps as (1, 1, H, W) does
+            return value.unsqueeze(1)
         return value.squeeze(1) if self._unit_batch else value
 
     @property
@@ -71,8 +73,8 @@ class Layout:
 
     @property
     def _unit_batch(self) -> bool:
-        """(1, H, W, C): the batch takes the place of the leading 1."""
-        return self.batch is None and len(self.shape) > 2 and self.shape[0] == 1
+        """(1, H, W, C): the batch takes the place of the leading 1; that of (1, H, W) is one of channels."""
+        return self.batch is None and len(self.shape) > 3 and self.shape[0] == 1
 
     def _own(self, axis: int) -> int:
         return axis + (self.batch is None)

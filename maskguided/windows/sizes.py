@@ -23,6 +23,10 @@ _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 _LARGEST_EXCHANGING = 32  # the same where windows exchange borders: larger ones are no faster there
 _ALONE = (32, 48, 64, 96, 128)
 """LR pixels: windows alone that are tried where the usual ones cost too much."""
+_LARGEST_TRIED = 256
+"""LR pixels: blocks that run on windows of this side are taken to run on larger ones, which would take minutes."""
+_LARGEST_WINDOW = 2**16
+"""LR pixels a side of a window."""
 _DEAR = 1.6
 """Times what the pixels of a patch cost in a large image: the usual windows alone have 1.56 times as many pixels."""
 _SMALL, _LARGE = 64, 192
@@ -112,6 +116,11 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
     """Refuse windows that do not fit the network's grid, or that blocks n+1..N cannot run on: one is tried."""
     check_aligned("patch_size", patch_size, 1, split.multiple_of)
     check_aligned("halo", halo, 0, split.multiple_of)
+    if patch_size + 2 * halo > _LARGEST_WINDOW:
+        raise ArgumentError(
+            f"patch_size={patch_size}, halo={halo}: windows of more than {_LARGEST_WINDOW} LR pixels a side, larger "
+            "than any image; use smaller ones"
+        )
     error = _failure_of(split, merge, patch_size, halo, exchange)
     if error is not None:
         raise _cannot_run(split, patch_size, halo, error, _larger(split, merge, patch_size, halo, exchange)) from error
@@ -150,6 +159,9 @@ def _larger(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bo
 
 def _failure_of(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> Exception | None:
     """What the network raises on a window of that kind; None where it runs."""
+    if patch_size + 2 * halo > _LARGEST_TRIED:
+        patch_size = min(patch_size, round_up(_LARGEST_TRIED // 2, split.multiple_of))
+        halo = min(halo, round_up(_LARGEST_TRIED // 4, split.multiple_of))
     side = round_up(max(patch_size + 2 * halo, split.probe.least), split.multiple_of)
     grid = Grid(side, side, patch_size, halo)
     part = split.rest if merge == "image" else split.body

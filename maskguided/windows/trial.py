@@ -126,14 +126,20 @@ def _on_a_large_map(parts: Parts, found: Trial) -> Trial:
     step = parts.multiple_of
     usual = max(round_up(SMALLEST_TRIED, step), 2 * step)
     for patch in (usual, 2 * usual, 4 * usual):  # the first on which blocks run
-        large = _grid_of(parts.model, patch, step, _LARGE)
-        with Thin(every=True):
-            other = _again(parts, found, large)
-        if (other.body, other.image) < (found.body, found.image):
-            other = _again(parts, found, large)
+        other = _thinly_again(parts, found, _grid_of(parts.model, patch, step, _LARGE))
         if other.runs:
             break
+    if other.body and found.detours:  # windows that do not overlap are put into maps, and cut, in another way
+        apart = _thinly_again(parts, found, _grid_of(parts.model, patch, 0, _LARGE))
+        other = min(other, apart, key=lambda trial: (trial.body, trial.image))
     return replace(found, body=other.body, image=found.image and other.image)
+
+
+def _thinly_again(parts: Parts, found: Trial, grid: Grid) -> Trial:
+    """`found` tried on `grid` within Thin, and in full if that fails."""
+    with Thin(every=True):
+        other = _again(parts, found, grid)
+    return _again(parts, found, grid) if (other.body, other.image) < (found.body, found.image) else other
 
 
 def _again(parts: Parts, found: Trial, grid: Grid) -> Trial:

@@ -166,7 +166,7 @@ class AutomaticSplit(Split):
     def tail(self, state: State) -> Tensor:
         at, values = self._frame.inputs(self._parts["tail"], state, self.model)
         del state  # it would hold on to what the tail is done with
-        image: Tensor = self._run["tail"](at, values)
+        image: Tensor = self._run["tail"].forward(at, values)
         return image
 
     def halfway(self, state: State) -> Tensor:
@@ -179,7 +179,7 @@ class AutomaticSplit(Split):
     def _made(self, names: tuple[str, ...], part: str, state: State) -> State:
         """Run a part; each map among the values it makes takes the form (B, C, H, W)."""
         at, values = self._frame.inputs(self._parts[part], state, self.model)
-        made = self._run[part](at, values)
+        made = self._run[part].forward(at, values)  # called, it prints what goes wrong, which may be a trial
         full = self.full_size(at.height, at.width) if _IMAGE in state else (at.height, at.width)
         layouts = self._frame.layouts
         return {

@@ -1,0 +1,172 @@
+"""What is rare in networks and folders, and gave wrong results, or none, before it was looked at."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import by_windows, difference, image, scaled
+from torch import nn
+from torch.nn import functional as F
+from toys import Base, Block, Chain, conv
+
+import maskguided
+from maskguided import CannotSplit, CheckpointError, MaskGuidedWarning
+from maskguided.networks import Loaded
+from maskguided.weights import read
+from maskguided.windows import sizes
+
+
+class Masked(Block):
+    def forward(self, x, mask):
+        return x + self.conv2(F.relu(self.conv1(x))) * mask
+
+
+class OfItsSize(Base):
+    """A checkerboard that the forward makes of the image's size alone goes to every block."""
+
+    def __init__(self, axes: int) -> None:
+        super().__init__()
+        self.blocks, self.axes = nn.ModuleList(Masked() for _ in range(4)), axes
+
+    def forward(self, x):
+        rows, cols = (torch.arange(side, device=x.device) // 3 for side in x.shape[2:])
+        mask = ((rows[:, None] + cols) % 2).to(x.dtype)
+        for _ in range(self.axes - 2):
+            mask = mask[None]
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.finish(x)
+
+
+@pytest.mark.parametrize("settings", [{}, {"exchange": False, "halo": 6}])
+@pytest.mark.parametrize("axes", [2, 3, 4])
+def test_a_map_of_the_size_alone_needs_no_axis_of_a_batch(axes, settings):
+    """Of 8 windows and 8 channels one was taken for the other, without a word."""
+    net = scaled(OfItsSize(axes))
+    for size in ((2, 3, 27, 35), (1, 3, 16, 32)):
+        x = image(*size)
+        fast = maskguided.wrap(net, 2, keep=1, patch_size=8, **settings).eval()
+        assert difference(fast(x), net(x)) < 1e-5
+        assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+class TwoPools(nn.Module):
+    """One pool pads by itself, the other sees what was padded before."""
+
+    def __init__(self, c: int = 8) -> None:
+        super().__init__()
+        self.a, self.b = conv(c, c), nn.Conv2d(c, c, 1)
+
+    def forward(self, x):
+        apart = F.avg_pool2d(x, 3, 1, 1) - F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        return x + self.b(F.relu(self.a(x))) * torch.sigmoid(apart)
+
+
+class Pooling(Chain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(TwoPools() for _ in range(4))
+
+
+@pytest.mark.parametrize("size", [(32, 48), (27, 35)])
+def test_windows_run_where_the_image_is_a_multiple_of_the_patch_and_where_not(size):
+    net, x = scaled(Pooling()), image(1, 3, *size)
+    fast = maskguided.wrap(net, 2, keep=0.4, patch_size=8, halo=8).eval()
+    assert fast(x).shape == (1, 3, 2 * size[0], 2 * size[1])
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+class PaddedAbove(Chain):
+    """Pads to multiples of 4, and crops again; a bilinear image beside it stays where it was."""
+
+    def __init__(self, above: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.above = conv(48, 8), conv(8, 192), above
+
+    def forward(self, x):
+        down, right = (-side % 4 for side in x.shape[2:])
+        padded = F.pad(x, (right, 0, down, 0) if self.above else (0, right, 0, down), mode="replicate")
+        y = self.first(F.pixel_unshuffle(padded, 4))
+        for block in self.blocks:
+            y = block(y)
+        height, width = (2 * side for side in x.shape[2:])
+        y = F.pixel_shuffle(self.last(y), 8)
+        y = y[:, :, -height:, -width:] if self.above else y[:, :, :height, :width]
+        return y + F.interpolate(x, scale_factor=2)
+
+
+def test_what_is_padded_above_is_refused():
+    fast, x = maskguided.wrap(scaled(PaddedAbove(False)), 2, merge="image", keep=1).eval(), image(1, 3, 33, 41)
+    assert difference(by_windows(fast, x), fast.unwrap()(x)) < 1e-5
+    with pytest.raises(CannotSplit, match=r"pads images to multiples of 4 above or at the left.*crop what it makes"):
+        maskguided.split(scaled(PaddedAbove(True)), 2)
+
+
+class Exploding(Chain):
+    """Its image is none where there is much contrast, as PAN's of text in black and white."""
+
+    def forward(self, x):
+        return super().forward(x) * torch.where(x.std() > 0.4, 1e9, 1.0)
+
+
+def test_an_image_of_which_the_network_makes_none_decides_nothing():
+    net = scaled(Exploding(), gain=0.4)
+    photos = [image(3, 32, 40, seed=seed) for seed in range(3)]
+    text = (image(3, 32, 40, seed=9) > 0.5).float()
+    alone, beside = (maskguided.wrap(net, 2, merge="features").eval() for _ in range(2))
+    maskguided.calibrate(alone, photos, max_cost=0.9)
+    with pytest.warns(
+        MaskGuidedWarning, match=r"of image 2 of 4 \(32x40 LR pixels\) the network itself .*; it is left"
+    ):
+        maskguided.calibrate(beside, [photos[0], text, *photos[1:]], max_cost=0.9)
+    x = image(1, 3, 32, 40, seed=20)
+    assert torch.equal(beside(x), alone(x))
+
+
+def test_huge_windows_are_not_tried_at_their_size(monkeypatch):
+    sides, usual = [], sizes.on_windows
+    fast = maskguided.wrap(scaled(Chain()), 2)
+
+    def noted(part, state, *args, **settings):
+        sides.append(max(state[fast.split.features].shape[2:]))
+        return usual(part, state, *args, **settings)
+
+    monkeypatch.setattr(sizes, "on_windows", noted)
+    wide = maskguided.wrap(scaled(Chain()), 2, patch_size=1000, halo=3000, keep=1, exchange=False).eval()
+    assert 128 <= max(sides) <= 256
+    x = image(1, 3, 20, 30)
+    assert difference(by_windows(wide, x), wide.unwrap()(x)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "but an empty file"),
+        (b"<!DOCTYPE html><html>", "but a page of HTML"),
+        (b"\x89PNG\r\n\x1a\n", "but something that begins with"),
+        (b"PK\x03\x04 cut short", r"damaged \(is the download whole\?\)"),
+    ],
+)
+def test_what_is_no_weight_file_is_told_as_what_it_is(content, said, tmp_path):
+    path = tmp_path / "net.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"not a readable weight file.*{said}"):
+        read(path)
+
+
+def test_what_a_file_knows_is_among_facts_that_were_asked_for_before():
+    split = maskguided.split(scaled(Chain()), 2)
+    assert (split.facts.supports_half, split.facts.tiling) == (None, None)
+    Loaded(split.model, "chain", "spandrel", supports_half=True, tiling="discouraged").inform(split)
+    assert (split.facts.supports_half, split.facts.tiling) == (True, "discouraged")
+
+
+def test_a_picture_of_an_unknown_kind_is_refused_by_its_name(tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 'maskguided[train]'")
+    from maskguided import pictures
+
+    fast = maskguided.wrap(scaled(Chain()), 2)
+    with pytest.raises(maskguided.ArgumentError, match=r"a\.xyz: a picture ends in \.png, \.pdf, \.svg"):
+        pictures.explain_picture(fast, image(1, 3, 16, 16), tmp_path / "a.xyz")
+    assert not list(tmp_path.iterdir())
