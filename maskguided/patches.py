@@ -195,6 +195,7 @@ class Chosen:
         """(B, k, h, w): each pixel of the windows among those of all maps."""
         self._patches: list[_Places] = []
         """(B*k*p*p,): each pixel of the patches among those of all windows."""
+        self._owned: list[_Places] = []
         self._cells: tuple[Tensor, ...] | None = None
         """Image, row and column of the cell of each patch."""
 
@@ -245,6 +246,9 @@ class Chosen:
         >>> Chosen(torch.tensor([[1]]), Grid(4, 6, patch_size=4)).owned(4, 4)[0, 0, 0].tolist()   # moved inward by 2
         [False, False, True, True]
         """
+        return _known(self._owned, height, width, lambda: self._find_owned(height, width))
+
+    def _find_owned(self, height: int, width: int) -> Tensor:
         own = []
         for start, corner, length, whole in zip(
             (self.index // self.grid.cols, self.index % self.grid.cols), self.corners, (height, width),

@@ -85,6 +85,20 @@ def transposed_tokens(y):
     return torch.bmm((9 * torch.bmm(k, q.mT)).softmax(-1), tokens.mT).view(y.shape)
 
 
+def transposed_einsum(y):
+    """Restormer's, by einsum."""
+    q, k, v = (part.unflatten(1, (2, 8)).flatten(3) for part in (y, y.sub(1).square(), y))
+    attention = torch.einsum("bhcn,bhdn->bhcd", F.normalize(q, dim=-1), F.normalize(k, dim=-1))
+    return torch.einsum("bhcd,bhdn->bhcn", (9 * attention).softmax(-1), v).reshape(y.shape)
+
+
+def transposed_heads_in_batch(y):
+    """The same by bmm, heads in the batch once they are normalised."""
+    q, k, v = (part.unflatten(1, (2, 8)).flatten(3) for part in (y, y.sub(1).square(), y))
+    q, k, v = (part.flatten(0, 1) for part in (F.normalize(q, dim=-1), F.normalize(k, dim=-1), v))
+    return torch.bmm((9 * torch.bmm(q, k.mT)).softmax(-1), v).reshape(y.shape)
+
+
 VECTORS = {
     "both at once": both_at_once,
     "largest of groups": grouped_largest,
@@ -127,6 +141,8 @@ MAPS = {
     "over all of a map, channels last": lambda y: y - y.permute(0, 2, 3, 1).mean((1, 2, 3)).view(-1, 1, 1, 1),
     "transposed attention": transposed,
     "transposed attention, of tokens": transposed_tokens,
+    "transposed attention, by einsum": transposed_einsum,
+    "transposed attention, heads in the batch": transposed_heads_in_batch,
     "parameter-free attention": simam,
     "plain total": lambda y: y / (1 + 0.01 * y.sum((2, 3), keepdim=True).abs()),
 }

@@ -85,7 +85,7 @@ def watch(split: Split, state: State, size: tuple[int, int], merge: Merge, show:
     state = {name: state[name] for name in names}
     maps = [value for name, value in state.items() if split.kinds[name] == "map"]
     trial = split.trial
-    with Exchange(_Shown(maps, size, show), strangers=trial.strangers, detours=trial.detours):
+    with Exchange(_Shown(maps, size, show), unit=trial.unit, strangers=trial.strangers, detours=trial.detours):
         after = split.body(state)
         if merge == "image":
             split.tail(after)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..patches import Chosen
 from .arguments import named
 from .global_ops import GlobalOps
-from .products import PRODUCTS, Products
+from .products import Products
 from .readings import READ_PLAINLY, Reading
 from .reductions import (
     DEVIATIONS,
@@ -80,8 +80,8 @@ class PerImage(GlobalOps):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.products.waiting and getattr(func, "__name__", "") in PRODUCTS and len(args) == 2:
-            return self.products.product(func, *args)
+        if self.products.waiting and (product := self.products.product(func, args)) is not None:
+            return product
         result = super().__torch_function__(func, types, args, kwargs)
         if self.owned is not None and args and is_first_step(func, args, kwargs):
             self._take_first_step(result, func, args, kwargs)
