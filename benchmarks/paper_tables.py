@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import maskguided
 from maskguided import MaskGuided, bench, finetune, metrics
-from maskguided.base import Base
+from maskguided.base import BaseOutput
 from maskguided.checkpoint import load_onto
 from maskguided.error_map import patch_error
 from maskguided.errors import CheckpointError
@@ -154,7 +154,7 @@ class Restored(NamedTuple):
     """What is the same for every head and every k: the two images that patches are taken from."""
 
     pair: Pair
-    base: Base
+    base: BaseOutput
     coarse: Tensor
     refined: Tensor
     """All patches refined, each on its window."""

@@ -28,7 +28,7 @@ class Explanation:
 
 
 @dataclass
-class Base:
+class BaseOutput:
     """What the first part of a forward made of an LR image; the rest starts from here."""
 
     x: Tensor

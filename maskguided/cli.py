@@ -45,7 +45,7 @@ def main() -> None:
     """Entry point: one sentence and exit code 2 for what we know to be wrong, instead of a traceback."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot show is no reason to stop
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # its warnings beside ours; read where it is imported, later
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")  # its words beside ours; read where it is imported, later
     _clean_up_when_stopped()
     try:
         with warnings.catch_warnings():

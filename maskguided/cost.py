@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .probing.untouched import untouched
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Cost:
 def counting() -> Iterator[FlopCounterMode]:
     """Within it floating-point operations are counted, those of attention by its matrix products: before torch 2.15 the
     kernel that a CPU has for it is not known to the counter."""
+    from torch.utils.flop_counter import FlopCounterMode  # a quarter of a second, where nothing may ever be counted
+
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         yield counter
 

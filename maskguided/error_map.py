@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Base
+from .base import BaseOutput
 from .guided import MaskGuided
 from .head import pool
 from .metrics import BT601
@@ -49,7 +49,7 @@ def is_rough(fast: MaskGuided, lr: Tensor, dense: Tensor) -> bool:
     return ours > theirs
 
 
-def patch_error(fast: MaskGuided, base: Base, a: Tensor, b: Tensor, power: int = 2) -> Tensor:
+def patch_error(fast: MaskGuided, base: BaseOutput, a: Tensor, b: Tensor, power: int = 2) -> Tensor:
     """Mean of |a - b|^power on Y over each patch: two images of the output's size -> (B, rows, cols), float32."""
     error = luma(a.float() - b.float()).abs().pow(power)
     grid = base.grid

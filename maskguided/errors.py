@@ -14,7 +14,7 @@ def first_line(error: BaseException) -> str:
 
 
 def warn(text: str) -> None:
-    """Warn of what the nearest caller outside of maskguided, and of torch's decorators, does."""
+    """Issue a MaskGuidedWarning at the line of the first caller that is neither maskguided nor torch."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         level, frame = level + 1, frame.f_back

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +17,16 @@ from .errors import ArgumentError
 Result = TypeVar("Result")
 _BESIDE = ".maskguided."
 """What the name of a file that is being written begins with."""
+_UMASK = os.umask(0)  # it can only be read by being set: once, before there are threads that write files
+os.umask(_UMASK)
 
 
 def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
     """Let `write` make a file beside `path`, then rename it: `path` is the old file or the whole new one.
 
-    Returns what `write` returns.
+    A link stays one, to the new file; a file that is replaced hands on its permissions. Returns what `write` returns.
     """
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ArgumentError(f"{path} is a folder; name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +36,7 @@ def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
         beside = Path(name)
         try:
             made = write(beside)
-            beside.chmod(0o666 & ~_umask())
+            beside.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_UMASK)
             beside.replace(path)
             return made
         finally:
@@ -49,9 +53,3 @@ def torch_save_whole(path: Path, content: Any) -> None:
     whole = io.BytesIO()
     torch.save(content, whole)
     write_whole(path, lambda beside: beside.write_bytes(whole.getbuffer()))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

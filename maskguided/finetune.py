@@ -19,7 +19,7 @@ from .errors import ArgumentError, warn
 from .guided import MaskGuided
 from .probing.modules import first_weight
 from .probing.untouched import undone_by_failure
-from .training.choices import RANKING, too_small
+from .training.choices import RANKING, Options, too_small
 from .training.pool import batches
 from .training.recipe import Recipe
 from .training.run import Run, is_main_process, leave_processes
@@ -28,7 +28,7 @@ from .training.stages import REUSABLE
 from .values import as_path, is_whole
 from .wrapping import check_wrapped
 
-__all__ = ["Recipe", "Watcher", "fit", "is_main_process", "leave_processes"]
+__all__ = ["Options", "Recipe", "Watcher", "fit", "is_main_process", "leave_processes"]
 
 Watcher = Callable[[int, int, float], None]
 """Told (step, steps, loss) after each step; the command line draws its bar by one."""
@@ -67,11 +67,13 @@ def fit(
         watch: called after each step.
 
     Returns:
-        The loss of each step that was run now. Stages "head" and "end" set `fast.scorer` to "head". What the stage does
-        not train stays frozen and in eval mode, as the network that was given does if it is part of that:
-        `fast.unwrap().requires_grad_(True).train()` makes it trainable again. The random generators of torch, numpy and
-        Python are left as the recipe's seed and the stage leave them. After an exception, Ctrl-C too, `fast` is what
-        it was before; what `checkpoint` has kept of the run, the same call goes on from.
+        The loss of each step that was run now.
+
+    Stages "head" and "end" set `fast.scorer` to "head". Parameters that the stage does not train are left frozen and in
+    eval mode, those of the network that you gave too, where `fast` still holds it:
+    `fast.unwrap().requires_grad_(True).train()` makes it trainable again. The random generators of torch, numpy and
+    Python are left as the recipe's seed and the stage leave them. After an exception, Ctrl-C too, `fast` is what it was
+    before; the same call with the same `checkpoint` goes on from what was last written there.
 
     Raises:
         ArgumentError: the stage has nothing to train in this network, or a setting is out of its range.

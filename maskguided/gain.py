@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Base
+from .base import BaseOutput
 from .head import BLURS, energies, pool
 
 LEAST = 1e-7
@@ -60,7 +60,7 @@ def fresh_estimate(channels: int, like: Tensor) -> GainEstimate:
         return GainEstimate(channels).to(like)
 
 
-def log_energies(base: Base, features: str, patch: int) -> Tensor:
+def log_energies(base: BaseOutput, features: str, patch: int) -> Tensor:
     """Logarithms of mean squares over each patch: (B, terms, rows, cols), float32.
 
     Args:

@@ -174,7 +174,8 @@ def check_format(path: Path, image: Image) -> None:
     if suffix not in SUFFIXES:
         raise ImageError(f"{path}: unknown image suffix {suffix!r}; use one of {', '.join(SUFFIXES)}")
     if suffix in _NO_ALPHA and image.ndim == 3 and image.shape[2] == 4:
-        raise ImageError(f"{path}: {suffix} holds no alpha channel; use .png, .tif or .webp")
+        others = ".png or .tif" if image.dtype == np.uint16 else ".png, .tif or .webp"
+        raise ImageError(f"{path}: {suffix} holds no alpha channel; use {others}")
     if suffix in _EIGHT_BIT and image.dtype == np.uint16:
         raise ImageError(f"{path}: {suffix} holds 8 bits a sample, the image has 16; use .png or .tif")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .adapter import AUTOMATIC, recognise
 from .automatic import find_bodies
 from .cost import macs
-from .errors import CannotSplit, MaskGuidedError, first_line
+from .errors import ArgumentError, CannotSplit, MaskGuidedError, first_line
 from .guided import MaskGuided
 from .parts import Cuts
 from .patches import round_up
@@ -53,12 +53,13 @@ class Inspection:
     windows: str = ""
     """What windows a wrapped network has or `wrap` would choose, or why it would not wrap the network."""
     prices: dict[float, float] = field(default_factory=dict)
-    """keep -> MACs of the wrapped network, of the dense one's, at 64x64 LR pixels, or 2x2 patches."""
+    """keep -> MACs as a share of the dense network's, on an LR image of 64x64 (or 2x2 patches, where that is more)."""
     is_wrapped: bool = False
-    """Whether that is a wrapped network (`describe`); else one as `wrap` would make it."""
+    """Whether that is a wrapped network; else one as `wrap` would make it."""
 
     @property
     def can_split(self) -> bool:
+        """Whether there is a cut to be told of."""
         return self.reason is None
 
     def __str__(self) -> str:
@@ -100,11 +101,26 @@ def inspect(
 ) -> Inspection:
     """Say what the body of `model` is and what a cut would give, or why it cannot be split.
 
+    Args:
+        model: a network as for `wrap`; or a wrapped one, of which is said what it is as it is set.
+        split_at, adapter, body, cut: as for `wrap`; only for a network that is not wrapped.
+
+    Raises:
+        ArgumentError: no network, or a cut of one that is wrapped. What cannot be split raises nothing: see `reason`.
+
     >>> from maskguided.adapters.pan_net import PAN
     >>> found = inspect(PAN(features=8, up_features=8, blocks=4))
     >>> found.can_split, found.adapter, len(found.facts.blocks), found.facts.body_radius
     (True, 'pan', 4, 4)
+    >>> from maskguided.checkpoint import starter
+    >>> found = inspect(starter())
+    >>> found.split_at, found.is_wrapped, found.windows
+    (4, True, 'merge image (coarse tail residual), windows of 16x16 LR pixels (halo 1) alone, keep=0.162')
     """
+    if isinstance(model, MaskGuided):
+        if split_at != "auto" or (adapter, body, cut) != (None, None, None):
+            raise ArgumentError("inspect: a wrapped network is cut already; inspect(fast.unwrap(), ...) tries others")
+        return _found(model.split, {}, (), model)
     model = network_within(model)
     name = type(model).__name__
     runs: tuple[str, ...] = ()
@@ -116,17 +132,6 @@ def inspect(
         missed = recognise(model)[1] if adapter is None and body is None and cut is None else {}
         return Inspection(network=name, adapter=adapter or AUTOMATIC, missed=missed, reason=str(error))
     return _found(parts, dict(parts.missed), runs)
-
-
-def describe(fast: MaskGuided) -> Inspection:
-    """Say of a wrapped network what `inspect` says of one that is not, and what it costs as it is set.
-
-    >>> from maskguided.checkpoint import starter
-    >>> found = describe(starter())
-    >>> found.split_at, found.is_wrapped, found.windows
-    (4, True, 'merge image (coarse tail residual), windows of 16x16 LR pixels (halo 1) alone, keep=0.162')
-    """
-    return _found(fast.split, {}, (), fast)
 
 
 def _found(parts: Split, missed: dict[str, str], runs: tuple[str, ...], fast: MaskGuided | None = None) -> Inspection:
@@ -168,6 +173,7 @@ def _wrapped(fast: MaskGuided, dense_at: Callable[[int], int]) -> tuple[str, dic
     """A wrapped network's settings, in words, and what it costs."""
     light = "" if fast.refine_tail is None else ", refine tail light"
     tail = f" (coarse tail {fast.coarse_tail_kind}{light})" if fast.merge == "image" else ""
+    tail += "" if fast.skip is None else f" (skip {fast.skip.kind})"
     side, where = f"{fast.patch_size}x{fast.patch_size}", "that exchange borders" if fast.exchange else "alone"
     how = f"keep={fast.keep:.3g}" + (
         "" if fast.min_gain_db is None else f" on average (patches that bring {fast.min_gain_db:.3g} dB)"

@@ -38,8 +38,8 @@ def alternate(
     Args:
         runs: what is timed, by any key.
         inputs: what each of them gets, one after the other.
-        rounds: that count.
-        warm: rounds before these, which don't.
+        rounds: timed rounds.
+        warm: untimed rounds before them.
         progress: called after each input of each round.
     """
     found = {key: [0.0] * rounds for key in runs}

@@ -175,7 +175,8 @@ def test_a_network_that_cannot_exchange_gets_a_halo():
 @pytest.mark.parametrize("merge", ["features", "image"])
 def test_all_patches_are_the_network_where_it_exchanges_only_because_it_is_told_to(merge):
     net, x = scaled(Blurring().eval()), image(2, 3, 21, 27)
-    fast = maskguided.wrap(net, merge=merge, exchange=True, patch_size=8, halo=0, keep=1)
+    with pytest.warns(maskguided.MaskGuidedWarning, match="exchange=True: windows of this Blurring"):
+        fast = maskguided.wrap(net, merge=merge, exchange=True, patch_size=8, halo=0, keep=1)
     assert difference(fast(x), net(x)) < 1e-5
     assert difference(by_windows(fast, x), net(x)) > 1e-3
 

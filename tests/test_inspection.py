@@ -12,7 +12,6 @@ import maskguided
 from maskguided.adapters.edsr_net import EDSR
 from maskguided.adapters.pan_net import PAN
 from maskguided.automatic import find_bodies
-from maskguided.inspection import describe
 from maskguided.probing.probe import probe_network
 
 
@@ -78,7 +77,7 @@ def test_inspect_tells_of_each_cut():
 def test_a_wrapped_network_is_described_as_it_is():
     net = PAN(features=8, up_features=8, blocks=4)
     fast = maskguided.wrap(net, 3, keep=0.4, merge="image", coarse_tail="light", patch_size=16, halo=2, exchange=False)
-    found = describe(fast)
+    found = maskguided.inspect(fast)
     assert (found.split_at, found.is_wrapped, found.network) == (3, True, "PAN")
     words = "as it is wrapped: merge image (coarse tail light), windows of 16x16 LR pixels (halo 2) alone, keep=0.4\n"
     assert words in str(found)

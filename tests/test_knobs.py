@@ -124,10 +124,14 @@ def test_a_wrapped_network_is_not_wrapped_again(tmp_path):
             again(fast)
     with pytest.raises(ArgumentError, match="0 of this Sequential is wrapped already"):
         maskguided.wrap(torch.nn.Sequential(fast))
-    for look in (maskguided.split, maskguided.inspect):  # which would trace its forward
-        for network, text in ((fast, "wrapped already: set its keep"), (torch.nn.Sequential(fast), "0 of this Seq")):
-            with pytest.raises(ArgumentError, match=text):
-                look(network)
+    for look, network, text in (  # which would trace its forward
+        (maskguided.split, fast, "wrapped already: set its keep"),
+        (maskguided.split, torch.nn.Sequential(fast), "0 of this Seq"),
+        (maskguided.inspect, torch.nn.Sequential(fast), "0 of this Seq"),
+        (lambda network: maskguided.inspect(network, 1), fast, r"is cut already; inspect\(fast.unwrap\(\), \.\.\.\)"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            look(network)
     for what in (
         lambda network: maskguided.save(network, tmp_path / "x.safetensors"),
         lambda network: maskguided.calibrate(network, []),

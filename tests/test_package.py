@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ LAYERS = [
     {"windows.trial", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"split", "images", "head"},
     {"split_checks", "base", "calibration.curve", "gain", "pairs", "training.samples"},
-    {"windows.context", "windows.run", "tails.light"},
+    {"windows.context", "windows.run", "tails.light", "skip"},
     {"windows.sizes", "tails.coarse", "automatic"},
     {"adapter", "tails.refine", "settings"},
     {"knobs", "splitting"},
@@ -123,3 +124,22 @@ def test_what_a_command_wrote_at_the_top_is_not_kept():
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no git checkout")
     assert [name for name in tracked.splitlines() if "/" not in name and Path(name).suffix in written] == []
+
+
+def test_what_texts_name_is_there():
+    """`maskguided.x.y` in a text, as of an error, is something that a reader can call or import."""
+    names = {
+        name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for name in re.findall(r"\bmaskguided((?:\.[A-Za-z_]\w*)+)", node.value)
+    }
+    assert len(names) > 10
+    files = (".safetensors", ".adapters", ".png")  # endings of file names, and the entry-point group
+    for name in sorted(names - set(files)):
+        module, found = maskguided, True
+        for part in name[1:].split("."):
+            found = found and hasattr(module, part)
+            module = getattr(module, part, None)
+        assert found, f"maskguided{name}"

@@ -95,3 +95,11 @@ def test_images_are_kept_up_to_so_many_bytes(photos):
     small = _Images(1)
     assert [small.read(path, False).nbytes for path in paths] == [size] * 3
     assert list(small.kept) == [(paths[2], False)]
+
+
+def test_images_are_read_anew_by_the_next_run(tmp_path):
+    path = tmp_path / "a.png"
+    write_image(path, np.full((16, 16, 3), 200, np.uint8))
+    assert Crops([tmp_path], scale=2, size=8, lr=None)[0][1].mean() == pytest.approx(200 / 255)
+    write_image(path, np.full((16, 16, 3), 50, np.uint8))
+    assert Crops([tmp_path], scale=2, size=8, lr=None)[0][1].mean() == pytest.approx(50 / 255)

@@ -38,7 +38,7 @@ from .options import (
     wrapped,
 )
 
-_SEARCHED = ("merge", "coarse_tail", "coarse_on", "refine_tail", "patch_size", "halo")
+_SEARCHED = ("merge", "coarse_tail", "coarse_on", "refine_tail", "skip", "patch_size", "halo")
 """Settings that a search sets itself."""
 
 
@@ -84,6 +84,7 @@ def calibrate_command(
     network = load_network(weights, model, scale).model.to(where)
     torch.manual_seed(0)  # the mask head is new, and saved: the same command saves the same weights
     fast = wrapped(network, head, split_at, **settings)
+    fast = fast.to(memory_format=fast.split.memory_format)  # as `upscale` runs it: its time may be measured
     like = first_weight(network)
     pairs = read_pairs(inputs, hr, like.device, like.dtype, True, grey=fast.split.probe.in_channels == 1)
     check_sizes(pairs, fast.scale)

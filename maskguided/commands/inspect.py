@@ -39,7 +39,7 @@ def inspect_command(
     weights = weights or file
     if head is not None or is_starter(weights, model, head, split_at, body):
         loaded, fast = ready(weights, model, scale, head, split_at, body=body)
-        found = inspection.describe(fast)
+        found = inspection.inspect(fast)
     else:
         loaded = load_network(weights, model, scale)
         with working("looking at the network"):

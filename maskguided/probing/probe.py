@@ -42,8 +42,8 @@ class Probe:
     device: torch.device
     dtype: torch.dtype
     smallest: int = 1
-    """The smallest height and width of an image that its parts take: of a lesser one they pad or pool more than there
-    is. Found once it is split."""
+    """Smallest height and width that its parts take: below it their padding or pooling fails. Found once it is
+    split."""
     contrast: float = 1.0
     """Of its random images: less than all for networks that white noise drives out of the range of numbers."""
     is_finite: bool = True

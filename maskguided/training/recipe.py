@@ -45,7 +45,7 @@ class Recipe:
         if not as_number(self.clip) >= 0:
             raise ArgumentError(f"clip={self.clip!r}: use 0 or more")
         if not isinstance(self.options, Options):
-            raise ArgumentError(f"options={self.options!r}: use a maskguided.training.choices.Options")
+            raise ArgumentError(f"options={self.options!r}: use a maskguided.finetune.Options")
         if self.pool and self.pool < self.batch:
             raise ArgumentError(f"pool={self.pool}: use 0, or at least the batch of {self.batch}")
         if not isinstance(self.optimizer, str):

@@ -63,6 +63,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         self.lr_paths = None if lr is None else lr_paths(Path(lr), self.paths)
         self.scale, self.size, self.seed, self.grey = scale, size, seed, grey
         self._damaged: set[int] = set()
+        self._read = _Images(_KEPT).read  # not for longer: files may be others when they are read again
 
     def __len__(self) -> int:
         return 2**62  # crops do not end
@@ -75,7 +76,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return f"{len(self.paths)}{made}, {digest.hexdigest()[:8]}"
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng((self.seed, number))
+        rng, largest = np.random.default_rng((self.seed, number)), 0
         for _ in range(100):
             which = int(rng.integers(len(self.paths)))
             if (hr := self._readable(which)) is None:
@@ -83,16 +84,19 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             height, width = (side // self.scale for side in hr.shape[:2])
             if min(height, width) >= self.size:
                 break
+            largest = max(largest, min(height, width))
         else:
             raise ImageError(
                 f"no image of at least {self.size * self.scale} pixels a side in 100 drawn from {len(self.paths)} "
-                f"({self.paths[0]}, ...): use a smaller crop" + (", or other images" if self._damaged else "")
+                f"({self.paths[0]}, ...): use a smaller crop"
+                + (f", of {largest} LR pixels or less" if largest else "")
+                + (", or other images" if self._damaged else "")
             )
         top, left = int(rng.integers(height - self.size + 1)), int(rng.integers(width - self.size + 1))
         if self.lr_paths is None:
             low = _reduced(hr[: height * self.scale, : width * self.scale], top, left, self.size, self.scale)
         else:
-            low = _read(self.lr_paths[which], self.grey)
+            low = self._read(self.lr_paths[which], self.grey)
             if low.shape[:2] != (height, width):
                 raise ImageError(
                     f"{self.lr_paths[which]} is {low.shape[0]}x{low.shape[1]}, {self.paths[which]} is "
@@ -109,7 +113,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         """An HR image; None of one that cannot be read, of which the user is told once by each process."""
         if which not in self._damaged:
             try:
-                return _read(self.paths[which], self.grey)
+                return self._read(self.paths[which], self.grey)
             except ImageError as error:
                 self._damaged.add(which)
                 warn(f"{error}; it is left out")
@@ -204,9 +208,6 @@ class _Images:
         while self.size > self.most and len(self.kept) > 1:
             self.size -= self.kept.popitem(last=False)[1].nbytes
         return self.kept[key]
-
-
-_read = _Images(_KEPT).read
 
 
 def _turned(image: Tensor, turns: int, flip: bool) -> Tensor:
