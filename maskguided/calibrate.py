@@ -29,6 +29,9 @@ from .probing.untouched import in_eval_mode, undone_by_failure
 from .values import check_one_of
 from .wrapping import check_wrapped
 
+_OUT_OF_RANGE = 30
+"""Times the largest value of an LR image: what a network's image of it never has."""
+
 
 @torch.inference_mode(False)
 @torch.no_grad()
@@ -48,22 +51,23 @@ def calibrate(
 
     With merge="image" and any coarse tail but a copy, the tail's convolution becomes the ridge regression that
     comes closest to the dense network's image on the patches that are not refined; a light refine tail likewise on
-    those that are. The score becomes the linear predictor of a patch's distance from the refined one, and `scorer`
-    "linear". Where windows exchange borders, what they see of patches that are not refined becomes a linear guess from
-    the features at the cut.
+    those that are. With merge="features" a convolution is added to the blocks left out (`skip` of MaskGuided), of 3x3
+    where that is cheap, else of 1x1: it comes closest to what they would have added. The score becomes the linear
+    predictor of a patch's distance from the refined one, and `scorer` "linear". Where windows exchange borders, what
+    they see of patches that are not refined becomes a linear guess from the features at the cut.
 
     Args:
         fast: a wrapped network for images in 0..1.
         images: LR images (1, C, H, W) or (C, H, W); or pairs (LR, HR).
-        max_drop_db: choose the smallest keep that loses no more than this against the dense network; 1 where that costs
-            more than the network itself.
-        max_cost: choose the largest keep that costs no more than this share of the dense MACs.
-        max_time: the same of the dense network's time, measured here and now: at these sizes, with these threads. With
-            no budget keep stays.
+        max_drop_db: choose the smallest keep that loses no more than this against the dense network; or keep=1, where
+            refining so many patches would cost more than the dense network.
+        max_cost: choose the largest keep that costs no more than this share of the dense network's MACs.
+        max_time: choose the largest keep that takes no more than this share of the dense network's time, measured on
+            this machine, at these sizes and with torch's present threads. Without any budget, keep is left as it is.
         split_at: "auto": also choose the split, where branches merge, and then the refine tail, patch size, halo and
-            whether windows exchange borders.
-        fit: "all": light tails, score and context; "score" or "context": that alone, the others stay as they were
-            trained; "nothing": only keep is chosen.
+            whether windows exchange borders. A coarse tail that you chose, and where it runs, stays with merge="image".
+        fit: "all": light tails, or with merge="features" the skip, score and context; "score" or "context": that alone,
+            the others stay as they were trained; "nothing": only keep is chosen.
         per_image: let each image decide how many patches it needs (`MaskGuided.min_gain_db`) instead of refining the
             same share of all; the budget, or else the present keep, then holds for the mean over these images. What a
             patch brings is estimated in closed form, whatever `fit` says.
@@ -71,6 +75,9 @@ def calibrate(
 
     Without HR images the drop needs a guess of how far the dense network is from the truth: it is measured on the
     images reduced by the scale, whose truth the images are.
+
+    Returns:
+        The curve of loss against cost, and the point of it that was chosen; print it for reading.
 
     Raises:
         ArgumentError: several budgets or an impossible one, no images, or images too small for the network or, without
@@ -91,6 +98,7 @@ def calibrate(
         known = [_known(fast, image) for image in check_images(fast, images)]
         if not known:
             raise ArgumentError("calibrate: no images; give a handful of LR images")
+        known = _within_range(known)
         fast.min_gain_db = None  # until the end, the same for all
         if fit in ("all", "score") and fast.scorer == "head":
             warn(
@@ -123,6 +131,7 @@ def calibrate(
         min_gain_db=fast.min_gain_db,
         later=fast.split.cuts[1:],
         refine_tail=fast.split.refine_tail,
+        skip="identity" if fast.skip is None else fast.skip.kind,
     )
 
 
@@ -203,6 +212,26 @@ def _within(fast: MaskGuided, lr: Tensor) -> Known:
         )
     small, truth = pair
     return Known(small, truth, dense_image(fast, small), 0.0)
+
+
+def _within_range(known: list[Known]) -> list[Known]:
+    """Those images of which the network makes images; all, where it does so of none.
+
+    Some trained networks (PAN) leave all range on noise and on text in black and white. A single such image would
+    decide every regression.
+    """
+    peaks = [float(image.dense.abs().max() / image.lr.abs().max().clamp_min(1e-3)) for image in known]
+    within = [image for image, peak in zip(known, peaks, strict=True) if peak <= _OUT_OF_RANGE]
+    if not within or len(within) == len(known):
+        return known
+    for number, (image, peak) in enumerate(zip(known, peaks, strict=True), 1):
+        if not peak <= _OUT_OF_RANGE:
+            height, width = image.lr.shape[2:]
+            warn(
+                f"calibrate: of image {number} of {len(known)} ({height}x{width} LR pixels) the network itself makes "
+                f"values of up to {float(image.dense.abs().max()):.2g}; it is left out"
+            )
+    return within
 
 
 def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:

@@ -26,7 +26,7 @@ from .wrapping import check_wrapped, wrap
 
 STARTER_HEAD = Path(__file__).parent / "pretrained" / "starter_head.safetensors"
 """What makes the network that ships with the package mask-guided."""
-_ADDED = ("head", "linear", "coarse_tail", "refine_tail", "context", "estimate")
+_ADDED = ("head", "linear", "coarse_tail", "refine_tail", "context", "skip", "estimate")
 _MODEL = "model."
 _ESTIMATE = "estimate.weight"
 _FITTED_FOR = ("patch_size", "halo", "exchange", "onward")
@@ -44,6 +44,10 @@ def save(fast: MaskGuided, path: str | Path) -> None:
 
     Of the network's own weights only those are in it that stages refine, all, end or joint have changed.
     An existing file is replaced whole or not at all.
+
+    Raises:
+        CheckpointError: `path` does not end in .safetensors.
+        MissingDependency: safetensors is not installed.
     """
     check_wrapped(fast)
     path = as_path(path, "path")
@@ -151,7 +155,7 @@ def starter(**changes: Any) -> MaskGuided:
 
 
 def load_onto(path: str | Path, fast: MaskGuided) -> None:
-    """Load what `save` wrote into a network that is wrapped already; what ranks, merges and sets keep there stays so.
+    """Load what `save` wrote into a network that is wrapped already, and keeps its own scorer, merge and keep.
 
     Raises:
         CheckpointError: as `load`, or it was made for another cut, merge, coarse tail or head.
@@ -215,6 +219,7 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     if own["fingerprint"] != facts["fingerprint"] and not _holds_already(fast.model, trained):
         _say_other_weights(path, facts, own["layout"], fast)
+    fast.begin_added(without_estimate(tensors))
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:
@@ -315,6 +320,7 @@ def settings_of(fast: MaskGuided) -> dict[str, Any]:
         "exchange": fast.exchange,
         "coarse_on": fast.coarse_on,
         "context": "zeros" if fast.context is None else "linear",
+        "skip": "identity" if fast.skip is None else fast.skip.kind,
         "head": fast.head.settings,
         **({} if fast.min_gain_db is None else {"min_gain_db": fast.min_gain_db}),
     }

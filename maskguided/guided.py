@@ -1,4 +1,14 @@
-"""A network that restores globally and refines locally: its parts, and the forward."""
+"""A network that restores globally and refines locally: its parts, and the forward.
+
+    forward(lr)
+      run_base    prefix: stem and blocks 1..n on the whole image
+      choose      score, select: the k patches that need more
+      refine      what stands elsewhere, and onto it (scatter) what is refined
+        _refined  gather, blocks n+1..N: windows of the chosen patches alone
+      finish      `refine`; or the network itself, where all patches are chosen
+
+examples/00_by_hand.py does the same without this class.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +18,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .base import Base, Explanation
+from .base import BaseOutput, Explanation
 from .errors import ArgumentError, ExportError, MaskGuidedError, is_out_of_memory
 from .gain import log_energies, worth
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
-from .parts import Kind, Merge, RefineTail, State
+from .parts import Kind, Merge, RefineTail, Skip, State
 from .patches import Chosen, Grid, continued, memory_format_of, others, select
 from .settings import (
     CoarseOn,
@@ -26,9 +36,11 @@ from .settings import (
     check_possible,
     check_refine_tail,
     check_score,
+    check_skip,
     merge_and_tail,
     warn_of_unused,
 )
+from .skip import make_skip
 from .split import Split
 from .tails.coarse import CoarseTail, make_coarse_tail
 from .tails.refine import LightTailed, with_light_tail
@@ -80,6 +92,8 @@ class MaskGuided(Held):
             paper. Default: where the network allows it.
         context: what windows that exchange borders see where nothing is refined: "zeros", or "linear", a linear guess
             from the features at the cut, which `calibrate` fits.
+        skip: for merge="features": what stands where nothing is refined. "identity": the features at the cut; "1x1" or
+            "3x3": and what a convolution of that size, which `calibrate` fits, guesses that the blocks left out add.
         head: settings of the mask head (see MaskHead).
     """
 
@@ -99,16 +113,18 @@ class MaskGuided(Held):
         global_ops: GlobalOps = "image",
         exchange: bool | None = None,
         context: Context = "zeros",
+        skip: Skip = "identity",
         head: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         merge, coarse_tail = merge_and_tail(split, merge, coarse_tail, refine_tail)
         check_choices(merge=merge, coarse_tail=coarse_tail, coarse_on=coarse_on, refine_tail=refine_tail)
-        check_choices(context=context, global_ops=global_ops)
+        check_choices(context=context, skip=skip, global_ops=global_ops)
+        check_skip(merge, skip)
         if refine_tail == "light":
             check_refine_tail(merge)
             split = with_light_tail(split)
-        check_cuts(split, merge, context)
+        check_cuts(split, merge, context, skip)
         check_possible(split, merge, coarse_tail, global_ops)
         warn_of_unused(merge, coarse_tail, coarse_on)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
@@ -134,10 +150,11 @@ class MaskGuided(Held):
         self.constants = split.constants
         self._given = (split.model,)  # in a tuple, so that its parameters are not counted twice
         self.context = make_context(split, merge) if context == "linear" else None
+        self.skip = make_skip(split, skip)
         for added in (self.head, self.linear):
             added.to(split.example(1, 1))
         self.training = split.model.training
-        for part in (self.head, self.linear, self.coarse_tail, self.refine_tail):
+        for part in (self.head, self.linear, self.coarse_tail, self.refine_tail, self.skip):
             if part is not None:
                 part.train(self.training)
 
@@ -156,21 +173,21 @@ class MaskGuided(Held):
         index = self.choose(base, score)
         return self.finish(base, index), index
 
-    def run_base(self, x: Tensor) -> Base:
+    def run_base(self, x: Tensor) -> BaseOutput:
         """The first blocks on the whole image."""
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # it loses what scatter writes
             raise ExportError(
                 "torch.jit cannot trace a wrapped network (torch.jit.trace, torch.onnx.export with dynamo=False): use "
-                "maskguided.export.export, or torch.export and torch.onnx.export with dynamo=True"
+                "maskguided.export(fast, path, example), or torch.export and torch.onnx.export with dynamo=True"
             )
         check_input(x, self.split.probe.in_channels)
         height, width = x.shape[2:]
         x = self.accepted(x)
         state = self.split.prefix(x)
         skipped = self.split.skip(state) if self.split.can_skip else state  # a light coarse tail takes either
-        return Base(x, state, skipped, self.grid(height, width), (height, width))
+        return BaseOutput(x, state, skipped, self.grid(height, width), (height, width))
 
-    def choose(self, base: Base, score: Tensor | None = None) -> Tensor:
+    def choose(self, base: BaseOutput, score: Tensor | None = None) -> Tensor:
         """Index (B, k) of the patches to refine; scores are computed only if they decide something."""
         if score is not None:
             check_score(score, (base.x.shape[0], base.grid.rows, base.grid.cols))
@@ -182,7 +199,7 @@ class MaskGuided(Held):
             return base.every[:, :k]
         return select(self.score(base) if score is None else score, k)
 
-    def _worth_more(self, base: Base, score: Tensor | None, least: float) -> Tensor:
+    def _worth_more(self, base: BaseOutput, score: Tensor | None, least: float) -> Tensor:
         """Index (B, k), best first: those that bring more than `least` dB, as many as the neediest image has."""
         assert self.estimate is not None  # see min_gain_db
         index = select(self.score(base) if score is None else score, base.grid.count)
@@ -191,12 +208,12 @@ class MaskGuided(Held):
             k = torch.where(k > self.estimate.whole * base.grid.count, base.grid.count, k)
         return index[:, : int(k)]
 
-    def worth(self, base: Base, index: Tensor) -> Tensor:
+    def worth(self, base: BaseOutput, index: Tensor) -> Tensor:
         """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.worth`."""
         assert self.estimate is not None  # see min_gain_db
         return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
-    def finish(self, base: Base, index: Tensor) -> Tensor:
+    def finish(self, base: BaseOutput, index: Tensor) -> Tensor:
         """The final image (B, C', s*H, s*W): `refine`, or what the network itself makes, where all patches are refined.
 
         Up to rounding that is what all windows together make, where they see what the map would show them, without the
@@ -206,7 +223,7 @@ class MaskGuided(Held):
             return self._cropped(self.split.rest(base.state), base)
         return self.refine(base, index, last=True)
 
-    def refine(self, base: Base, index: Tensor, *, last: bool = False) -> Tensor:
+    def refine(self, base: BaseOutput, index: Tensor, *, last: bool = False) -> Tensor:
         """The image (B, C', s*H, s*W) with the patches of `index` (B, k), best first, refined.
 
         `last`: `base` is of no more use after this, so what it holds may be freed on the way.
@@ -219,11 +236,11 @@ class MaskGuided(Held):
         patches = self._refined(self.split.rest, base, base.state, self.split.kinds, chosen)
         return self._cropped(chosen.scatter(patches, onto=self._canvas(base, index, patches, last)), base)
 
-    def coarse_image(self, base: Base) -> Tensor:
+    def coarse_image(self, base: BaseOutput) -> Tensor:
         """The image (B, C', s*H, s*W) with no patch refined."""
         return self.refine(base, base.every[:, :0])
 
-    def score(self, base: Base) -> Tensor:
+    def score(self, base: BaseOutput) -> Tensor:
         """The scorer's score, (B, rows, cols), float32."""
         if self.scorer == "head":
             return self.head_score(base.state[self.split.features], base.grid)
@@ -244,11 +261,13 @@ class MaskGuided(Held):
         score: Tensor = self.head(features, self.patch_size * features.shape[-1] // grid.width)
         return score
 
-    def _refine_features(self, base: Base, index: Tensor, last: bool) -> State:
+    def _refine_features(self, base: BaseOutput, index: Tensor, last: bool) -> State:
         """From cut to cut: the windows of those patches that go on replace what stands in for them."""
         state = base.state
         for stretch, share in zip(self.split.stretches, (1.0, *self.onward), strict=True):
             going, onto = index[:, : int(share * index.shape[1] + 0.5)], stretch.skip(state)
+            if self.skip is not None and going.shape[1] < base.grid.count:
+                onto = self.skip(state, onto)
             refined: State = {}
             if going.shape[1]:
                 chosen = Chosen(going, base.grid)
@@ -260,7 +279,7 @@ class MaskGuided(Held):
         return state
 
     def _refined(
-        self, part: Callable[[State], Result], base: Base, state: State, kinds: Mapping[str, Kind], chosen: Chosen
+        self, part: Callable[[State], Result], base: BaseOutput, state: State, kinds: Mapping[str, Kind], chosen: Chosen
     ) -> Result:
         """What the refine part, or a stretch of its body, makes of the windows of chosen patches in `state`."""
         guess = self.context if self.exchange else None
@@ -278,7 +297,7 @@ class MaskGuided(Held):
                 check_windows(self.split, self.merge, self.patch_size, self.halo, self.exchange)
             raise
 
-    def _coarse(self, base: Base, last: bool) -> Tensor:
+    def _coarse(self, base: BaseOutput, last: bool) -> Tensor:
         """What the coarse tail makes of the whole image, (B, C', s*H', s*W')."""
         assert self.coarse_tail is not None
         if base.coarse is None:
@@ -288,7 +307,7 @@ class MaskGuided(Held):
             base.coarse = self.coarse_tail(skipped, base.x)
         return base.coarse
 
-    def _canvas(self, base: Base, index: Tensor, patches: Tensor, last: bool) -> Tensor:
+    def _canvas(self, base: BaseOutput, index: Tensor, patches: Tensor, last: bool) -> Tensor:
         """The image (B, C', s*H', s*W') that refined patches are put into."""
         covered, everywhere = index.shape[1] == base.grid.count, self.coarse_on == "all"
         if not covered and (everywhere or self.scorer == "coarse"):
@@ -301,7 +320,7 @@ class MaskGuided(Held):
         rest = Chosen(others(index, base.grid), base.grid)
         return rest.scatter(self.coarse_patches(base, rest), onto=canvas)
 
-    def coarse_patches(self, base: Base, chosen: Chosen) -> Tensor:
+    def coarse_patches(self, base: BaseOutput, chosen: Chosen) -> Tensor:
         """What the coarse tail makes of the windows of chosen patches alone: (B*k, C', s*h, s*w)."""
         tail = self.coarse_tail
         assert tail is not None
@@ -315,11 +334,11 @@ class MaskGuided(Held):
         )  # fmt: skip
         return patches
 
-    def _on_grid(self, image: Tensor, base: Base) -> Tensor:
+    def _on_grid(self, image: Tensor, base: BaseOutput) -> Tensor:
         """An HR image, continued to what the grid covers."""
         return continued(image, base.grid.height * self.scale, base.grid.width * self.scale)
 
-    def _cropped(self, image: Tensor, base: Base) -> Tensor:
+    def _cropped(self, image: Tensor, base: BaseOutput) -> Tensor:
         height, width = base.size
         return image[:, :, : height * self.scale, : width * self.scale]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from .knobs import Knobs
 from .patches import Grid, continued, round_up
 from .probing.modules import first_weight
 from .settings import check_size
+from .skip import LinearSkip, kind_of, make_skip
 from .tails.light import LightTail
 from .tails.refine import LightTailed
 from .values import as_whole
@@ -28,6 +29,7 @@ class Held(Knobs):
     constants: nn.Module | None
     refine_tail: LightTail | None
     context: LinearContext | None
+    skip: LinearSkip | None
     _given: tuple[nn.Module, ...]
 
     @property
@@ -124,13 +126,23 @@ class Held(Knobs):
         self.estimate = fresh_estimate(self.split.feature_channels, first_weight(self.model)).train(self.training)
         return self.estimate
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Weights of what `calibrate` has added elsewhere find their parts here."""
-        has = {name: any(key.startswith(f"{prefix}{name}.") for key in state_dict) for name in ("context", "estimate")}
-        if has["context"] and self.context is None:
+    def begin_added(self, weights: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Begin the parts that `calibrate` has added elsewhere and this wrap has not, for `weights` to be loaded into.
+
+        Args:
+            weights: by name; others than of such parts are ignored.
+            prefix: of the names.
+        """
+        has = {name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)}
+        if "context" in has and self.context is None:
             self.context = make_context(self.split, self.merge)
-        if has["estimate"] and self.estimate is None:
+        if "estimate" in has and self.estimate is None:
             self.begin_estimate()
+        if "skip" in has and self.skip is None:
+            self.skip = make_skip(self.split, kind_of(weights[f"{prefix}skip.conv.weight"]))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.begin_added(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _replicate_for_data_parallel(self) -> nn.Module:

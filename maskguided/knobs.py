@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import ArgumentError
+from .errors import ArgumentError, warn
 from .gain import GainEstimate
 from .parts import Merge
 from .probing.modules import Wrapped
@@ -61,7 +61,7 @@ class Knobs(Wrapped):
 
     @property
     def min_gain_db(self) -> float | None:
-        """Where each image decides how many patches it needs: what another must bring. None: `keep` decides.
+        """Least gain for which one more patch is refined, so that each image gets a k of its own. None: `keep` decides.
 
         The slope of PSNR-Y against keep, dB per unit of keep: at 0.3 an image stops where another tenth of its patches
         would bring less than 0.03 dB, as `calibrate(per_image=True)` estimates. A batch takes as many patches as its
@@ -136,6 +136,11 @@ class Knobs(Wrapped):
     def exchange(self, exchange: bool) -> None:
         if not isinstance(exchange, bool):
             raise ArgumentError(f"exchange={exchange!r}; use True or False")
+        if exchange and not self.split.exchanges(self.merge):
+            warn(
+                f"exchange=True: windows of this {type(self.split.model).__name__} that exchange borders are not what "
+                "the whole map gives, as was tried; leave it out"
+            )
         if hasattr(self, "_coarse_on"):  # else it is checked when it is set
             check_coarse_on(self._coarse_on, exchange)
             check_exchanging(self.split, self._patch_size, exchange)
@@ -183,7 +188,7 @@ class Knobs(Wrapped):
         return self.split.cuts
 
     def __setattr__(self, name: str, value: Any) -> None:
-        part = name in ("coarse_tail", "refine_tail", "context", "head")
+        part = name in ("coarse_tail", "refine_tail", "context", "skip", "head")
         gone = part and value is None and self._modules.get(name) is not None
         if name == "model" and "split" in vars(self) and value is not self.split.model:
             raise ArgumentError(

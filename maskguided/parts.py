@@ -41,6 +41,9 @@ Merge = Literal["features", "image"]
 RefineTail = Literal["own", "light"]
 """What makes an image of them: the network's own tail, or a light one."""
 
+Skip = Literal["identity", "1x1", "3x3"]
+"""What stands for blocks n+1..N where nothing is refined, with merge="features": `Split.skip`, or that and a guess."""
+
 
 def moved_out(state: State) -> State:
     """Take all values out of `state`: each can then be freed as soon as the caller drops it, whoever holds `state`."""

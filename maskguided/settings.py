@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from .errors import ArgumentError, warn
-from .parts import Merge, RefineTail
+from .parts import Merge, RefineTail, Skip
 from .split import Split
 from .tails.coarse import CoarseTail
 from .values import as_number, check_one_of
@@ -25,6 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "refine_tail": get_args(RefineTail),
     "scorer": get_args(Scorer),
     "context": get_args(Context),
+    "skip": get_args(Skip),
     "global_ops": get_args(GlobalOps),
 }
 
@@ -32,7 +33,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 def merge_and_tail(
     split: Split, merge: Merge | None, coarse_tail: CoarseTail | None, refine_tail: RefineTail
 ) -> tuple[Merge, CoarseTail]:
-    """Both as they are given, or else what this network allows and a tail that is named needs."""
+    """Both as given; by default what this network allows, and what a tail that is named needs."""
     if merge is None:
         names_a_tail = coarse_tail is not None or refine_tail == "light"  # which merge="features" has not
         merge = "features" if split.can_skip and split.can_join and not names_a_tail else "image"
@@ -115,7 +116,16 @@ def check_refine_tail(merge: Merge) -> None:
         )
 
 
-def check_cuts(split: Split, merge: Merge, context: Context) -> None:
+def check_skip(merge: Merge, skip: Skip) -> None:
+    """Refuse what would stand in for blocks left out where nothing looks at it."""
+    if skip != "identity" and merge != "features":
+        raise ArgumentError(
+            f"skip={skip!r} with merge={merge!r}: there the coarse tail makes what is not refined; use "
+            "merge='features', or coarse_tail='light'"
+        )
+
+
+def check_cuts(split: Split, merge: Merge, context: Context, skip: Skip) -> None:
     """Refuse several cuts where patches cannot leave in between."""
     if len(split.cuts) == 1:
         return
@@ -131,6 +141,8 @@ def check_cuts(split: Split, merge: Merge, context: Context) -> None:
         )
     if context == "linear":
         raise ArgumentError(f"split_at={split.cuts} with context='linear': it guesses from one cut; use 'zeros'")
+    if skip != "identity":
+        raise ArgumentError(f"split_at={split.cuts} with skip={skip!r}: it guesses from one cut; use 'identity'")
 
 
 def check_onward(shares: float | Sequence[float], further: int) -> tuple[float, ...]:

@@ -25,6 +25,7 @@ from maskguided.probing.modules import first_weight  # noqa: E402
 
 SETTINGS = (
     {},
+    {"skip": "3x3"},
     {"merge": "image", "scorer": "head", "coarse_tail": "deep", "coarse_on": "unrefined"},
     {"merge": "image", "scorer": "linear", "coarse_tail": "light", "refine_tail": "light", "context": "linear"},
     {"merge": "image", "scorer": "coarse", "exchange": False, "halo": 2},

@@ -18,6 +18,7 @@ from maskguided.windows.readings import Reading
 
 SETTINGS = [
     {"merge": "features"},
+    {"merge": "features", "skip": "3x3"},
     {"merge": "image", "scorer": "head"},
     {"merge": "image", "scorer": "linear", "coarse_tail": "light", "context": "linear"},
     {"merge": "image", "scorer": "coarse", "exchange": False, "halo": 2},

@@ -34,7 +34,8 @@ def test_at_the_best_place_it_tries_other_windows():
     usual = {where for where in tried if where.endswith("patch 8+0")}
     assert {where.partition(",")[0] for where in usual} == {"split_at=1", "split_at=2", "split_at=3"}
     best = {where.rpartition(", ")[0].removesuffix(", light refine tail") for where in tried - usual}
-    assert best == {f"split_at={found.split_at}, {found.merge}"}
+    # A light refine tail is for merge="image", whichever is the better without.
+    assert best == {f"split_at={found.split_at}, {merge}" for merge in (found.merge, "image")}
     assert {where.rpartition(" ")[2] for where in tried - usual} == {"16+1", "16+2"}
 
 
@@ -105,3 +106,18 @@ def test_without_a_budget_keep_the_head_and_what_means_see_stay_whatever_the_spl
     fast = maskguided.wrap(network(), 2, keep=0.25, head={"channels": 1}, global_ops="window")
     maskguided.calibrate(fast, photographs(), split_at="auto")
     assert (fast.keep, fast.head.settings["channels"], fast.global_ops) == (0.25, 1, "window")
+
+
+def test_a_coarse_tail_that_was_chosen_stays_and_runs_where_it_did():
+    net = network()
+    dear = maskguided.wrap(net, 1, keep=0).cost(40, 40).ratio  # whatever merge="features" does costs more
+    fast = maskguided.wrap(net, 2, merge="image", coarse_tail="deep", coarse_on="unrefined")
+    found = maskguided.calibrate(fast, photographs(2), max_cost=dear, split_at="auto")
+    assert found.merge == fast.merge == "image"
+    assert (fast.coarse_tail_kind, fast.coarse_on) == ("deep", "unrefined")
+
+
+def test_it_tries_features_with_a_skip():
+    fast, kinds = maskguided.wrap(network(), 2), []
+    maskguided.calibrate(fast, photographs(2), max_cost=0.95, split_at="auto", progress=kinds.append)
+    assert any("features" in text and text.endswith("fitting the skip") for text in kinds)

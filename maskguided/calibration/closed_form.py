@@ -1,4 +1,4 @@
-"""The closed forms of `calibrate`: coarse tail, score, context and gain estimate, each by ridge regression."""
+"""The closed forms of `calibrate`: tails, skip, score, context and gain estimate, each by ridge regression."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Base
+from ..base import BaseOutput
 from ..error_map import patch_error
 from ..gain import LEAST, around, log_energies
 from ..guided import MaskGuided
 from ..head import ROOT, energies
 from ..patches import continued, per_pixel, select
+from ..skip import LinearSkip
 from ..tails.light import LightTail
 from ..tails.refine import LightTailed
 from ..windows.context import make_context, watch
@@ -27,6 +28,8 @@ _LEAST_STD = 1e-12  # of an input that is the same for all patches
 
 Progress = Callable[[str], None]
 Fit = Literal["all", "score", "context", "nothing"]
+_Seen = tuple[Tensor, Tensor]
+"""What a convolution sees, (1, C, H, W), and what it is to make of it, (1, C', H, W)."""
 
 
 @dataclass(frozen=True)
@@ -55,48 +58,75 @@ def fit_tail(fast: MaskGuided, tail: LightTail, images: Sequence[Known]) -> None
     what a linear tail cannot know is noise to it, and HR has more of that (PAN x4, 65 % of the MACs: 0.02 dB).
     """
 
-    def look(base: Base) -> Tensor:
-        return base.skipped[tail.features]
+    def look(base: BaseOutput, known: Known) -> _Seen:
+        features = base.skipped[tail.features]
+        return features, _lacking(fast, tail, base, known, features)
 
-    _regress(fast, tail, look, images)
+    _regress(fast, tail.conv, look, images)
+    _forget_branch(tail)
     if 0 < fast.keep < 1:
-        _regress(fast, tail, look, images, refined=False)
+        _regress(fast, tail.conv, look, images, refined=False)
+
+
+def fit_skip(fast: MaskGuided, skip: LinearSkip, images: Sequence[Known]) -> None:
+    """Fit what stands in for the blocks left out to what they add, as `fit_tail` does: where they will be left out."""
+
+    def look(base: BaseOutput, known: Known) -> _Seen:
+        done, skipped = fast.split.body(base.state), fast.split.skip(base.state)
+        added = torch.cat([done[name].float() - skipped[name].float() for name in skip.writes], 1)
+        return base.state[skip.features], added
+
+    _regress(fast, skip.conv, look, images)
+    if 0 < fast.keep < 1:
+        _regress(fast, skip.conv, look, images, refined=False)
 
 
 def fit_refine_tail(fast: MaskGuided, parts: LightTailed, images: Sequence[Known]) -> None:
     """Fit the light tail of refined patches to the dense image, on the patches that are refined; else on all."""
 
-    def look(base: Base) -> Tensor:
-        return parts.looks_at(base.state)
+    def look(base: BaseOutput, known: Known) -> _Seen:
+        features = parts.looks_at(base.state)
+        return features, _lacking(fast, parts.light, base, known, features)
 
-    if not _regress(fast, parts.light, look, images, refined=True):
-        _regress(fast, parts.light, look, images)
+    if not _regress(fast, parts.light.conv, look, images, refined=True):
+        _regress(fast, parts.light.conv, look, images)
+
+
+def _lacking(fast: MaskGuided, tail: LightTail, base: BaseOutput, known: Known, features: Tensor) -> Tensor:
+    """What the bilinear image lacks of the dense one, as the convolution of a tail on `features` is to make it."""
+    height, width = (side * tail.factor for side in features.shape[2:])
+    x = continued(base.x, height // fast.scale, width // fast.scale)
+    bilinear = F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
+    return F.pixel_unshuffle(continued(known.dense, height, width) - bilinear, tail.factor)
+
+
+def _forget_branch(tail: LightTail) -> None:
+    """Begin the branch of a tail again: what it had learnt belongs to other weights of the convolution."""
+    if tail.branch is not None:
+        for parameter in tail.branch[-1].parameters():
+            parameter.zero_()
 
 
 def _regress(
     fast: MaskGuided,
-    tail: LightTail,
-    look: Callable[[Base], Tensor],
+    conv: nn.Conv2d,
+    look: Callable[[BaseOutput, Known], _Seen],
     images: Sequence[Known],
     refined: bool | None = None,
 ) -> bool:
-    """Ridge regression of what the bilinear image lacks on what the tail's convolution sees, in float64.
+    """Ridge regression, in float64, of what a convolution is to make on what it sees; `look` gives both.
 
-    `look` gives that. `refined`: on refined patches alone, or on the others; None: on all. False, and the tail is left
-    as it is, where these have fewer pixels than the regression has unknowns.
+    `refined`: on refined patches alone, or on the others; None: on all. False, and the convolution is left as it is,
+    where these have fewer pixels than the regression has unknowns.
     """
-    kernel = tail.conv.kernel_size[0]
-    inputs = tail.conv.in_channels * kernel**2 + 1
+    kernel = conv.kernel_size[0]
+    inputs = conv.in_channels * kernel**2 + 1
     gram = _zeros(inputs, inputs)
-    cross = _zeros(inputs, tail.conv.out_channels)
+    cross = _zeros(inputs, conv.out_channels)
     for known in images:
         base = fast.run_base(known.lr)
-        features = look(base)
-        height, width = (side * tail.factor for side in features.shape[2:])
-        x = continued(base.x, height // fast.scale, width // fast.scale)
-        bilinear = F.interpolate(x, scale_factor=float(fast.scale), mode="bilinear", align_corners=False)
-        lacking = continued(known.dense, height, width) - bilinear
-        target = F.pixel_unshuffle(lacking, tail.factor).flatten(2)[0].cpu().double()
+        features, wanted = look(base, known)
+        target = wanted.flatten(2)[0].cpu().double()
         seen = F.unfold(features.float(), kernel, padding=kernel // 2)[0].cpu().double()
         seen = torch.cat([seen, seen.new_ones(1, seen.shape[1])])
         if refined is not None:
@@ -107,15 +137,12 @@ def _regress(
     if refined is not None and gram[-1, -1] < inputs:  # the last input is a 1: pixels are counted there
         return False
     weights = _ridge(gram, cross).T
-    tail.conv.weight.copy_(weights[:, :-1].reshape(tail.conv.weight.shape))
-    tail.conv.bias.copy_(weights[:, -1])  # type: ignore[union-attr]
-    if tail.branch is not None:  # what it had learnt belongs to other weights of the convolution
-        for parameter in tail.branch[-1].parameters():
-            parameter.zero_()
+    conv.weight.copy_(weights[:, :-1].reshape(conv.weight.shape))
+    conv.bias.copy_(weights[:, -1])  # type: ignore[union-attr]
     return True
 
 
-def _refined_pixels(fast: MaskGuided, base: Base, dense: Tensor, features: Tensor) -> Tensor:
+def _refined_pixels(fast: MaskGuided, base: BaseOutput, dense: Tensor, features: Tensor) -> Tensor:
     """Of the pixels of `features`, those in the patches where the coarse image is farthest from the dense one."""
     index = select(patch_error(fast, base, fast.coarse_image(base), dense), base.grid.k(fast.keep))
     side = fast.patch_size * features.shape[3] // base.grid.width
@@ -208,7 +235,7 @@ def fit_context(fast: MaskGuided, images: Sequence[Known]) -> None:
         base = fast.run_base(known.lr)
         beside = _beside(base.grid.mask(fast.choose(base)).float())
 
-        def show(number: int, x: Tensor, base: Base = base, beside: Tensor = beside) -> None:
+        def show(number: int, x: Tensor, base: BaseOutput = base, beside: Tensor = beside) -> None:
             size = x.shape[2], x.shape[3]
             # Nearest, with the size of a patch as the only ratio: a narrow border cell is cut, not shrunk.
             side = fast.patch_size * size[0] // base.grid.height
@@ -265,10 +292,13 @@ def _beside(mask: Tensor) -> Tensor:
 
 
 def fit_parts(fast: MaskGuided, images: Sequence[Known], fit: Fit, progress: Progress) -> None:
-    """Fit the tails, where they are light ones, for the present keep; the linear score; and the context."""
+    """Fit light tails, or the skip, for the present keep; the linear score; and the context."""
     if fit == "all" and isinstance(fast.coarse_tail, LightTail):
         progress("fitting the coarse tail")
         fit_tail(fast, fast.coarse_tail, images)
+    if fit == "all" and fast.skip is not None:
+        progress("fitting the skip")
+        fit_skip(fast, fast.skip, images)
     if fit == "all" and isinstance(fast.split, LightTailed):
         progress("fitting the refine tail")
         fit_refine_tail(fast, fast.split, images)

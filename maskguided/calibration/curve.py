@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import ArgumentError
-from ..parts import Merge, RefineTail
+from ..parts import Merge, RefineTail, Skip
 from ..values import as_number
 
 
@@ -76,13 +76,15 @@ class Calibration:
     later: tuple[int, ...] = ()
     """Further cuts."""
     refine_tail: RefineTail = "own"
+    skip: Skip = "identity"
 
     def __str__(self) -> str:
         how = "estimated, no HR images" if self.estimated else "to HR"
         cuts = ", ".join(map(str, (self.split_at, *self.later)))
         tail = "" if self.refine_tail == "own" else f", refine_tail={self.refine_tail}"
+        skip = "" if self.skip == "identity" else f", skip={self.skip}"
         lines = [
-            f"split_at={cuts}, merge={self.merge}{tail}, patch_size={self.patch_size}, halo={self.halo}"
+            f"split_at={cuts}, merge={self.merge}{tail}{skip}, patch_size={self.patch_size}, halo={self.halo}"
             + ("" if self.exchange else " (windows alone)")
             + f", keep={self.chosen.keep:.3f}"
             + ("" if self.min_gain_db is None else f" on average (patches that bring {self.min_gain_db:.3f} dB)")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..guided import MaskGuided
+from ..skip import make_skip
 from ..timing import alternate, at_keep, ratio
 from ..windows.context import make_context
 from .closed_form import Fit, Known, Progress, has_context
@@ -22,6 +23,8 @@ from .curve import Budget
 _TIMED = (0.0, 0.1, 0.3, 0.6, 0.9)
 _ROUNDS = 3
 _IMAGES = 6  # that are timed: the first of them
+_DEAR = 0.03
+"""Share of the dense MACs above which the patches that a skip of 3x3 costs are worth more (docs/benchmarks.md)."""
 
 
 class Prices(ABC):
@@ -201,6 +204,8 @@ def price(
 
     `dense`: see Macs.
     """
+    if fit == "all":
+        _begin_skip(fast, images[0].lr)
     if fit in ("all", "context") and has_context(fast):
         fast.context = make_context(fast.split, fast.merge)  # guessing has its price
     if fit in ("all", "score"):
@@ -213,6 +218,20 @@ def price(
     if budget.share is not None:
         fast.keep = prices.paid.keep(budget.share)
     return prices
+
+
+def _begin_skip(fast: MaskGuided, lr: Tensor) -> None:
+    """Give `fast` what will stand in for the blocks left out, where merge="features" has but the identity."""
+    if fast.merge != "features" or fast.skip is not None or len(fast.split.cuts) > 1:
+        return
+    height, width = lr.shape[2:]
+    identity = fast.macs_at(height, width, keep=0)
+    try:
+        fast.skip = make_skip(fast.split, "3x3")
+    except ArgumentError:  # its maps are of other sizes than the features
+        return
+    if fast.macs_at(height, width, keep=0) - identity > _DEAR * fast.dense_macs(height, width):
+        fast.skip = make_skip(fast.split, "1x1")
 
 
 def check_affordable(prices: Priced, budget: Budget) -> None:

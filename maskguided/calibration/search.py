@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import ArgumentError, CannotSplit
 from ..guided import MaskGuided
@@ -181,11 +181,15 @@ def _windows(fast: MaskGuided, place: _Place, timed: bool) -> list[_Windows]:
 def _candidate(fast: MaskGuided, place: _Place, windows: _Windows) -> MaskGuided | None:
     """The network wrapped so; None where it cannot run on such windows, or its branches cannot meet there."""
     patch_size, halo, exchange = windows
+    of_image: dict[str, Any] = {}
+    if place.merge == "image":
+        kind = "light" if fast.merge != "image" or fast.coarse_tail_kind == "copy" else fast.coarse_tail_kind
+        of_image = {"coarse_tail": kind, "coarse_on": fast.coarse_on}
     try:
         return MaskGuided(
             place.parts, keep=fast.keep, patch_size=patch_size, halo=halo, merge=place.merge,
-            coarse_tail="light" if place.merge == "image" else None, global_ops=fast.global_ops, exchange=exchange,
-            refine_tail=place.refine_tail, head=fast.head.settings,
+            refine_tail=place.refine_tail, global_ops=fast.global_ops, exchange=exchange, head=fast.head.settings,
+            **of_image,
         ).eval()  # fmt: skip
     except ArgumentError:
         return None

@@ -19,7 +19,7 @@ from ..error_map import dense_image, is_rough
 from ..errors import ArgumentError, CheckpointError, first_line
 from ..guided import MaskGuided
 from ..networks import STARTER, Loaded, load_network
-from ..pictures import drawing
+from ..pictures import PICTURES, drawing
 from ..tails.light import LightTail
 from ..tails.refine import LightTailed
 from ..wrapping import wrap
@@ -58,7 +58,6 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all.", 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")]
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to save: a .safetensors file.")]
-_PICTURES = (".png", ".pdf", ".svg")
 _THREADS = 1024
 
 _SETTINGS: dict[str, Any] = {
@@ -81,6 +80,13 @@ _SETTINGS: dict[str, Any] = {
     "refine_tail": Annotated[
         str | None,
         typer.Option(help="Of refined patches, with --merge image: own, or light, cheaper.", show_default="own"),
+    ],
+    "skip": Annotated[
+        str | None,
+        typer.Option(
+            help="Where nothing is refined, with --merge features: identity, or 1x1 or 3x3, once calibrated.",
+            show_default="identity",
+        ),
     ],
     "patch_size": Annotated[
         int | None, typer.Option(help="Side of a patch, LR pixels.", show_default="8, or what suits the network")
@@ -129,7 +135,8 @@ def inputs_of(command: str, images: list[Path] | None, input: list[Path] | None)
     """What a command is to look at: what its options name, and what a shell has made of -i *.png."""
     inputs = [*(input or []), *(images or [])]
     if not inputs:
-        raise ArgumentError(f"{command} what? Give an image or a folder: maskguided {command} -i photo.png")
+        what = "an image" if command == "explain" else "an image or a folder"
+        raise ArgumentError(f"{command} what? Give {what}: maskguided {command} -i photo.png")
     return inputs
 
 
@@ -164,7 +171,7 @@ def new_picture(path: Path, overwrite: bool, *made_from: Path | None) -> Path:
     """`new_file` for a picture, which replaces no image of what it is made from: files, or folders of them."""
     places = [place for place in made_from if place is not None]
     inputs = [image for place in places for image in (place.iterdir() if place.is_dir() else [place])]
-    new_file(path, overwrite, *_PICTURES, inputs=inputs)
+    new_file(path, overwrite, *PICTURES, inputs=inputs)
     drawing()
     return path
 
@@ -202,7 +209,8 @@ def pick_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=device).cpu()  # of the meta device nothing comes back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ArgumentError(f"--device {name}: not usable here ({first_line(error)}); use cpu or auto") from None
+        why = first_line(error).partition(". ")[0]  # of what is not built in, torch tells all that is
+        raise ArgumentError(f"--device {name}: not usable here ({why}); use cpu or auto") from None
     return device
 
 
@@ -295,7 +303,7 @@ def ready(
     """A network to use as it is; where nothing is said of it at all, the starter network with its own head."""
     if is_starter(weights, model, head, split_at, settings.get("body")):
         given = {name: value for name, value in settings.items() if value is not None}
-        for name in ("merge", "coarse_tail", "refine_tail"):
+        for name in ("merge", "coarse_tail", "refine_tail", "skip"):
             if name in given:
                 raise ArgumentError(
                     f"--{name.replace('_', '-')} {given[name]}: the network that ships with maskguided has parts "

@@ -54,10 +54,11 @@ def check_stage(fast: MaskGuided, stage: str) -> None:
             f"stage={stage!r}; use one of {', '.join(STAGES)} (the command takes paper and coarse,head, too; call fit "
             "once for each)"
         )
-    if stage == "coarse" and fast.coarse_tail is None:
+    if stage == "coarse" and fast.coarse_tail is None and fast.skip is None:
         raise ArgumentError(
-            "stage='coarse': with merge='features' there is no coarse tail to train; wrap with merge='image', and "
-            "coarse_tail='light', 'deep' or 'residual' where the network's tail is heavy"
+            "stage='coarse': with merge='features' there is no coarse tail to train, and with skip='identity' nothing "
+            "else; wrap with skip='3x3', or with merge='image', and coarse_tail='light', 'deep' or 'residual' where "
+            "the network's tail is heavy"
         )
 
 

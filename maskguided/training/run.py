@@ -162,7 +162,7 @@ class Run:
         """What must be the same for a run to go on."""
         fast, shapes = self.fast, [list(p.shape) for p in trained]
         of_wrap = {"split_at": list(fast.split.cuts), "merge": fast.merge, "patch_size": fast.patch_size}
-        has_a_say = "model.", "coarse_tail.", "refine_tail.", "context.", f"{fast.scorer}."
+        has_a_say = "model.", "coarse_tail.", "refine_tail.", "context.", "skip.", f"{fast.scorer}."
         own = set(map(id, trained))
         stays = {n: p for n, p in fast.named_parameters() if id(p) not in own and n.startswith(has_a_say)}
         since = {**{name: getattr(fast, name) for name in _SINCE}, _STAYS: fingerprint(stays)[:16]}

@@ -1,6 +1,7 @@
 """What each stage of training trains, and by which loss.
 
-    coarse   the coarse tail: what the image looks like where nothing is refined at the present keep
+    coarse   the coarse tail, or with merge="features" the skip: what the image looks like where nothing is refined at
+             the present keep
     refine   blocks n+1..N and the tail of refined patches, on the windows that they will see (the paper's A-Net), and
              what these see beyond their borders
     head     the mask head, everything else frozen (the paper's M-Net)
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base import Base
+from ..base import BaseOutput
 from ..error_map import dense_image, luma, patch_error
 from ..errors import ArgumentError
 from ..guided import MaskGuided
@@ -121,22 +122,21 @@ def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
 
 
 def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> StageInput:
-    base = fast.run_base(lr)
-    assert fast.coarse_tail is not None  # see check_stage
-    return _live(fast, base.skipped, fast.coarse_tail.reads, {"x": base.x, **_targets(fast, lr, hr, options)})
+    base, tail = fast.run_base(lr), fast.coarse_tail
+    state, names = (base.state, tuple(fast.split.kinds)) if tail is None else (base.skipped, tail.reads)
+    return _live(fast, state, names, {"x": base.x, **_targets(fast, lr, hr, options)})
 
 
 def _coarse_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tensor:
     """The pixel loss on the patches that stay coarse at this keep: without the k whose coarse image is farthest from
     the target."""
-    assert fast.coarse_tail is not None  # see check_stage
     target = given.crops.get("dense", given.crops["hr"])
-    skipped = given.state()
-    base = _based(fast, given, skipped, skipped)  # no refine part runs here
+    state = given.state()
+    base = _based(fast, given, state, state)  # no refine part runs here
     k = base.grid.k(fast.keep)
     if not 0 < k < base.grid.count:
         return _to_targets(fast.coarse_image(base), given, options)
-    on_windows = fast.coarse_on == "unrefined"
+    on_windows = fast.coarse_tail is not None and fast.coarse_on == "unrefined"
     with torch.set_grad_enabled(not on_windows):
         image = fast.coarse_image(base)
     index = select(patch_error(fast, base, image.detach(), target), k)
@@ -168,10 +168,10 @@ def _refine_loss(fast: MaskGuided, given: StageInput, options: Options) -> Tenso
     return _to_targets(image, given, options, mask)
 
 
-def _based(fast: MaskGuided, given: StageInput, state: State, skipped: State) -> Base:
+def _based(fast: MaskGuided, given: StageInput, state: State, skipped: State) -> BaseOutput:
     """The first part of a forward, as `prepare` kept it."""
     height, width = (side // fast.scale for side in given.crops["hr"].shape[2:])
-    return Base(
+    return BaseOutput(
         x=given.crops["x"],
         state=state,
         skipped=skipped,
@@ -283,6 +283,11 @@ def _parameters(*parts: nn.Module | None) -> list[nn.Parameter]:
     return [parameter for part in parts if part is not None for parameter in part.parameters()]
 
 
+def _of_images(fast: MaskGuided) -> list[nn.Parameter]:
+    """What makes the coarse image and the refined one."""
+    return _parameters(fast.model, fast.coarse_tail, fast.refine_tail, fast.skip)
+
+
 def _of_refine(fast: MaskGuided) -> list[nn.Parameter]:
     """What blocks n+1..N and the tail use and the base does not, found by asking autograd."""
     split, model = fast.split, fast.model
@@ -315,18 +320,14 @@ class _Stage:
 
 
 _STAGES: dict[str, _Stage] = {
-    "coarse": _Stage(lambda fast: _parameters(fast.coarse_tail), _coarse_loss, _prepare_coarse),
+    "coarse": _Stage(lambda fast: _parameters(fast.coarse_tail, fast.skip), _coarse_loss, _prepare_coarse),
     "refine": _Stage(
         lambda fast: _of_refine(fast) + _parameters(fast.refine_tail, fast.context), _refine_loss, _prepare_refine
     ),
     "head": _Stage(lambda fast: _parameters(fast.head), _head_loss, _prepare_head),
-    "all": _Stage(lambda fast: _parameters(fast.model, fast.coarse_tail, fast.refine_tail), _all_loss),
-    "end": _Stage(lambda fast: _parameters(fast.model, fast.coarse_tail, fast.refine_tail, fast.head), _end_loss),
-    "joint": _Stage(
-        lambda fast: _parameters(fast.model, fast.coarse_tail, fast.refine_tail, fast.context),
-        _joint_loss,
-        _prepare_joint,
-    ),
+    "all": _Stage(_of_images, _all_loss),
+    "end": _Stage(lambda fast: _of_images(fast) + _parameters(fast.head), _end_loss),
+    "joint": _Stage(lambda fast: _of_images(fast) + _parameters(fast.context), _joint_loss, _prepare_joint),
 }
 REUSABLE = tuple(name for name, stage in _STAGES.items() if stage.prepare)
 """Stages of which much is frozen: what `prepare` makes of a crop may be kept."""
