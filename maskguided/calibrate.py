@@ -220,7 +220,7 @@ def _within_range(known: list[Known]) -> list[Known]:
     Some trained networks (PAN) leave all range on noise and on text in black and white. A single such image would
     decide every regression.
     """
-    peaks = [float(image.dense.abs().max() / image.lr.abs().max().clamp_min(1e-3)) for image in known]
+    peaks = [float(image.dense.abs().max() / image.lr.abs().max().clamp_min(0.1)) for image in known]  # some are black
     within = [image for image, peak in zip(known, peaks, strict=True) if peak <= _OUT_OF_RANGE]
     if not within or len(within) == len(known):
         return known

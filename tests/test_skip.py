@@ -207,6 +207,13 @@ def test_calibrate_leaves_one_alone_where_only_the_score_is_fitted():
     assert several.skip is None
 
 
+def test_a_calibration_that_fails_adds_none():
+    fast = maskguided.wrap(scaled(Chain()), 2, merge="features")
+    with pytest.raises(ArgumentError, match="even with nothing refined it costs"):
+        maskguided.calibrate(fast, [image(3, 40, 40)], max_cost=0.01)
+    assert fast.skip is None
+
+
 def test_it_is_trained_by_the_coarse_stage(photos):
     pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
     pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
