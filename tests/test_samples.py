@@ -100,6 +100,6 @@ def test_images_are_kept_up_to_so_many_bytes(photos):
 def test_images_are_read_anew_by_the_next_run(tmp_path):
     path = tmp_path / "a.png"
     write_image(path, np.full((16, 16, 3), 200, np.uint8))
-    assert Crops([tmp_path], scale=2, size=8, lr=None)[0][1].mean() == pytest.approx(200 / 255)
+    assert Crops([tmp_path], scale=1, size=8, lr=tmp_path)[0][1].mean() == pytest.approx(200 / 255)
     write_image(path, np.full((16, 16, 3), 50, np.uint8))
-    assert Crops([tmp_path], scale=2, size=8, lr=None)[0][1].mean() == pytest.approx(50 / 255)
+    assert Crops([tmp_path], scale=1, size=8, lr=tmp_path)[0][1].mean() == pytest.approx(50 / 255)
