@@ -52,9 +52,9 @@ class Known:
 
 
 def fit_tail(fast: MaskGuided, tail: LightTail, images: Sequence[Known]) -> None:
-    """Fit the coarse tail to the dense image, where it will be seen: on the patches that are not refined.
+    """Fit the coarse tail to the dense image, where it will be seen.
 
-    Twice, since it takes a first tail to know which those are. The target is the dense image even where there is HR:
+    The target is the dense image even where there is HR:
     what a linear tail cannot know is noise to it, and HR has more of that (PAN x4, 65 % of the MACs: 0.02 dB).
     """
 
@@ -62,23 +62,21 @@ def fit_tail(fast: MaskGuided, tail: LightTail, images: Sequence[Known]) -> None
         features = base.skipped[tail.features]
         return features, _lacking(fast, tail, base, known, features)
 
-    _regress(fast, tail.conv, look, images)
-    _forget_branch(tail)
-    if 0 < fast.keep < 1:
-        _regress(fast, tail.conv, look, images, refined=False)
+    if tail.branch is not None:  # what it had learnt belongs to other weights of the convolution
+        for parameter in tail.branch[-1].parameters():
+            parameter.zero_()
+    _regress_where_coarse(fast, tail.conv, look, images)
 
 
 def fit_skip(fast: MaskGuided, skip: LinearSkip, images: Sequence[Known]) -> None:
-    """Fit what stands in for the blocks left out to what they add, as `fit_tail` does: where they will be left out."""
+    """Fit what stands in for the blocks left out to what they add, where they will be left out."""
 
     def look(base: BaseOutput, known: Known) -> _Seen:
         done, skipped = fast.split.body(base.state), fast.split.skip(base.state)
         added = torch.cat([done[name].float() - skipped[name].float() for name in skip.writes], 1)
         return base.state[skip.features], added
 
-    _regress(fast, skip.conv, look, images)
-    if 0 < fast.keep < 1:
-        _regress(fast, skip.conv, look, images, refined=False)
+    _regress_where_coarse(fast, skip.conv, look, images)
 
 
 def fit_refine_tail(fast: MaskGuided, parts: LightTailed, images: Sequence[Known]) -> None:
@@ -100,11 +98,13 @@ def _lacking(fast: MaskGuided, tail: LightTail, base: BaseOutput, known: Known, 
     return F.pixel_unshuffle(continued(known.dense, height, width) - bilinear, tail.factor)
 
 
-def _forget_branch(tail: LightTail) -> None:
-    """Begin the branch of a tail again: what it had learnt belongs to other weights of the convolution."""
-    if tail.branch is not None:
-        for parameter in tail.branch[-1].parameters():
-            parameter.zero_()
+def _regress_where_coarse(
+    fast: MaskGuided, conv: nn.Conv2d, look: Callable[[BaseOutput, Known], _Seen], images: Sequence[Known]
+) -> None:
+    """`_regress` on the patches that are not refined: after all, since it takes a first fit to know which those are."""
+    _regress(fast, conv, look, images)
+    if 0 < fast.keep < 1:
+        _regress(fast, conv, look, images, refined=False)
 
 
 def _regress(

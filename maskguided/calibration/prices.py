@@ -204,24 +204,26 @@ def price(
 
     `dense`: see Macs.
     """
+    dense = {} if dense is None else dense
     if fit == "all":
-        _begin_skip(fast, images[0].lr)
+        _begin_skip(fast, images[0].lr, dense)
     if fit in ("all", "context") and has_context(fast):
         fast.context = make_context(fast.split, fast.merge)  # guessing has its price
     if fit in ("all", "score"):
         fast.scorer = "linear"
     progress("counting MACs" if budget.time is None else "counting MACs, timing")
     inputs = [known.lr for known in images]
-    prices = Priced(
-        Macs(fast, inputs, {} if dense is None else dense), None if budget.time is None else Clock(fast, inputs)
-    )
+    prices = Priced(Macs(fast, inputs, dense), None if budget.time is None else Clock(fast, inputs))
     if budget.share is not None:
         fast.keep = prices.paid.keep(budget.share)
     return prices
 
 
-def _begin_skip(fast: MaskGuided, lr: Tensor) -> None:
-    """Give `fast` what will stand in for the blocks left out, where merge="features" has but the identity."""
+def _begin_skip(fast: MaskGuided, lr: Tensor, dense: dict[tuple[int, int], int]) -> None:
+    """Give `fast` what will stand in for the blocks left out, where merge="features" has but the identity.
+
+    `dense`: see Macs.
+    """
     if fast.merge != "features" or fast.skip is not None or len(fast.split.cuts) > 1:
         return
     height, width = lr.shape[2:]
@@ -230,7 +232,9 @@ def _begin_skip(fast: MaskGuided, lr: Tensor) -> None:
         fast.skip = make_skip(fast.split, "3x3")
     except ArgumentError:  # its maps are of other sizes than the features
         return
-    if fast.macs_at(height, width, keep=0) - identity > _DEAR * fast.dense_macs(height, width):
+    if (height, width) not in dense:
+        dense[height, width] = fast.dense_macs(height, width)
+    if fast.macs_at(height, width, keep=0) - identity > _DEAR * dense[height, width]:
         fast.skip = make_skip(fast.split, "1x1")
 
 
