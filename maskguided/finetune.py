@@ -25,10 +25,11 @@ from .training.recipe import Recipe
 from .training.run import Run, is_main_process, leave_processes
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE
+from .training.validation import Validated, Validation
 from .values import as_path, is_whole
 from .wrapping import check_wrapped
 
-__all__ = ["Options", "Recipe", "Watcher", "fit", "is_main_process", "leave_processes"]
+__all__ = ["Options", "Recipe", "Validated", "Validation", "Watcher", "fit", "is_main_process", "leave_processes"]
 
 Watcher = Callable[[int, int, float], None]
 """Told (step, steps, loss) after each step; the command line draws its bar by one."""
@@ -45,6 +46,7 @@ def fit(
     lr: str | Path | None = None,
     checkpoint: str | Path | None = None,
     every: int = 200,
+    validation: Validation | None = None,
     logs: str | Path | None = None,
     workers: int = 0,
     watch: Watcher = lambda step, steps, loss: None,
@@ -62,6 +64,7 @@ def fit(
         lr: a folder of LR images of the same names; without it LR is made by basicsr's bicubic.
         checkpoint: a file written every `every` steps; if it is there already, the run goes on from it.
         every: steps from one checkpoint to the next.
+        validation: images that are measured as often, and at the start; the best of these weights are kept, then.
         logs: a folder for TensorBoard.
         workers: processes that read images.
         watch: called after each step.
@@ -87,8 +90,10 @@ def fit(
     crops = _crops(fast, hr, lr, recipe)
     kept = None if checkpoint is None else as_path(checkpoint, "checkpoint")
     with undone_by_failure(fast, fast.model):
-        run = Run(fast, stage, recipe, crops.names, kept, logs)
+        run = Run(fast, stage, recipe, crops.names, kept, logs, validation)
         start = run.resume()
+        if start == 0:
+            run.validate(0)
         rank, processes = run.accelerator.process_index, run.accelerator.num_processes
         pool = recipe.pool if stage in REUSABLE else 0
         numbers = Batches(recipe.batch, start, recipe.steps, rank, processes, pool=pool)
@@ -97,6 +102,7 @@ def fit(
             losses.append(run.step(step, given))
             watch(step, recipe.steps, losses[-1])
             if step % every == 0 or step == recipe.steps:
+                run.validate(step)
                 run.save(step)
         run.finish()
     if stage in RANKING:

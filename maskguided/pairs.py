@@ -77,7 +77,7 @@ def read_pairs(
         match = hr if hr is not None and hr.is_file() else next((found[n] for n in hr_names(path) if n in found), None)
         if hr is not None and match is None:
             raise ArgumentError(f"--hr {hr}: no HR image is called {path.stem}, as {path} is")
-        pairs.append(Pair(path.stem, x, None if match is None else _eight_bits(match, grey)))
+        pairs.append(Pair(path.stem, x, None if match is None else eight_bits(match, grey)))
     return pairs
 
 
@@ -127,7 +127,8 @@ def read_channels(path: Path, grey: bool = False) -> Image:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
-def _eight_bits(path: Path, grey: bool) -> NDArray[np.uint8]:
+def eight_bits(path: Path, grey: bool) -> NDArray[np.uint8]:
+    """An HR image; an ArgumentError where it has more than 8 bits a sample."""
     image = read_channels(path, grey)
     if image.dtype != np.uint8:
         raise ArgumentError(f"{path}: PSNR is measured on images of 8 bits a sample, not on {image.dtype}")

@@ -60,9 +60,11 @@ def test_from_photographs_to_a_head_that_upscale_takes(folder):
     done = run(
         "finetune", "--hr", folder / "hr", *weights, "--head", first, "-o", second, "--stage", "coarse,head",
         "--steps", 2, "--batch", 2, "--crop", 16, "--every", 1, "--device", "cpu",
+        "--val-hr", folder / "hr", "--val-lr", folder / "lr",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert [line.partition(", loss")[0] for line in done.stderr.splitlines() if "step" in line] == [
+    assert done.stderr.count("coarse: step 1, validation ") == done.stderr.count("head: step 2, validation ") == 1
+    assert [line.partition(", loss")[0] for line in done.stderr.splitlines() if "loss" in line] == [
         f"{stage}: step {step} of 2" for stage in ("coarse", "head") for step in (1, 2)
     ]
     assert not list(folder.glob("*.checkpoint"))
@@ -163,6 +165,7 @@ def test_explain_draws_six_panels(folder):
         ),
         (["finetune", "--hr", "{}/none", "-o", "{}/x.safetensors"], "no such file"),
         (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--head-loss", "l3"], "use 'rank', 'l1'"),
+        (["finetune", "--hr", "{}/hr", "-o", "{}/x.safetensors", "--val-lr", "{}/lr"], "without --val-hr"),
         (["explain", "-i", "{}/lr", "-o", "{}/x.png"], "is a folder"),
         (["explain", "-i", "{}/lr/coffee.png", "-o", "{}/pan.pth"], ".png, .pdf or .svg"),
     ],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from ..probing.modules import first_weight
 from .choices import Options
 from .recipe import Recipe
 from .stages import StageInput, loss, prepare, train_only
+from .validation import Validated, Validation
 
 _SINCE = ("halo", "exchange", "coarse_on", "onward", "keep", "scorer")
 """What a checkpoint says of its run that older ones did not; often it follows from the rest."""
@@ -44,8 +46,18 @@ class _StageLoss(nn.Module):
         return loss(self.fast, self.stage, StageInput(crops, shared), self.options)
 
 
+class _Best(NamedTuple):
+    """The weights that did best on the images for validation."""
+
+    psnr: float
+    step: int
+    parameters: list[Tensor]
+
+
 class Run:
     """A stage in training: model, optimiser, schedule and average, and their checkpoint."""
+
+    best: _Best | None = None
 
     def __init__(
         self,
@@ -55,7 +67,10 @@ class Run:
         images: str,
         checkpoint: Path | None,
         logs: str | Path | None,
+        validation: Validation | None,
     ) -> None:
+        self.validation = validation
+        self.shown = None if validation is None else validation.begin(fast)
         _seed(recipe.seed)
         self.fast, self.stage, self.recipe, self.images, self.checkpoint = fast, stage, recipe, images, checkpoint
         self.accelerator = _accelerator(
@@ -72,6 +87,7 @@ class Run:
         self.average = ema(self.parameters, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self.model, self.optimizer = self.accelerator.prepare(_StageLoss(fast, stage, recipe.options), optimizer)
         self.logs = _writer(logs) if logs and self.accelerator.is_main_process else None
+        self.dense = None if self.shown is None else self._mean(self.shown.dense(fast, self._mine))
 
     def prepare(self, low: Tensor, high: Tensor) -> StageInput:
         """Run what the stage keeps frozen."""
@@ -103,6 +119,41 @@ class Run:
             self.logs.add_scalar(f"{self.stage}/rate", self.optimizer.param_groups[0]["lr"], step)
         return found
 
+    def validate(self, step: int) -> None:
+        """Measure the weights as they would be kept now, and keep them if they are the best so far."""
+        if self.validation is None or self.shown is None or self.dense is None:
+            return
+        with self._averaged():
+            point = Validated(step, self._mean(self.shown.reached(self.fast, self.stage, self._mine)), self.dense)
+            if self.best is None or point.psnr > self.best.psnr:
+                self.best = _Best(point.psnr, step, [p.detach().cpu().clone() for p in self.parameters])
+        self.validation.points.append(point)
+        self.validation.watch(point)
+        if self.logs is not None:
+            self.logs.add_scalar(f"{self.stage}/psnr", point.psnr, step)
+
+    @property
+    def _mine(self) -> slice:
+        """Of the images for validation, those that this process measures."""
+        return slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+
+    def _mean(self, sums: Tensor) -> float:
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        return float(total / count)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The average of the weights in the place of what the last step has made of them."""
+        if self.average is None:
+            yield
+            return
+        own = [p.detach().clone() for p in self.parameters]
+        _copy_into(self.parameters, list(self.average.module))
+        try:
+            yield
+        finally:
+            _copy_into(self.parameters, own)
+
     def save(self, step: int) -> None:
         """Write the checkpoint whole, by the main process."""
         if self.checkpoint is None or not self.accelerator.is_main_process:
@@ -115,6 +166,7 @@ class Run:
             "average": None if self.average is None else [p.detach().cpu() for p in self.average.module],
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            "best": None if self.best is None else tuple(self.best),
         }
         torch_save_whole(self.checkpoint, content)
 
@@ -148,11 +200,14 @@ class Run:
         self.optimizer.load_state_dict(optimizer)
         if self.accelerator.scaler is not None:  # of fp16
             self.accelerator.scaler.load_state_dict(content["scaler"])
+        self.best = None if content.get("best") is None else _Best(*content["best"])
         return int(step)
 
     def finish(self) -> None:
-        """Keep the average of the weights."""
-        if self.average is not None:
+        """Keep the best of the weights, where they were measured, else their average."""
+        if self.best is not None:
+            _copy_into(self.parameters, self.best.parameters)
+        elif self.average is not None:
             _copy_into(self.parameters, [p.detach() for p in self.average.module])
         if self.logs is not None:
             self.logs.close()
@@ -167,7 +222,8 @@ class Run:
         stays = {n: p for n, p in fast.named_parameters() if id(p) not in own and n.startswith(has_a_say)}
         since = {**{name: getattr(fast, name) for name in _SINCE}, _STAYS: fingerprint(stays)[:16]}
         of_network = {"network": fingerprint(fast.given.state_dict())[:16], "shapes": shapes}
-        return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network}
+        seen = {} if self.shown is None else {"validation": self.shown.names}
+        return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network, **seen}
 
 
 def _accelerator(device: torch.device, precision: str, unused: bool) -> Any:
