@@ -15,7 +15,7 @@ import torch
 
 import maskguided
 from maskguided import MaskGuided
-from maskguided.pairs import Pair
+from maskguided.imaging.pairs import Pair
 from maskguided.parts import Cuts
 
 from .quality import mean_psnr, read

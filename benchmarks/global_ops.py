@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import maskguided
 from maskguided.bench import quality
 from maskguided.guided import MaskGuided
-from maskguided.pairs import Pair, read_pairs
+from maskguided.imaging.pairs import Pair, read_pairs
 from maskguided.parts import State
 from maskguided.windows.global_ops import GlobalOps
 

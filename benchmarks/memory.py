@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import maskguided
 from maskguided import infer
-from maskguided.images import goes_in_parts, open_large, write_image
+from maskguided.imaging.images import goes_in_parts, open_large, write_image
 from maskguided.parts import Merge
 
 from .engine import Way, network

@@ -21,8 +21,8 @@ import torch
 import maskguided
 from maskguided.error_map import dense_image
 from maskguided.errors import ArgumentError
-from maskguided.images import as_pixels
-from maskguided.pairs import read_pairs
+from maskguided.imaging.images import as_pixels
+from maskguided.imaging.pairs import read_pairs
 
 from .quality import mean_psnr, read
 from .small_networks import NETWORKS, network

@@ -32,8 +32,8 @@ from maskguided.error_map import patch_error
 from maskguided.errors import CheckpointError
 from maskguided.finetune import Recipe
 from maskguided.head import MaskHead, high_frequency
+from maskguided.imaging.pairs import Pair, read_pairs
 from maskguided.networks import load_network
-from maskguided.pairs import Pair, read_pairs
 from maskguided.patches import per_pixel
 from maskguided.training.choices import HeadLoss, Options, Stage
 from maskguided.training.stages import train_only

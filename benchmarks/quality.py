@@ -23,8 +23,8 @@ from torch import Tensor
 import maskguided
 from maskguided import MaskGuided, bench
 from maskguided.error_map import dense_image, patch_error
-from maskguided.images import list_images, to_tensor
-from maskguided.pairs import Pair, read_channels, read_pairs
+from maskguided.imaging.images import list_images, to_tensor
+from maskguided.imaging.pairs import Pair, read_channels, read_pairs
 from maskguided.patches import select
 from maskguided.probing.probe import image_of
 from maskguided.timing import Ratio, alternate, at, ratio

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from maskguided import bench
-from maskguided.pairs import Pair
+from maskguided.imaging.pairs import Pair
 from maskguided.pictures import drawing
 
 from .quality import read

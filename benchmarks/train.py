@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskguided.imaging.pairs import read_channels
 from maskguided.integrations.basicsr_plugin import import_basicsr
-from maskguided.pairs import read_channels
 from maskguided.weights import load_into, read
 
 from .small_networks import NETWORKS, SCALE

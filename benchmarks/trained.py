@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import maskguided
 from maskguided import bench
-from maskguided.images import to_tensor
-from maskguided.pairs import Pair
+from maskguided.imaging.images import to_tensor
+from maskguided.imaging.pairs import Pair
 
 from .challenge import Entry, entries
 from .quality import losses, read, times

@@ -13,7 +13,7 @@ import torch
 from matplotlib.patches import Rectangle
 
 import maskguided
-from maskguided.images import read_image
+from maskguided.imaging.images import read_image
 from maskguided.networks import load_network
 from maskguided.patches import gather, scatter
 

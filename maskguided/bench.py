@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from . import checkpoint, metrics
 from .cost import macs
 from .guided import MaskGuided
-from .images import as_pixels
-from .pairs import Pair, check_sizes
+from .imaging.images import as_pixels
+from .imaging.pairs import Pair, check_sizes
 from .parts import Merge
 from .probing.probe import image_of
 from .split import Split

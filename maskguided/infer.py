@@ -14,7 +14,7 @@ from torch import Tensor
 from .errors import ArgumentError, ImageError, is_out_of_memory
 from .guided import MaskGuided
 from .head import BLURS
-from .images import Image, as_pixels, resize, to_tensor
+from .imaging.images import Image, as_pixels, resize, to_tensor
 from .patches import Grid, per_pixel, round_up, select
 from .probing.modules import first_weight
 from .values import check_one_of, is_whole

@@ -18,7 +18,7 @@ from .error_map import luma
 from .errors import ArgumentError
 from .files import write_whole
 from .guided import MaskGuided
-from .images import Image, as_pixels
+from .imaging.images import Image, as_pixels
 from .infer import overlay
 from .optional import optional
 from .patches import per_pixel

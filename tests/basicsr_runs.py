@@ -16,7 +16,7 @@ from skimage import data
 from support import need_basicsr
 
 from maskguided import cli
-from maskguided.images import write_image
+from maskguided.imaging.images import write_image
 from maskguided.integrations import basicsr_command
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "basicsr"

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from support import need_basicsr, scaled
 
 from maskguided.adapters.pan_net import PAN
-from maskguided.images import write_image
+from maskguided.imaging.images import write_image
 from maskguided.windows.run import COMPILED
 
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])

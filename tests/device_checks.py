@@ -20,7 +20,7 @@ from typer.testing import CliRunner  # noqa: E402
 import maskguided  # noqa: E402
 from maskguided import infer, timing  # noqa: E402
 from maskguided.cli import app  # noqa: E402
-from maskguided.images import write_image  # noqa: E402
+from maskguided.imaging.images import write_image  # noqa: E402
 from maskguided.probing.modules import first_weight  # noqa: E402
 
 SETTINGS = (

@@ -14,7 +14,7 @@ from maskguided import CannotSplit, CheckpointError
 from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
 from maskguided.errors import MaskGuidedError
-from maskguided.images import read_image, write_image
+from maskguided.imaging.images import read_image, write_image
 from maskguided.infer import upscale
 
 PHOTO = data.astronaut()[:64:2, 60:108:2].copy()  # 32 x 24

@@ -19,7 +19,7 @@ from support import difference, image, need_basicsr
 from torch import nn
 
 import maskguided
-from maskguided.images import read_image, write_image
+from maskguided.imaging.images import read_image, write_image
 from maskguided.integrations import basicsr_command
 from maskguided.integrations.basicsr_kinds import check_registered
 from maskguided.integrations.basicsr_network import MaskGuidedSR

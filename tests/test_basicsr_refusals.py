@@ -11,7 +11,7 @@ import pytest
 from basicsr_runs import main, run, small, write
 
 from maskguided import MaskGuidedWarning
-from maskguided.images import write_image
+from maskguided.imaging.images import write_image
 
 WRONG = {
     "unknown key": (lambda o: o["network_g"].update(kep=0.5), "'kep' is not known; did you mean 'keep'?"),

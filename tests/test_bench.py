@@ -20,9 +20,9 @@ from maskguided import ArgumentError, MaskGuidedWarning, bench, commands, metric
 from maskguided.commands.bench import _table as bench_table
 from maskguided.errors import ImageError
 from maskguided.gain import fresh_estimate
-from maskguided.images import read_image, resize, write_image
+from maskguided.imaging.images import read_image, resize, write_image
+from maskguided.imaging.pairs import Pair, check_sizes, read_pairs
 from maskguided.networks import Loaded
-from maskguided.pairs import Pair, check_sizes, read_pairs
 from maskguided.probing.probe import probe_network
 
 

@@ -15,7 +15,7 @@ from support import difference, image, need_basicsr, scaled
 
 import maskguided
 from maskguided.adapters.pan_net import PAN
-from maskguided.images import write_image
+from maskguided.imaging.images import write_image
 from maskguided.networks import load_network
 
 sys.path.append(str(Path(__file__).parents[1]))

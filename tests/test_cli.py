@@ -21,7 +21,7 @@ from maskguided import ArgumentError, cli
 from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
 from maskguided.commands import console, options
-from maskguided.images import read_image, write_image
+from maskguided.imaging.images import read_image, write_image
 from maskguided.infer import upscale
 
 HEAD = Path(__file__).parents[1] / "benchmarks" / "weights" / "edsr_baseline_guided.safetensors"

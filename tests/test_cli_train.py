@@ -20,8 +20,8 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.cli import app
 from maskguided.commands.calibrate import _cut
 from maskguided.errors import MaskGuidedError
-from maskguided.images import read_image, to_tensor, write_image
-from maskguided.pairs import Pair
+from maskguided.imaging.images import read_image, to_tensor, write_image
+from maskguided.imaging.pairs import Pair
 from maskguided.weights import read
 
 WRAP = ["--split-at", "2", "--merge", "image", "--coarse-tail", "deep", "--patch-size", "8", "--halo", "1"]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import maskguided
 from maskguided import ArgumentError, ExportError, MissingDependency, cli
 from maskguided.export import onnx_session
-from maskguided.images import read_image, write_image
+from maskguided.imaging.images import read_image, write_image
 
 skimage = pytest.importorskip("skimage")
 pytest.importorskip("onnxruntime")

@@ -22,7 +22,7 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.checkpoint import fingerprint
 from maskguided.export import export
 from maskguided.files import torch_save_whole, write_whole
-from maskguided.images import read_image, write_image
+from maskguided.imaging.images import read_image, write_image
 from maskguided.networks import load_network
 from maskguided.training.stages import train_only
 from maskguided.weights import load_into, read

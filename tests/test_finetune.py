@@ -19,7 +19,7 @@ from maskguided import ArgumentError, ImageError, finetune
 from maskguided.adapters.pan_net import PAN
 from maskguided.error_map import patch_error
 from maskguided.finetune import Recipe
-from maskguided.images import write_image
+from maskguided.imaging.images import write_image
 from maskguided.networks import load_network
 from maskguided.training import stages
 from maskguided.training.choices import STAGES, Options

@@ -30,9 +30,9 @@ from maskguided import (
 from maskguided.adapters.edsr_net import EDSR
 from maskguided.adapters.pan_net import PAN
 from maskguided.commands import options
-from maskguided.images import read_image, write_image
+from maskguided.imaging.images import read_image, write_image
+from maskguided.imaging.pairs import read_pairs
 from maskguided.networks import load_network
-from maskguided.pairs import read_pairs
 from maskguided.weights import load_into
 
 PHOTO = data.astronaut()[:72:2, 60:148:2]  # 36 x 44

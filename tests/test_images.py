@@ -12,7 +12,7 @@ from skimage import data
 from support import PHOTO, run
 
 from maskguided import ImageError, MaskGuidedWarning
-from maskguided.images import is_lossless, list_images, read_image, read_profile, write_image
+from maskguided.imaging.images import is_lossless, list_images, read_image, read_profile, write_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
 

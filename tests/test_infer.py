@@ -13,7 +13,7 @@ from support import PHOTO, scaled
 import maskguided
 from maskguided import ArgumentError, ImageError
 from maskguided.adapters.pan_net import PAN
-from maskguided.images import resize
+from maskguided.imaging.images import resize
 from maskguided.infer import overlay, run_tiled, upscale
 
 

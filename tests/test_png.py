@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import ImageCms
 from support import PHOTO, run
 
-from maskguided import tiff
-from maskguided.images import open_large, read_image, read_profile, write_image
-from maskguided.png import StripedPng, _filtered
+from maskguided.imaging import tiff
+from maskguided.imaging.images import open_large, read_image, read_profile, write_image
+from maskguided.imaging.png import StripedPng, _filtered
 
 
 @pytest.fixture

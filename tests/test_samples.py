@@ -13,7 +13,7 @@ import torch
 
 from maskguided import ArgumentError, MaskGuidedWarning
 from maskguided.errors import ImageError
-from maskguided.images import read_image, write_image
+from maskguided.imaging.images import read_image, write_image
 from maskguided.training.samples import Batches, Crops, _Images, reduce
 
 

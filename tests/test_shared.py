@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import maskguided
 from maskguided import MaskGuided, split
 from maskguided.cli import app
-from maskguided.images import read_image, write_image
+from maskguided.imaging.images import read_image, write_image
 from maskguided.metrics import psnr, ssim
 from maskguided.weights import load_into, read
 

@@ -17,7 +17,7 @@ import maskguided
 from maskguided import ArgumentError
 from maskguided.calibration.closed_form import Known, fit_skip
 from maskguided.error_map import dense_image
-from maskguided.images import write_image
+from maskguided.imaging.images import write_image
 from maskguided.skip import LinearSkip, make_skip
 
 

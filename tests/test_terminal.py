@@ -10,7 +10,7 @@ import sys
 import pytest
 from skimage import data
 
-from maskguided.images import write_image
+from maskguided.imaging.images import write_image
 
 pty = pytest.importorskip("pty", reason="needs a terminal of Unix")
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import PHOTO, run
 
-from maskguided import tiff
-from maskguided.images import read_image, write_image
-from maskguided.tiff import StripedTiff, mapped
+from maskguided.imaging import tiff
+from maskguided.imaging.images import read_image, write_image
+from maskguided.imaging.tiff import StripedTiff, mapped
 
 tifffile = pytest.importorskip("tifffile")
 

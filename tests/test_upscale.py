@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import maskguided
 from maskguided import ArgumentError, MaskGuidedWarning
 from maskguided.cli import app
-from maskguided.images import read_image, resize, write_image
+from maskguided.imaging.images import read_image, resize, write_image
 from maskguided.infer import upscale
 
 
@@ -186,7 +186,7 @@ def test_what_another_run_wrote_meanwhile_is_not_replaced(way, weights, tmp_path
     write_image(tmp_path / "a.png", PHOTO)
     monkeypatch.setattr(command, way, meanwhile)
     if way == "upscale_onto":
-        monkeypatch.setattr("maskguided.tiff.LARGE", 0)
+        monkeypatch.setattr("maskguided.imaging.tiff.LARGE", 0)
     common = ("upscale", "-i", tmp_path / "a.png", "-o", tmp_path / "b.png", "-w", weights)
     assert "exists already" in run(*common, code=1).output
     assert (tmp_path / "b.png").read_bytes() == b"another"

@@ -12,7 +12,7 @@ from training_runs import QUICK, wrapped
 
 from maskguided import ArgumentError, CheckpointError, MaskGuided, finetune, metrics
 from maskguided.finetune import Validation
-from maskguided.images import as_pixels, list_images, read_image, to_tensor, write_image
+from maskguided.imaging.images import as_pixels, list_images, read_image, to_tensor, write_image
 
 pytest.importorskip("timm", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")

@@ -18,8 +18,8 @@ from torch import nn
 from .. import bench, checkpoint, pictures
 from ..errors import ArgumentError
 from ..files import write_whole
+from ..imaging.pairs import Pair, read_pairs
 from ..networks import load_network
-from ..pairs import Pair, read_pairs
 from ..probing.modules import first_weight
 from ..probing.probe import Probe, probe_network, runs_channels_last
 from ..probing.untouched import untouched

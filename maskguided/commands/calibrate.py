@@ -13,9 +13,9 @@ from torch import Tensor
 from .. import checkpoint, pictures
 from ..calibrate import calibrate
 from ..calibration.curve import Budget
-from ..images import to_tensor
+from ..imaging.images import to_tensor
+from ..imaging.pairs import Pair, check_sizes, read_pairs
 from ..networks import load_network
-from ..pairs import Pair, check_sizes, read_pairs
 from ..probing.modules import first_weight
 from .console import err, log
 from .options import (

@@ -10,7 +10,7 @@ import typer
 
 from .. import pictures
 from ..errors import ArgumentError
-from ..pairs import read_pairs
+from ..imaging.pairs import read_pairs
 from ..probing.modules import first_weight
 from .options import (
     Device,

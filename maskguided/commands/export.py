@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..errors import ArgumentError
 from ..export import export
-from ..pairs import read_pairs
+from ..imaging.pairs import read_pairs
 from .options import (
     HeadFile,
     Keep,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ArgumentError, ImageError, warn
-from ..images import SUFFIXES, list_images, read_image
+from ..imaging.images import SUFFIXES, list_images, read_image
 from .options import same_place, writable
 
 _UNWRITTEN = (".gif", ".jp2", ".jxl", ".avif", ".heic", ".ppm", ".exr", ".svg", ".pdf")

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from ..errors import ArgumentError, ImageError, MaskGuidedError, first_line
 from ..files import write_whole
 from ..guided import MaskGuided
-from ..images import (
+from ..imaging.images import (
     Image,
     check_format,
     goes_in_parts,

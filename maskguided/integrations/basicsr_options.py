@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import ArgumentError
-from ..images import list_images
+from ..imaging.images import list_images
 from ..training.choices import STAGES
 from ..training.choices import Options as StageOptions
 from ..values import check_arguments

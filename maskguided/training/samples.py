@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import ArgumentError, ImageError, warn
-from ..images import Image, list_images, to_tensor
+from ..imaging.images import Image, list_images, to_tensor
+from ..imaging.pairs import lr_paths, read_channels
 from ..integrations.basicsr_plugin import import_basicsr
-from ..pairs import lr_paths, read_channels
 
 _CONTEXT = 4  # LR pixels around a crop that its bicubic reduction looks at
 _KEPT = 2**30  # bytes of images kept in memory by each process

@@ -16,8 +16,8 @@ from ..bench import quality
 from ..error_map import dense_image
 from ..errors import ArgumentError
 from ..guided import MaskGuided
-from ..images import list_images, to_tensor
-from ..pairs import Pair, check_sizes, eight_bits, read_pairs
+from ..imaging.images import list_images, to_tensor
+from ..imaging.pairs import Pair, check_sizes, eight_bits, read_pairs
 from ..probing.modules import first_weight
 from ..probing.probe import image_of
 from ..values import as_path

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from .errors import ImageError, MissingDependency, warn
-from .files import write_whole
+from ..errors import ImageError, MissingDependency, warn
+from ..files import write_whole
 from .png import StripedPng, transparent_grey
 from .tiff import SUFFIXES as TIFF
 from .tiff import StripedTiff, is_large, look_at, mapped

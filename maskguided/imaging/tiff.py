@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .errors import MissingDependency, warn
+from ..errors import MissingDependency, warn
 
 LARGE = 2**28
 """Bytes of pixels from which on a TIFF or a PNG is not held in memory. Smaller TIFFs are compressed, which one that is
@@ -34,7 +34,7 @@ class StripedTiff:
         dtype: uint8 or uint16.
 
     >>> import tempfile
-    >>> from maskguided.images import read_image
+    >>> from maskguided.imaging.images import read_image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with StripedTiff(Path(folder) / "a.tif", (2, 4), np.uint8) as file:
     ...         file[0:2, 2:4] = np.array([[1, 2], [3, 4]], np.uint8)

@@ -46,7 +46,7 @@ class StripedPng:
         profile: a colour profile (ICC) to keep in it.
 
     >>> import tempfile
-    >>> from maskguided.images import read_image
+    >>> from maskguided.imaging.images import read_image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with StripedPng(Path(folder) / "a.png", (2, 4), np.uint8) as file:
     ...         file[0:2, 2:4] = np.array([[1, 2], [3, 4]], np.uint8)

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import ArgumentError, ImageError, warn
+from ..errors import ArgumentError, ImageError, warn
+from ..metrics import SMALLEST
 from .images import Image, list_images, read_image, to_tensor
-from .metrics import SMALLEST
 
 _TOO_SMALL = (
     f"an image of {{}}x{{}} LR pixels; PSNR leaves its border out, so use images of {SMALLEST}x{SMALLEST} or more"
