@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from toys import Base, Block, ResidualOutside
 
 import maskguided
-from maskguided import ArgumentError, CannotSplit, MaskGuidedError
+from maskguided import ArgumentError, CannotSplit
 from maskguided.probing.untouched import no_leftovers
 
 
@@ -351,12 +353,21 @@ def test_blocks_that_hand_on_named_tuples():
     assert difference(by_windows(fast, x), model(x)) < 1e-5
 
 
-def test_what_cannot_be_pickled_says_so(tmp_path):
-    fast = maskguided.wrap(scaled(ResidualOutside()), 2)
-    with pytest.raises(MaskGuidedError, match=r"maskguided\.save"):
-        torch.save(fast, tmp_path / "fast.pt")
-    torch.save(fast.state_dict(), tmp_path / "state.pt")
-    fast.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+@pytest.mark.parametrize("settings", [{}, {"merge": "image"}, {"merge": "image", "refine_tail": "light"}], ids=str)
+def test_a_wrap_is_pickled_whole(settings):
+    fast, x = maskguided.wrap(scaled(ResidualOutside()), 2, keep=0.4, **settings), image(2, 3, 33, 47)
+    again = pickle.loads(pickle.dumps(fast))
+    assert torch.equal(again(x), fast(x))
+    assert again.unwrap() is again.model
+    assert again.state_dict().keys() == fast.state_dict().keys()
+    assert torch.equal(copy.deepcopy(again)(x), fast(x))
+    for parameter, twin in zip(fast.parameters(), again.parameters(), strict=True):
+        before = fast(x)
+        with torch.no_grad():
+            parameter.mul_(1.1)
+            assert torch.equal(again(x), before), "they share weights"
+            twin.mul_(1.1)
+        assert torch.equal(again(x), fast(x)), "the weights of the twin are not what it runs"
 
 
 class InPythonsTypes(Base):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import CannotSplit, MaskGuidedError
+from ..errors import CannotSplit
 from ..parts import Kind, State, Stretch, moved_out
 from ..probing.modules import copied
 from ..probing.probe import Probe
@@ -24,6 +24,7 @@ from .cut import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
 from .last_upsampling import before_last_growth, leading_to
 from .layout import Layout
 from .recordings import USE_AN_ADAPTER
+from .rows import Row, graph_of, rows_of
 from .sizes import At, Rounding, Size
 from .trace import AT, CONSTANTS, MODEL, Traced
 
@@ -44,6 +45,9 @@ class Part:
 
     graph: fx.Graph
     inputs: tuple[str, ...]
+
+    def __reduce__(self) -> Any:
+        return _part_of, (rows_of(self.graph), self.inputs)
 
 
 @dataclass(frozen=True)
@@ -199,11 +203,12 @@ class AutomaticSplit(Split):
         clone._bind()
         return clone
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise MaskGuidedError(
-            f"a wrapped {type(self.model).__name__} that was split automatically cannot be pickled whole: use "
-            "maskguided.save(fast, path), and maskguided.load(path, network)"
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._bind()
 
     def _bind(self) -> None:
         self._run = {name: _module(part.graph, self.model, self.constants) for name, part in self._parts.items()}
@@ -251,6 +256,10 @@ def _parts_of(cut: Cut, live: list[fx.Node], pieces: list[Piece], traced: Traced
         "tail": _extract(cut.tail, inputs_of(cut.tail, traced), image, traced),
         **{piece.name: _extract(piece.nodes, piece.inputs, piece.written, traced) for piece in pieces},
     }
+
+
+def _part_of(rows: list[Row], inputs: tuple[str, ...]) -> Part:
+    return Part(graph_of(rows), inputs)
 
 
 def _input(traced: Traced) -> fx.Node:
@@ -301,7 +310,7 @@ def _clone_inputs(part: Part, names: list[str]) -> None:
             node.replace_all_uses_with(clone, delete_user_cb=lambda user, clone=clone: user is not clone)
 
 
-def _module(graph: fx.Graph, model: nn.Module, constants: nn.Module | None) -> fx.GraphModule:
+def _module(graph: fx.Graph, model: nn.Module | None, constants: nn.Module | None) -> fx.GraphModule:
     root = nn.Module()
     root.add_module(MODEL, model)
     root.add_module(CONSTANTS, constants)
@@ -315,6 +324,15 @@ class _GraphTail(nn.Module):
         super().__init__()
         self.part, self.frame = split._parts["tail"], split._frame
         self.graph = copied(_module(self.part.graph, split.model, split.constants))
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: part for name, part in self._modules.items() if name != "graph"}
+        return {**vars(self), "_modules": own, "within": dict(self.graph.named_children())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        within = state.pop("within")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.graph = _module(self.part.graph, within.get(MODEL), within.get(CONSTANTS))
 
     def forward(self, state: State) -> Tensor:
         image: Tensor = self.graph(*self.frame.inputs(self.part, moved_out(state), self.graph))
