@@ -144,15 +144,17 @@ def test_a_network_whose_blocks_cannot_be_left_out_as_they_are_is_told_of_before
     pytest.importorskip("spandrel")
     weights, photo = need_shared() / "weights", tmp_path / "photo.png"
     write_image(photo, read_image(need_shared() / "data" / "Set5" / "LRx4" / "butterfly.png")[:40, :40])
-    for name, more, told in (
-        ("realesr-animevideov3.pth", [], True),
-        ("realesr-animevideov3.pth", ["--keep", "1"], False),
-        ("PANx4_DF2K.pth", [], False),
+    for name, more, told, refined in (
+        ("realesr-animevideov3.pth", [], True, "100% refined"),
+        ("realesr-animevideov3.pth", ["--keep", "0.48"], True, "48% refined"),
+        ("realesr-animevideov3.pth", ["--keep", "1"], False, "100% refined"),
+        ("PANx4_DF2K.pth", [], False, "52% refined"),
     ):
         args = ["upscale", "-i", str(photo), "-w", str(weights / name), "-o", str(tmp_path), "--overwrite", *more]
         result = CliRunner().invoke(app, args)
         assert result.exit_code == 0, result.output
         assert ("worse than bicubic" in result.output) == told
+        assert refined in result.output
 
 
 def test_metrics_are_those_of_basicsr():

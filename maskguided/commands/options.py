@@ -264,25 +264,32 @@ def is_fresh(weights: Path | None, head: Path | None) -> bool:
     return weights is not None and head is None
 
 
-def warn_of_rough(fast: MaskGuided, lr: Tensor, weights: Path | None, head: Path | None) -> None:
-    """Say so where a fresh wrap's image will not look like the network's: tried on the middle of `lr` (1, C, H, W)."""
+def warn_of_rough(
+    fast: MaskGuided, lr: Tensor, weights: Path | None, head: Path | None, *, refine_all: bool = False
+) -> None:
+    """Say so where a fresh wrap's image will not look like the network's: tried on the middle of `lr` (1, C, H, W).
+
+    `refine_all`: and have all patches refined then, for the user has named no keep.
+    """
     if not is_fresh(weights, head):
         return
     rows, cols = middle(lr.shape[2], lr.shape[3])
-    part, instead = lr[:, :, rows, cols], "use --keep 1"
-    worse = "what is not refined will be worse than bicubic"
+    part = lr[:, :, rows, cols]
     if isinstance(fast.split, LightTailed):
         why = "the light refine tail is bilinear until it is calibrated, and so is what is refined"
-        instead = "leave --refine-tail out"
+        instead = "or leave --refine-tail out"
     elif fast.keep == 1 or not is_rough(fast, part, dense_image(fast, part)):
         return
-    elif isinstance(fast.coarse_tail, LightTail):
-        why = f"the light coarse tail is bilinear until it is calibrated: {worse}"
     else:
-        why = f"the blocks of this network cannot be left out as they are: {worse}"
+        light = isinstance(fast.coarse_tail, LightTail)
+        cause = "light coarse tail is bilinear until it is calibrated"
+        why = f"the {cause if light else 'blocks of this network cannot be left out as they are'}: what is not refined "
+        why += "would be worse than bicubic, so all patches are refined" if refine_all else "will be worse than bicubic"
+        instead = "to be faster than the network" if refine_all else "or use --keep 1"
+        fast.keep = 1 if refine_all else fast.keep
     err.print(
         f"[yellow]warning:[/yellow] {why}; first `maskguided calibrate -i PHOTOS -w {plain(weights)} -o "
-        f"F.safetensors`, then add --head F.safetensors, or {instead}"
+        f"F.safetensors`, then add --head F.safetensors, {instead}"
     )
 
 

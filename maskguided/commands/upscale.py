@@ -148,7 +148,7 @@ def upscale_command(
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
     fast = fast.to(memory_format=fast.split.memory_format)
     if is_fresh(weights, head):  # else no image is read for it
-        _warn_of_rough(fast, jobs, weights, head)
+        _warn_of_rough(fast, jobs, weights, head, refine_all=keep is None)
     failed = _upscale_all(fast, jobs, way)
     if failed:
         err.print(f"{failed} of {len(jobs)} failed")
@@ -182,7 +182,9 @@ def _not_done(jobs: Sequence[results.Job]) -> list[results.Job]:
     return left
 
 
-def _warn_of_rough(fast: MaskGuided, jobs: Sequence[results.Job], weights: Path | None, head: Path | None) -> None:
+def _warn_of_rough(
+    fast: MaskGuided, jobs: Sequence[results.Job], weights: Path | None, head: Path | None, *, refine_all: bool
+) -> None:
     """`warn_of_rough`, on the first image that can be read."""
     like = first_weight(fast.model)
     for job in jobs:
@@ -190,7 +192,7 @@ def _warn_of_rough(fast: MaskGuided, jobs: Sequence[results.Job], weights: Path 
             image = read_image(job.path)
             part = image[middle(*image.shape[:2])]
             lr = as_input(part[..., :3] if part.ndim == 3 else part, fast).to(like)
-            return warn_of_rough(fast, lr, weights, head)
+            return warn_of_rough(fast, lr, weights, head, refine_all=refine_all)
         except (MaskGuidedError, RuntimeError):
             continue  # it is told of when its turn comes
 
