@@ -11,6 +11,7 @@ from support import by_windows, difference, image, scaled
 from test_places import Ends
 from torch import nn
 from torch.nn import functional as F
+from toys import Base
 
 import maskguided
 from maskguided import CannotSplit
@@ -283,3 +284,30 @@ def test_weights_that_are_weak_as_yet_hide_nothing_of_what_windows_cannot_do():
 
     assert maskguided.wrap(scaled(Ends(Residual), gain=0.14), 2).exchange
     assert not maskguided.wrap(scaled(Ends(Around), gain=0.14), 2).exchange
+
+
+class ReflectedFar(Base):
+    """Looks at the image continued by reflection, which takes images of more than so many pixels a side."""
+
+    def __init__(self, reach: int) -> None:
+        super().__init__()
+        self.reach = reach
+
+    def forward(self, x):
+        around = F.pad(x, (self.reach,) * 4, mode="reflect")[:, :, : x.shape[2], : x.shape[3]]
+        y = self.first(x + 0.5 * around)
+        for block in self.blocks:
+            y = block(y)
+        return self.finish(y)
+
+
+@pytest.mark.parametrize("reach", [48, 49, 63, 64, 96, 150])
+def test_a_least_size_is_not_taken_for_a_multiple(reach):
+    model = scaled(ReflectedFar(reach))
+    fast = maskguided.wrap(model, 2, keep=1)
+    assert fast.split.probe.multiple_of == 1
+    assert fast.split.probe.smallest == reach + 1
+    for size in ((reach + 1, reach + 2), (2 * reach + 1, reach + 40)):
+        x = image(1, 3, *size)
+        assert difference(fast(x), model(x)) < 1e-5
+        assert difference(by_windows(fast, x), model(x)) < 1e-5

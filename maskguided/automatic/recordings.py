@@ -48,7 +48,8 @@ def _sizes(probe: Probe) -> list[tuple[int, int, int]]:
     step = probe.multiple_of
     a = -(-probe.least // step) | 1
     # Where small ones are not taken, the others are farther apart: all would be rounded up to the same multiple of 48.
-    c, e = (max(a + 2, -(-least // step) | 1) for least in ((37, 67) if probe.least < LARGE_LEAST else (57, 109)))
+    apart = (37, 67) if probe.least < LARGE_LEAST else (side * probe.least // LARGE_LEAST for side in (57, 109))
+    c, e = (max(a + 2, -(-least // step) | 1) for least in apart)
     b, d = a + 1, c + 1
     pairs = [(a, b), (b, a), (a + 2, d), (c, b), (a, e), (e, a + 2)]
     if step >= 8:  # such large multiples are few

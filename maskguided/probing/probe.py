@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import product, takewhile
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ LARGE_LEAST = 48
 _LEAST = (17, LARGE_LEAST)  # LR pixels a side: enough for reflection padding and small strides; for deep U-nets
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36, 11, 22, 15, 30)
 """What networks ask the size of their input to be a multiple of, or round it up to, in the order of trying."""
+_LARGE = ((1, 256), (64, 256))
+"""Multiples and sides for networks that take none of those: they may pad by reflection as far as ConvIR."""
 _LESS_CONTRAST = (0.25, 0.06, 0.015)
 _OUTPUT_KEYS = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")
 
@@ -70,9 +72,9 @@ class Probe:
     @property
     def telling_sizes(self) -> list[tuple[int, int]]:
         """Sizes that show whether something holds for all: odd ones, small and not, and round ones."""
-        step = self.multiple_of
-        larger = (round_up(side, step) for side in ((47, 61) if self.least < LARGE_LEAST else (LARGE_LEAST, 71)))
-        return [self.sizes[0], self.round_size, (*larger,)]  # type: ignore[list-item]
+        step, known = self.multiple_of, self.sizes[0][0]
+        larger = (47, 61) if self.least < LARGE_LEAST else (known, known + 23)
+        return [self.sizes[0], self.round_size, tuple(round_up(side, step) for side in larger)]  # type: ignore[list-item]
 
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:
         """A fixed random image, (batch, in_channels, height, width) in 0..1."""
@@ -98,7 +100,7 @@ def probe_network(model: nn.Module) -> Probe:
     guesses, by_colour = _channel_guesses(model), list[tuple[Probe, Tensor]]()
     failure, telling = "it was never called", 0
     with untouched(model):
-        for multiple, least, channels in product(MULTIPLES, _LEAST, guesses):
+        for (multiple, least), channels in product((*product(MULTIPLES, _LEAST), *_LARGE), guesses):
             found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
             height, width = found.sizes[0]
             try:
@@ -114,6 +116,7 @@ def probe_network(model: nn.Module) -> Probe:
                 failure, telling = f"{height}x{width} became {out.shape[2]}x{out.shape[3]}, no whole multiple", 2
                 continue
             found = replace(found, out_channels=out.shape[1], scale=scale, alike=_alike(result, out))
+            found = _least_or_multiple(model, found)
             if channels != 3 or _is_of_colours(model, found, out):
                 return _with_room(model, _in_range(model, found, out))
             by_colour.append((found, out))
@@ -123,13 +126,33 @@ def probe_network(model: nn.Module) -> Probe:
     raise CannotSplit(
         f"{type(model).__name__} could not be run on a random image (channels "
         f"{', '.join(map(str, guesses))}; sizes from "
-        f"{_LEAST[0]}x{_LEAST[0] + 2} to multiples of {max(MULTIPLES)}); last answer: {failure}"
+        f"{_LEAST[0]}x{_LEAST[0] + 2} to {_LARGE[0][1] + 1}x{_LARGE[0][1] + 3}, and multiples of {max(MULTIPLES)}; one "
+        f"that takes a single size only cannot be split); last answer: {failure}"
     )
 
 
 def _tells(model: nn.Module, channels: int, error: Exception) -> int:
     """How much the error of a network that was called with so many channels tells of it."""
-    return 0 if "channels, but got" in str(error) else 1 + (channels == _first_channels(model))
+    return 2 * (channels == _first_channels(model)) + ("channels, but got" not in str(error))
+
+
+def _least_or_multiple(model: nn.Module, found: Probe) -> Probe:
+    """`found`, or with a smaller multiple, where what that was tried with before may only have been too small.
+
+    What it is said to take at least is what it was tried with.
+    """
+    side = min(found.sizes[0])
+    if found.multiple_of == 1:
+        return replace(found, least=side)
+    for multiple in takewhile(lambda multiple: multiple != found.multiple_of, MULTIPLES):
+        if min(_size(multiple, max(_LEAST))) >= side:
+            continue
+        other = replace(found, multiple_of=multiple, least=_size(multiple, side)[0])
+        height, width = other.sizes[0]
+        with suppress(Exception):  # whatever a foreign network raises
+            if image_of(model(other.input(height, width))).shape[2:] == (found.scale * height, found.scale * width):
+                return other
+    return found
 
 
 def _in_range(model: nn.Module, found: Probe, out: Tensor) -> Probe:

@@ -119,18 +119,18 @@ def _holds_on(parts: Parts, found: Trial, grid: Grid) -> bool:
 
 
 def _on_a_large_map(parts: Parts, found: Trial) -> Trial:
-    """`found`, less what fails on a map of 64 LR pixels a side: blocks may look further where there is more to see.
+    """`found`, less what fails on a map of at least 64 LR pixels a side: blocks may look further there.
 
     It is tried within Thin (in a tenth of the time, with other values), and in full if that fails.
     """
-    step = parts.multiple_of
+    step, side = parts.multiple_of, max(_LARGE, parts.probe.least)
     usual = max(round_up(SMALLEST_TRIED, step), 2 * step)
     for patch in (usual, 2 * usual, 4 * usual):  # the first on which blocks run
-        other = _thinly_again(parts, found, _grid_of(parts.model, patch, step, _LARGE))
+        other = _thinly_again(parts, found, _grid_of(parts.model, patch, step, side))
         if other.runs:
             break
     if other.body and found.detours:  # windows that do not overlap are put into maps, and cut, in another way
-        apart = _thinly_again(parts, found, _grid_of(parts.model, patch, 0, _LARGE))
+        apart = _thinly_again(parts, found, _grid_of(parts.model, patch, 0, side))
         other = min(other, apart, key=lambda trial: (trial.body, trial.image))
     return replace(found, body=other.body, image=found.image and other.image)
 
