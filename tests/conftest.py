@@ -11,7 +11,7 @@ from support import need_basicsr, scaled
 
 from maskguided.adapters.pan_net import PAN
 from maskguided.imaging.images import write_image
-from maskguided.windows.run import COMPILED
+from maskguided.windows.compiled import COMPILED
 
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=1000)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support import NETWORKS, difference, image, scaled
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ResidualOutside, conv
 from waiting import waits_for
@@ -83,6 +84,41 @@ def test_compiled_windows_see_their_neighbours_where_the_network_pads_by_hand():
     assert fast.exchange
     with torch.no_grad():
         assert difference(torch.compile(fast, backend="eager", fullgraph=True)(x), fast(x)) < 1e-5
+
+
+class Breaking(ResidualOutside):
+    """Something between the convolutions of its blocks that no graph can hold."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = conv(8, 8), conv(8, 8)
+
+        def forward(self, x):
+            y = F.relu(self.conv1(x))
+            torch._dynamo.graph_break()
+            return x + self.conv2(y)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in range(5))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("of_blocks", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_frames_of_their_own_see_which_windows_were_just_cut(of_blocks, gradients):
+    """As where a graph breaks within a block, or blocks are compiled alone: torch guards no identity of arguments."""
+    for model in (scaled(Breaking()), scaled(ResidualOutside())):
+        fast, x = maskguided.wrap(model, 2, keep=0.4).eval(), image(1, 3, 23, 29)
+        with torch.set_grad_enabled(gradients):
+            expected = fast(x).detach()
+            if of_blocks:
+                for name in fast.split.blocks:
+                    model.get_submodule(name).compile(backend="eager")
+            compiled = fast if of_blocks else torch.compile(fast, backend="eager")
+            for _ in range(2):
+                assert difference(compiled(x).detach(), expected) < 1e-5
 
 
 @pytest.mark.usefixtures("fresh_compiler")

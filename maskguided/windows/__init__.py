@@ -15,6 +15,7 @@ global_ops.py    which calls are such
 reductions.py    and of which functions
 products.py      channels that attend to channels, means that weigh pixels
 readings.py      what could mean two things
+compiled.py    what torch.compile makes of all this
 
 run.py, sizes.py and context.py work on a Split; all others stand below it, for a Split tries its windows by trial.py.
 """

@@ -5,7 +5,6 @@ gather -> the part, its convolutions seeing the neighbouring windows -> what it 
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +15,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ArgumentError
-from ..optional import torch_since
 from ..parts import Kind, State
 from ..patches import Chosen
 from .borders import Borders, Guess, cut_windows
+from .compiled import COMPILED, not_compiled
 from .exchange import Exchange
 from .per_image import PerImage
 from .trial import Trial
@@ -77,28 +76,9 @@ def on_windows(
 _CODE = on_windows.__code__  # whatever is put around it below
 
 
-def _not_compiled(function: Callable[..., Result]) -> Callable[..., Result]:
-    """What torch.compiler.disable does, but that takes seconds to import the compiler."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Result:
-        set_frames: Any = torch._C._dynamo.eval_frame.set_eval_frame
-        before = set_frames(None)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            set_frames(before)
-
-    run._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return run
-
-
-COMPILED = torch_since(2, 10)
-"""Whether torch.compile of this torch takes windows into its graph."""
-
 if not COMPILED:
     # To 2.5 torch.compile leaves function modes out, without a word; to 2.9 it stumbles over what is done in them.
-    on_windows = _not_compiled(on_windows)
+    on_windows = not_compiled(on_windows)
 
 
 class _NothingTwice(TorchFunctionMode):
@@ -106,6 +86,8 @@ class _NothingTwice(TorchFunctionMode):
     nothing of the windows around."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return func(*args, **(kwargs or {}))
         frame = sys._getframe(1)
         while frame.f_code is not _CODE and frame.f_back is not None:
             if frame.f_globals.get("__name__") in _CHECKPOINTS:
