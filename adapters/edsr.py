@@ -19,6 +19,7 @@ from maskguided.adapter import Adapter, lacks, register
 from maskguided.errors import ArgumentError
 from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.parts import State
+from maskguided.probing.modules import first_weight
 from maskguided.probing.untouched import untouched
 from maskguided.weights import count_blocks, load_into
 
@@ -75,7 +76,7 @@ class MeanShiftedAdapter(Adapter):
         deep = self._deep(state)
         if hasattr(net, "conv_after_body"):
             image: Tensor = net.conv_last(net.upsample(deep))
-            image = image / net.img_range + net.mean.type_as(net.conv_last.weight)  # autocast or not, as the input is
+            image = image / net.img_range + net.mean.type_as(first_weight(net))  # autocast or not, as the input is
             return image
         original: Tensor = net.add_mean(net.tail(deep))
         return original

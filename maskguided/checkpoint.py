@@ -258,7 +258,7 @@ def _next_block(model: nn.Module, last: str) -> str | None:
 
 def _holds_already(model: nn.Module, trained: Mapping[str, Tensor]) -> bool:
     """Whether what a file's training has made of a network is in `model` already."""
-    own = {_MODEL + name: value.cpu() for name, value in model.state_dict().items()}
+    own = {_MODEL + name: value.cpu() for name, value in _tensors(model.state_dict()).items()}
     return bool(trained) and all(name in own and torch.equal(own[name], value) for name, value in trained.items())
 
 
@@ -280,15 +280,22 @@ def upgraded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**root, **around, **tensors}
 
 
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of a state dict are tensors: quantised layers keep other values there, too."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
 def layout(weights: Mapping[str, Tensor]) -> str:
     """A hash of names and shapes."""
-    return hashlib.sha256(repr(sorted((name, tuple(v.shape)) for name, v in weights.items())).encode()).hexdigest()
+    return hashlib.sha256(
+        repr(sorted((name, tuple(v.shape)) for name, v in _tensors(weights).items())).encode()
+    ).hexdigest()
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """A hash of weights, names and shapes."""
     digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
+    for name, value in sorted(_tensors(weights).items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
         value = torch.view_as_real(value) if value.is_complex() else value
         digest.update(value.detach().cpu().float().contiguous().numpy().tobytes())
@@ -298,7 +305,7 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
 def _trained(fast: MaskGuided) -> dict[str, Tensor]:
     """The network's weights that are not those of the network that was given."""
     given = fast.given.state_dict()
-    own = {} if fast.model is fast.given else fast.model.state_dict()
+    own = {} if fast.model is fast.given else _tensors(fast.model.state_dict())
     return {_MODEL + name: v for name, v in own.items() if not torch.equal(v.cpu(), given[name].to("cpu", v.dtype))}
 
 

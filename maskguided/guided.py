@@ -178,7 +178,7 @@ class MaskGuided(Held):
         if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # it loses what scatter writes
             raise ExportError(
                 "torch.jit cannot trace a wrapped network (torch.jit.trace, torch.onnx.export with dynamo=False): use "
-                "maskguided.export(fast, path, example), or torch.export and torch.onnx.export with dynamo=True"
+                "maskguided.export(fast, path, example), or torch.export"
             )
         check_input(x, self.split.probe.in_channels)
         height, width = x.shape[2:]

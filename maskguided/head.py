@@ -77,7 +77,9 @@ class LinearScore(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(len(BLURS))[0], requires_grad=False)
+        self.weight = nn.Parameter(
+            torch.eye(len(BLURS))[0].clone(), requires_grad=False
+        )  # no view: safetensors saves none
         self.bias = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.register_buffer("root", torch.tensor(ROOT))
         self.root: Tensor

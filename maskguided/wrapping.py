@@ -11,7 +11,7 @@ from torch import nn
 from .errors import ArgumentError
 from .guided import MaskGuided
 from .parts import Cuts
-from .probing.modules import refuse_wrapped
+from .probing.modules import network_within, refuse_wrapped
 from .splitting import split
 from .values import check_arguments
 
@@ -59,5 +59,10 @@ def wrap(
 
 def check_wrapped(fast: object) -> None:
     """Refuse a network that is to be wrapped first."""
+    if not isinstance(fast, MaskGuided) and isinstance(network_within(fast), MaskGuided):  # type: ignore[arg-type]
+        raise ArgumentError(
+            f"{type(fast).__name__} is around a wrapped network: give that one, `._orig_mod` of what torch.compile "
+            "makes, or `.module` of DataParallel"
+        )
     if not isinstance(fast, MaskGuided):
         raise ArgumentError(f"{type(fast).__name__} is no wrapped network: give what maskguided.wrap makes of it")

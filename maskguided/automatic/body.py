@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..cost import counting
 from ..errors import ArgumentError, CannotSplit
@@ -110,7 +111,7 @@ def _runs(calls: list[Call], size: tuple[int, int], largest: float, least: int =
     for call in calls[:-1]:
         area = _area(call.out_shape or (), *size)
         fits = 1 < area <= largest * size[0] * size[1]
-        if fits and call.depth and _has_weights(call):
+        if fits and call.depth and _has_weights(call) and ".parametrizations." not in call.name:
             groups.setdefault(_signature(call), []).append(call)
             if call.in_shape == call.out_shape:
                 groups.setdefault((call.parent, call.out_shape), []).append(call)
@@ -165,7 +166,7 @@ def on_one_size(
 
 def _candidate(group: list[Call], total: int) -> Candidate:
     """A group of several kinds that differ much in MACs is no run, but blocks and what stands around them."""
-    classes = dict.fromkeys(type(call.module).__name__ for call in group)
+    classes = dict.fromkeys(type_before_parametrizations(call.module).__name__ for call in group)
     macs = [call.macs for call in group]
     mixed = any(_signature(call) != _signature(group[0]) for call in group)
     balanced = not mixed or max(macs) <= _UNLIKE * min(macs)
@@ -221,7 +222,7 @@ def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator
 
 def _signature(call: Call) -> Any:
     shapes = tuple((name, tuple(p.shape)) for name, p in call.module.named_parameters())
-    return type(call.module), shapes, call.in_shape, call.out_shape
+    return type_before_parametrizations(call.module), shapes, call.in_shape, call.out_shape
 
 
 def _has_weights(call: Call) -> bool:

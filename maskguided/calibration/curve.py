@@ -41,7 +41,7 @@ class Budget:
         return {name: value for name, value in every.items() if value is not None}
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self._given.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self._given.items())
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Recipe:
             if not is_whole(getattr(self, name), least):
                 raise ArgumentError(f"{name}={getattr(self, name)!r}: use {least} or more, a whole number")
         if not 0 < as_number(self.rate) < float("inf") or not 0 <= as_number(self.ema) < 1:
-            raise ArgumentError(f"rate={self.rate}, ema={self.ema}: use a rate above 0 and an ema of 0 to below 1")
+            raise ArgumentError(f"rate={self.rate!r}, ema={self.ema!r}: use a rate above 0 and an ema of 0 to below 1")
         if not as_number(self.clip) >= 0:
             raise ArgumentError(f"clip={self.clip!r}: use 0 or more")
         if not isinstance(self.options, Options):

@@ -8,7 +8,7 @@ itself would be padded with.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from ..patches import Chosen
 from .arguments import Sides
 from .rings import around, framed, inside
 
+Key = TypeVar("Key")
+Result = TypeVar("Result")
 Guess = Callable[[int, Tensor], Tensor]
 Cut = Sequence[tuple[Tensor, Tensor]]
 """Windows (B*k, C, h, w) that were just cut, each with the map it was cut from."""
@@ -39,6 +41,15 @@ class _Ring(NamedTuple):
     every: Tensor | None
     """For small windows, (pixels of the widened windows,) long: where each stands in a list of all windows' pixels and,
     behind these, what `_beyond` gives. None: only the rings are looked up, and put around the windows."""
+
+
+def _known(found: list[tuple[Key, Result]], wanted: Key, find: Callable[[], Result]) -> Result:
+    """What `found` has for that key; looked for and kept, where it has nothing yet."""
+    for key, result in found:
+        if key == wanted:
+            return result
+    found.append((wanted, find()))
+    return found[-1][1]
 
 
 def cut_windows(state: Mapping[str, Tensor], kinds: Mapping[str, str], chosen: Chosen) -> tuple[dict[str, Tensor], Cut]:
@@ -77,8 +88,9 @@ class Borders:
         nobody = torch.full((index.shape[0], self.grid.count), -1, device=index.device)
         self.owner = nobody.scatter(1, index, number)
         """(B, count) long: the number of the window of each patch, counted through the batch; -1 for none."""
-        self.rings: dict[tuple[Any, ...], _Ring] = {}
-        self.everywhere: dict[tuple[int, int], Tensor] = {}
+        self.rings: list[tuple[tuple[Any, ...], _Ring]] = []
+        """By size, sides and mode. No dict, here and below: torch.compile would make a graph for each size."""
+        self.everywhere: list[tuple[tuple[int, int], Tensor]] = []
         """What a guess sees of a map of that size."""
         self.zeros: dict[tuple[int, torch.dtype], Tensor] = {}
         """A pixel of nothing, of so many channels."""
@@ -90,9 +102,7 @@ class Borders:
             return self._cut_wider(whole, x, sides, mode)
         count, channels, height, width = x.shape
         key = (height, width, sides, mode)
-        if key not in self.rings:
-            self.rings[key] = self._find(*key)
-        ring, pixels = self.rings[key], x.permute(0, 2, 3, 1).reshape(-1, channels)
+        ring, pixels = _known(self.rings, key, lambda: self._find(*key)), x.permute(0, 2, 3, 1).reshape(-1, channels)
         beyond = self._beyond(ring, pixels, self.is_numbered(x, mode))
         if ring.every is not None:
             wide = torch.cat([pixels, beyond]).index_select(0, ring.every)
@@ -134,12 +144,14 @@ class Borders:
         batch = self.owner.shape[0]
         if self.guess is None:
             return x.new_zeros(batch, x.shape[1], height, width)
-        if (height, width) not in self.everywhere:
+
+        def see() -> Tensor:
             rows, cols = (torch.arange(side, device=x.device) for side in (height, width))
             rows, cols = (side.expand(batch, 1, -1) for side in (rows.repeat_interleave(width), cols.repeat(height)))
-            self.everywhere[height, width] = self._seen(rows, cols, (height, width)).to(x.dtype)
+            return self._seen(rows, cols, (height, width)).to(x.dtype)
+
         self.calls += 1
-        guessed = self.guess(self.calls - 1, self.everywhere[height, width])
+        guessed = self.guess(self.calls - 1, _known(self.everywhere, (height, width), see))
         return guessed.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def _at(self, x_height: int, length: Any) -> Any:
