@@ -24,6 +24,7 @@ from .probing.modules import copied
 from .probing.probe import Probe
 from .probing.untouched import untouched
 from .split import Split
+from .values import nearest
 
 _OURS = ("pan", "edsr", "rcan")
 _GROUP = "maskguided.adapters"
@@ -235,7 +236,9 @@ def named(name: str) -> type[Adapter]:
     """The adapter called `name`; an ArgumentError that lists the known ones where there is none."""
     known = adapters()
     if not isinstance(name, str) or name not in known:
-        raise ArgumentError(f"no adapter is called {name!r}; known: {', '.join(known)}")
+        meant = nearest(name.lower(), known) if isinstance(name, str) else None
+        hint = f"did you mean {meant!r}? " if meant else ""
+        raise ArgumentError(f"no adapter is called {name!r}; {hint}known: {', '.join(known)}")
     return known[name]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,20 @@ class Cost:
         )
 
 
+class Bounded(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Within it tensors have a shape and no data; after `most` steps it raises: a loop over pixels has no end there."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.left = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("a loop over pixels, as of a scan in Python, has no end at this size")
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
+
+
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """Within it floating-point operations are counted, those of attention by its matrix products: before torch 2.15 the
@@ -90,11 +105,11 @@ def macs(forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tens
 
 
 def macs_without_data(
-    forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor, model: nn.Module
+    forward: Callable[[Tensor], object], shape: tuple[int, ...], like: Tensor, model: nn.Module, most: int = sys.maxsize
 ) -> int | None:
-    """As `macs`; None where `forward` needs the values of pixels, or fails."""
+    """As `macs`; None where `forward` needs the values of pixels, or fails, or takes more than `most` steps."""
     try:
-        with untouched(model), FakeTensorMode(allow_non_fake_inputs=True), counting() as counter:
+        with untouched(model), Bounded(most), counting() as counter:
             forward(torch.empty(shape, dtype=like.dtype, device=like.device))
     except (DataDependentOutputException, DynamicOutputShapeException, RuntimeError):
         return None

@@ -24,7 +24,10 @@ from .settings import (
     check_onward,
 )
 from .split import Split
+from .values import nearest
 from .windows.sizes import check_aligned, check_exchanging
+
+_KNOBS = ("keep", "min_gain_db", "onward", "scorer", "coarse_on", "global_ops", "exchange", "patch_size", "halo")
 
 
 class Knobs(Wrapped):
@@ -199,6 +202,9 @@ class Knobs(Wrapped):
             raise ArgumentError(
                 f"{name}={value!r}: that is decided when a network is wrapped; wrap(fast.unwrap(), {name}={value!r})"
             )
+        known = "_given" not in vars(self) or name.startswith("_") or hasattr(type(self), name) or hasattr(self, name)
+        if not known and (meant := nearest(name, _KNOBS)):
+            raise ArgumentError(f"fast.{name} is not known; did you mean {meant!r}?")
         if isinstance(getattr(type(self), name, None), property):  # a Parameter, too, is its value: no Module's own
             object.__setattr__(self, name, value)
         else:

@@ -60,9 +60,14 @@ def check_keys(where: str, given: Iterable[Any], known: Collection[str]) -> None
     """
     for name in given:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+            meant = nearest(str(name), known)
+            hint = f"did you mean {meant!r}? " if meant else ""
             raise ArgumentError(f"{where}: {name!r} is not known; {hint}Known: {', '.join(known)}")
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """Which of `known` a misspelt name is likely to mean."""
+    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
 def arguments_of(call: Callable[..., Any]) -> list[str]:

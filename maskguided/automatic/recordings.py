@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..cost import Bounded
 from ..errors import CannotSplit, first_line
 from ..probing.modules import copied, forget_results
 from ..probing.probe import LARGE_LEAST, Probe
@@ -100,19 +101,9 @@ def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Seq
 
 def _shapes_of(model: nn.Module, leaves: set[str], probe: Probe, size: tuple[int, int]) -> Recording:
     """A recording, without constants, at an odd multiple of about that size."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import _disable_current_modes
 
-    class Bounded(FakeTensorMode):  # type: ignore[no-untyped-call]
-        steps = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.steps += 1
-            if self.steps > _MOST_STEPS:
-                raise RuntimeError("a loop over pixels, as of a scan in Python, has no end at this size")
-            return super().__torch_dispatch__(func, types, args, kwargs or {})
-
-    step, mode = probe.multiple_of, Bounded(allow_non_fake_inputs=True)
+    step, mode = probe.multiple_of, Bounded(_MOST_STEPS)
     height, width = ((side // step | 1) * step for side in size)
     with mode:
         x = torch.empty(1, probe.in_channels, height, width, device=probe.device, dtype=probe.dtype)

@@ -21,6 +21,8 @@ from .run import on_windows
 
 _LARGEST_PATCH = 64  # LR pixels: what is chosen unless the user says otherwise
 _LARGEST_EXCHANGING = 32  # the same where windows exchange borders: larger ones are no faster there
+_MOST_STEPS = 10_000
+"""Of blocks whose price on larger windows is worth finding out: some seconds."""
 _ALONE = (32, 48, 64, 96, 128)
 """LR pixels: windows alone that are tried where the usual ones cost too much."""
 _LARGEST_TRIED = 256
@@ -90,9 +92,13 @@ def _macs_of_body(split: Split, side: int) -> int | None:
     """MACs of blocks n+1..N on an image of `side` x `side` LR pixels; None where they cannot be counted without
     computing."""
     like, shape = first_weight(split.model), (1, split.probe.in_channels, side, side)
-    before = macs_without_data(split.prefix, shape, like, split.model)
-    after = macs_without_data(lambda x: split.body(split.window((side, side), x)), shape, like, split.model)
-    return None if before is None or after is None else after - before
+    before = macs_without_data(split.prefix, shape, like, split.model, _MOST_STEPS)
+    if before is None:
+        return None
+    after = macs_without_data(
+        lambda x: split.body(split.window((side, side), x)), shape, like, split.model, _MOST_STEPS
+    )
+    return None if after is None else after - before
 
 
 def check_exchanging(split: Split, patch_size: int, exchange: bool) -> None:
