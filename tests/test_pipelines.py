@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -131,3 +132,26 @@ def test_what_is_misspelt_is_told():
     fast.keep = 0.3
     with pytest.raises(ArgumentError, match="did you mean 'pan'"):
         maskguided.wrap(fast.unwrap(), adapter="PAN")
+
+
+def test_another_thread_may_run_a_network_that_is_split():
+    model, x = scaled(ResidualOutside()), image(1, 3, 12, 14)
+    expected, wrong, stop = model(x), list[str](), threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                with torch.no_grad():
+                    wrong.extend(["another image"] * (not torch.equal(model(x), expected)))
+            except Exception as error:  # of a hook that is not this thread's
+                wrong.append(repr(error))
+
+    other = threading.Thread(target=run)
+    other.start()
+    try:
+        blocks = [maskguided.split(model).blocks for _ in range(3)]
+    finally:
+        stop.set()
+        other.join()
+    assert blocks == [tuple(f"blocks.{number}" for number in range(5))] * 3
+    assert wrong == []

@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..cost import counting
 from ..errors import ArgumentError, CannotSplit
+from ..probing.modules import of_this_thread
 from ..probing.probe import Probe
 from ..probing.untouched import untouched
 
@@ -212,9 +213,10 @@ def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator
     """Every module call of one forward in the order they begin; the network's own call last."""
     with untouched(model), counting() as counter, ExitStack() as hooks:
         recorder = _Recorder({id(module): name for name, module in model.named_modules()}, counter)
+        before, after = of_this_thread(recorder.enter), of_this_thread(recorder.leave)
         for module in model.modules():
-            hooks.enter_context(module.register_forward_pre_hook(recorder.enter))
-            hooks.enter_context(module.register_forward_hook(recorder.leave))
+            hooks.enter_context(module.register_forward_pre_hook(before))
+            hooks.enter_context(module.register_forward_hook(after))
         model(probe.input(height, width))
     yield from recorder.order[1:]
     yield recorder.order[0]

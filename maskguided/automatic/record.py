@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..probing.modules import forget_results
+from ..probing.modules import forget_results, of_this_thread
 from ..probing.probe import image_of
 from ..probing.untouched import untouched
 
@@ -230,11 +230,12 @@ def _hooks(model: nn.Module, leaves: set[str], recorder: _Recorder) -> Iterator[
         if not recorder.inside:
             recorder.step(names[id(module)], *pending.pop(), result)
 
+    before, after = of_this_thread(enter), of_this_thread(leave)
     with ExitStack() as hooks:
         for name in leaves:
             module = model.get_submodule(name)
-            hooks.enter_context(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
-            hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
         yield
 
 

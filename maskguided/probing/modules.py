@@ -6,7 +6,9 @@ import copy
 import functools
 import math
 import sys
-from typing import Any, TypeVar
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, CannotSplit
 
 Module = TypeVar("Module", bound=nn.Module)
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 _SILENT = 1e-3
 """Weights that are no larger do nothing yet."""
 _WEAK = 0.25
@@ -33,6 +36,16 @@ def network_within(model: nn.Module) -> nn.Module:
             break
         model = inner
     return model
+
+
+def of_this_thread(hook: Hook) -> Hook:
+    """`hook` for what the present thread runs alone: another may be running the same network."""
+    own = threading.get_ident()
+
+    def called(*arguments: Any) -> Any:
+        return hook(*arguments) if threading.get_ident() == own else None
+
+    return cast(Hook, called)
 
 
 def refuse_wrapped(model: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -69,7 +70,6 @@ class Run:
         logs: str | Path | None,
         validation: Validation | None,
     ) -> None:
-        self.validation = validation
         self.shown = None if validation is None else validation.begin(fast)
         _seed(recipe.seed)
         self.fast, self.stage, self.recipe, self.images, self.checkpoint = fast, stage, recipe, images, checkpoint
@@ -87,7 +87,7 @@ class Run:
         self.average = ema(self.parameters, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self.model, self.optimizer = self.accelerator.prepare(_StageLoss(fast, stage, recipe.options), optimizer)
         self.logs = _writer(logs) if logs and self.accelerator.is_main_process else None
-        self.dense = None if self.shown is None else self._mean(self.shown.dense(fast, self._mine))
+        self.dense = math.nan if self.shown is None else self._mean(self.shown.dense(fast, self._mine))
 
     def prepare(self, low: Tensor, high: Tensor) -> StageInput:
         """Run what the stage keeps frozen."""
@@ -121,14 +121,13 @@ class Run:
 
     def validate(self, step: int) -> None:
         """Measure the weights as they would be kept now, and keep them if they are the best so far."""
-        if self.validation is None or self.shown is None or self.dense is None:
+        if self.shown is None:
             return
         with self._averaged():
             point = Validated(step, self._mean(self.shown.reached(self.fast, self.stage, self._mine)), self.dense)
             if self.best is None or point.psnr > self.best.psnr:
                 self.best = _Best(point.psnr, step, [p.detach().cpu().clone() for p in self.parameters])
-        self.validation.points.append(point)
-        self.validation.watch(point)
+        self.shown.tell(point)
         if self.logs is not None:
             self.logs.add_scalar(f"{self.stage}/psnr", point.psnr, step)
 

@@ -69,14 +69,19 @@ class Validation:
             like = first_weight(fast)
             pairs = read_pairs(as_path(self.lr, "lr"), hr, torch.device("cpu"), like.dtype, False, grey=grey)
         check_sizes(pairs, fast.scale)
-        return Images(pairs)
+        return Images(pairs, self)
 
 
 class Images:
     """Pairs of LR and HR images, and how near to HR networks come."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = pairs
+    def __init__(self, pairs: Sequence[Pair], asked: Validation) -> None:
+        self.pairs, self.asked = pairs, asked
+
+    def tell(self, point: Validated) -> None:
+        """Whoever asked."""
+        self.asked.points.append(point)
+        self.asked.watch(point)
 
     @property
     def names(self) -> str:
