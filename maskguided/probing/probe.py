@@ -40,7 +40,7 @@ class Probe:
     multiple_of: int
     """Height and width of the input must be multiples of this (1: any size)."""
     least: int
-    """The smallest height and width that were tried with success, before rounding up to a multiple."""
+    """The smallest height and width that were tried with success, before rounding up to an odd multiple."""
     device: torch.device
     dtype: torch.dtype
     smallest: int = 1
@@ -72,8 +72,8 @@ class Probe:
     @property
     def telling_sizes(self) -> list[tuple[int, int]]:
         """Sizes that show whether something holds for all: odd ones, small and not, and round ones."""
-        step, known = self.multiple_of, self.sizes[0][0]
-        larger = (47, 61) if self.least < LARGE_LEAST else (known, known + 23)
+        step = self.multiple_of
+        larger = (47, 61) if self.least < LARGE_LEAST else (self.least, self.least + 23)
         return [self.sizes[0], self.round_size, tuple(round_up(side, step) for side in larger)]  # type: ignore[list-item]
 
     def input(self, height: int, width: int, batch: int = 1) -> Tensor:
@@ -137,13 +137,8 @@ def _tells(model: nn.Module, channels: int, error: Exception) -> int:
 
 
 def _least_or_multiple(model: nn.Module, found: Probe) -> Probe:
-    """`found`, or with a smaller multiple, where what that was tried with before may only have been too small.
-
-    What it is said to take at least is what it was tried with.
-    """
+    """`found`, or with a smaller multiple, where what that was tried with before may only have been too small."""
     side = min(found.sizes[0])
-    if found.multiple_of == 1:
-        return replace(found, least=side)
     for multiple in takewhile(lambda multiple: multiple != found.multiple_of, MULTIPLES):
         if min(_size(multiple, max(_LEAST))) >= side:
             continue
@@ -168,10 +163,11 @@ def _in_range(model: nn.Module, found: Probe, out: Tensor) -> Probe:
 
 def _with_room(model: nn.Module, found: Probe) -> Probe:
     """`found`, or a larger `least` of the same rule: where sides are padded by reflection, not all above it will do."""
-    for least in (found.least, *(side for side in _LEAST if side > found.least)):
+    for least in (found.least, *(side for side in (*_LEAST, 2 * LARGE_LEAST) if side > found.least)):
         larger = replace(found, least=least)
         try:
-            thinly(functools.partial(model, larger.input(*larger.round_size)))
+            for size in larger.telling_sizes if least >= LARGE_LEAST else [larger.round_size]:
+                thinly(functools.partial(model, larger.input(*size)))
         except Exception:  # whatever a foreign network raises
             continue
         return larger
