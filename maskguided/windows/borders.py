@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..patches import Chosen
 from .arguments import Sides
+from .compiled import never_alone
 from .rings import around, framed, inside
 
 Key = TypeVar("Key")
@@ -24,6 +25,7 @@ Guess = Callable[[int, Tensor], Tensor]
 Cut = Sequence[tuple[Tensor, Tensor]]
 """Windows (B*k, C, h, w) that were just cut, each with the map it was cut from."""
 
+_CUT_FROM = "_maskguided_cut_from"
 _SMALL = 0.5
 """Added pixels per pixel of a window from which on all are copied at once. (One thread, 20 to 64 channels: windows of 8
 take 0.5 to 0.75 of the time of a frame put around them, windows of 16 0.7 to 1.2, windows of 32 up to 2.)"""
@@ -52,9 +54,14 @@ def _known(found: list[tuple[Key, Result]], wanted: Key, find: Callable[[], Resu
     return found[-1][1]
 
 
+@never_alone
 def cut_windows(state: Mapping[str, Tensor], kinds: Mapping[str, str], chosen: Chosen) -> tuple[dict[str, Tensor], Cut]:
     """The live values of the windows of the chosen patches: maps are cut, vectors repeated, constants handed on; and
-    the maps among them, with what they were cut from."""
+    the maps among them, with what they were cut from, where no attribute of theirs says so.
+
+    In a frame of its own (a block that is compiled alone) torch.compile guards attributes of an argument, and not
+    whether it is the same object as another; within one graph it is the other way round.
+    """
 
     def of_windows(value: Tensor, kind: str) -> Tensor:
         if kind == "map":
@@ -62,7 +69,12 @@ def cut_windows(state: Mapping[str, Tensor], kinds: Mapping[str, str], chosen: C
         return value.repeat_interleave(chosen.index.shape[1], dim=0) if kind == "vector" else value
 
     windows = {name: of_windows(state[name], kind) for name, kind in kinds.items()}
-    return windows, [(windows[name], state[name]) for name, kind in kinds.items() if kind == "map"]
+    cut = [(windows[name], state[name]) for name, kind in kinds.items() if kind == "map"]
+    if torch.compiler.is_compiling():
+        return windows, cut
+    for part, whole in cut:
+        setattr(part, _CUT_FROM, whole)
+    return windows, ()
 
 
 class Borders:
@@ -70,7 +82,7 @@ class Borders:
 
     Args:
         chosen: the patches whose windows are at work.
-        gathered: around windows that were just cut the map itself is seen, refined or not.
+        gathered: around windows that were just cut the map itself is seen, refined or not; see `cut_windows`.
         guess: guess(n, features) is what the n-th padded convolution sees where no patch is refined, (pixels, C).
             `features` are those at the cut there, and a 1 after them: (pixels, F+1). None: it sees zeros.
         features: (B, F, r*H, r*W), what it guesses from.
@@ -120,6 +132,8 @@ class Borders:
 
     def map_of(self, x: Tensor) -> Tensor | None:
         """The map that windows were just cut from."""
+        if not self.gathered:
+            return getattr(x, _CUT_FROM) if hasattr(x, _CUT_FROM) else None
         return next((whole for windows, whole in self.gathered if windows is x), None)
 
     def _beyond(self, ring: _Ring, pixels: Tensor, numbered: bool) -> Tensor:

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from .arguments import ORDER, factor_of, named, pair, reach_of, sides_of
 from .borders import Borders
-from .compiled import WindowMode
 from .detours import COMBINES, Detours, When
 from .shifts import Shifts
 
@@ -39,7 +39,7 @@ _REACH = {"bilinear": 1, "bicubic": 2}
 """How many pixels of its input an interpolation looks beyond the one that it is in."""
 
 
-class Exchange(WindowMode):
+class Exchange(TorchFunctionMode):
     """Within it, convolutions, pad, interpolate, unfold and roll on the windows of some patches see those around.
 
     Args:
@@ -66,7 +66,8 @@ class Exchange(WindowMode):
         self.detours = None if detours is None else Detours(borders.chosen, detours)
         self.shifts = Shifts(borders.grid, borders.chosen.index, borders.owner)
 
-    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in _ADDS and self.shifts.pending and len(args) == 2:
             mask = self.shifts.masked(*args)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from .compiled import WindowMode
 from .reductions import (
     ADAPTIVE_POOLS,
     NAMES,
@@ -22,10 +22,11 @@ from .reductions import (
 )
 
 
-class GlobalOps(WindowMode):
+class GlobalOps(TorchFunctionMode):
     """Sees every torch function; `reduce` gets those that take in a whole map (B, C, H, W)."""
 
-    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if getattr(func, "__name__", "") not in NAMES:
             return func(*args, **kwargs)
         if not args and "input" in kwargs:  # torch.mean(input=x, dim=1)
@@ -57,8 +58,9 @@ class Seen(GlobalOps):
         self._pixels: set[int] = set()
         self._first_steps: list[Any] = []  # held, so that no other tensor takes over an id
 
-    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        result = super().call(func, args, kwargs)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = super().__torch_function__(func, types, args, kwargs)
         name = getattr(func, "__name__", "")
         if name == "conv2d" and result.shape[0] == 1:
             self._pixels.add(result.shape[2] * result.shape[3])

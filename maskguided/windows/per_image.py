@@ -78,10 +78,11 @@ class PerImage(GlobalOps):
         self.first_steps: list[_FirstStep] = []
         self.products = Products(self.k, self.windows)
 
-    def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if self.products.waiting and (product := self.products.product(func, args)) is not None:
             return product
-        result = super().call(func, args, kwargs)
+        result = super().__torch_function__(func, types, args, kwargs)
         if self.owned is not None and args and is_first_step(func, args, kwargs):
             self._take_first_step(result, func, args, kwargs)
         return result

@@ -18,7 +18,7 @@ from ..errors import ArgumentError
 from ..parts import Kind, State
 from ..patches import Chosen
 from .borders import Borders, Guess, cut_windows
-from .compiled import COMPILED, not_compiled
+from .compiled import COMPILED, never_alone, not_compiled
 from .exchange import Exchange
 from .per_image import PerImage
 from .trial import Trial
@@ -33,6 +33,7 @@ _CHECKPOINTS = frozenset(
 )
 
 
+@never_alone
 def on_windows(
     part: Callable[[State], Result],
     state: State,
