@@ -77,9 +77,8 @@ class LinearScore(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            torch.eye(len(BLURS))[0].clone(), requires_grad=False
-        )  # no view: safetensors saves none
+        first = torch.eye(len(BLURS))[0].clone()  # no view, of which safetensors saves none
+        self.weight = nn.Parameter(first, requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.register_buffer("root", torch.tensor(ROOT))
         self.root: Tensor

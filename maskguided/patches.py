@@ -19,13 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import ArgumentError
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+_Places = list[tuple[tuple[int, int], Tensor]]
+"""Where pixels are in maps of a height and width."""
 
 
 @dataclass(frozen=True)
@@ -174,14 +179,6 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
     return Chosen(index, grid).scatter(windows, onto)
 
 
-class _Places(NamedTuple):
-    """Where pixels are in maps of that size."""
-
-    height: int
-    width: int
-    place: Tensor
-
-
 class Chosen:
     """The patches `index` (B, k) of a grid, of which several maps are cut and put back: `gather` and `scatter`.
 
@@ -191,11 +188,11 @@ class Chosen:
     def __init__(self, index: Tensor, grid: Grid) -> None:
         self.index, self.grid = index, grid
         self.corners = grid.corners(index)
-        self._pixels: list[_Places] = []
+        self._pixels: _Places = []
         """(B, k, h, w): each pixel of the windows among those of all maps."""
-        self._patches: list[_Places] = []
+        self._patches: _Places = []
         """(B*k*p*p,): each pixel of the patches among those of all windows."""
-        self._owned: list[_Places] = []
+        self._owned: _Places = []
         self._cells: tuple[Tensor, ...] | None = None
         """Image, row and column of the cell of each patch."""
 
@@ -204,7 +201,7 @@ class Chosen:
         _check_map("gather: x", x)
         batch, channels, height, width = x.shape
         _check_index(self.index, batch)
-        place = _known(self._pixels, height, width, lambda: self._find_pixels(x))
+        place = known(self._pixels, (height, width), lambda: self._find_pixels(x))
         # Pixels as rows of channels: one index_select copies whole pixels (and its gradient is an index_add).
         pixels = x.permute(0, 2, 3, 1).reshape(-1, channels)
         windows = pixels.index_select(0, place.flatten())
@@ -225,7 +222,7 @@ class Chosen:
             )
         patches = windows.permute(0, 2, 3, 1)
         if grid.overlaps:
-            place = _known(self._patches, height, width, lambda: self._find_patches(onto, patch, size))
+            place = known(self._patches, (height, width), lambda: self._find_patches(onto, patch, size))
             patches = patches.reshape(-1, channels).index_select(0, place).view(-1, patch, patch, channels)
         # The canvas is padded to whole cells; what a narrow border cell writes beyond the image is cropped.
         below, right = grid.rows * patch - height, grid.cols * patch - width
@@ -246,7 +243,7 @@ class Chosen:
         >>> Chosen(torch.tensor([[1]]), Grid(4, 6, patch_size=4)).owned(4, 4)[0, 0, 0].tolist()   # moved inward by 2
         [False, False, True, True]
         """
-        return _known(self._owned, height, width, lambda: self._find_owned(height, width))
+        return known(self._owned, (height, width), lambda: self._find_owned(height, width))
 
     def _find_owned(self, height: int, width: int) -> Tensor:
         own = []
@@ -326,16 +323,16 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
-def _known(places: list[_Places], height: int, width: int, find: Callable[[], Tensor]) -> Tensor:
-    """What `places` has for maps of that size; looked for and kept, where it has nothing yet.
+def known(found: list[tuple[Key, Result]], wanted: Key, find: Callable[[], Result]) -> Result:
+    """What `found` has for `wanted`, a size, say; looked for and kept, where it has nothing yet.
 
     No dict: torch.compile would make a graph for each size that is a key.
     """
-    for known in places:
-        if known.height == height and known.width == width:
-            return known.place
-    places.append(_Places(height, width, find()))
-    return places[-1].place
+    for key, result in found:
+        if key == wanted:
+            return result
+    found.append((wanted, find()))
+    return found[-1][1]
 
 
 def _at_ratio(what: str, length: int, x: Tensor, grid: Grid) -> int:

@@ -8,19 +8,17 @@ itself would be padded with.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..patches import Chosen
+from ..patches import Chosen, known
 from .arguments import Sides
 from .compiled import never_alone
 from .rings import around, framed, inside
 
-Key = TypeVar("Key")
-Result = TypeVar("Result")
 Guess = Callable[[int, Tensor], Tensor]
 Cut = Sequence[tuple[Tensor, Tensor]]
 """Windows (B*k, C, h, w) that were just cut, each with the map it was cut from."""
@@ -43,15 +41,6 @@ class _Ring(NamedTuple):
     every: Tensor | None
     """For small windows, (pixels of the widened windows,) long: where each stands in a list of all windows' pixels and,
     behind these, what `_beyond` gives. None: only the rings are looked up, and put around the windows."""
-
-
-def _known(found: list[tuple[Key, Result]], wanted: Key, find: Callable[[], Result]) -> Result:
-    """What `found` has for that key; looked for and kept, where it has nothing yet."""
-    for key, result in found:
-        if key == wanted:
-            return result
-    found.append((wanted, find()))
-    return found[-1][1]
 
 
 @never_alone
@@ -101,7 +90,7 @@ class Borders:
         self.owner = nobody.scatter(1, index, number)
         """(B, count) long: the number of the window of each patch, counted through the batch; -1 for none."""
         self.rings: list[tuple[tuple[Any, ...], _Ring]] = []
-        """By size, sides and mode. No dict, here and below: torch.compile would make a graph for each size."""
+        """By size, sides and mode."""
         self.everywhere: list[tuple[tuple[int, int], Tensor]] = []
         """What a guess sees of a map of that size."""
         self.zeros: dict[tuple[int, torch.dtype], Tensor] = {}
@@ -114,7 +103,7 @@ class Borders:
             return self._cut_wider(whole, x, sides, mode)
         count, channels, height, width = x.shape
         key = (height, width, sides, mode)
-        ring, pixels = _known(self.rings, key, lambda: self._find(*key)), x.permute(0, 2, 3, 1).reshape(-1, channels)
+        ring, pixels = known(self.rings, key, lambda: self._find(*key)), x.permute(0, 2, 3, 1).reshape(-1, channels)
         beyond = self._beyond(ring, pixels, self.is_numbered(x, mode))
         if ring.every is not None:
             wide = torch.cat([pixels, beyond]).index_select(0, ring.every)
@@ -165,7 +154,7 @@ class Borders:
             return self._seen(rows, cols, (height, width)).to(x.dtype)
 
         self.calls += 1
-        guessed = self.guess(self.calls - 1, _known(self.everywhere, (height, width), see))
+        guessed = self.guess(self.calls - 1, known(self.everywhere, (height, width), see))
         return guessed.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     def _at(self, x_height: int, length: Any) -> Any:
