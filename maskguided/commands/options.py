@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -114,19 +114,16 @@ def use_threads(threads: int | None) -> None:
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each setting of a wrapped network: it gets them as **settings, None if not given."""
-    hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in signature(command).parameters.items()
-        if parameter.kind != Parameter.VAR_KEYWORD
-    ]
+    # not typing.get_type_hints: Python 3.10's makes "X | None = None" another type, and what typer is told is lost
+    whole = signature(command, eval_str=True)
+    own = [parameter for parameter in whole.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
     added = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in _SETTINGS.items()]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
         command(**{**given, "onward": shares(given["onward"])})
 
-    run.__signature__ = signature(command).replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    run.__signature__ = whole.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
     return run
 

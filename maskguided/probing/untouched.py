@@ -73,7 +73,7 @@ def _without_autocast() -> Iterator[None]:
     """Within it nothing is cast: a float16 of autocast has too few digits to compare results by."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda", "mps"):
-            if torch.is_autocast_enabled(device):
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
