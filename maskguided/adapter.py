@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError, CannotSplit, warn
 from .parts import State, Stretch, first_cut, moved_out
-from .probing.modules import copied
+from .probing.modules import copied, of_this_thread
 from .probing.probe import Probe
 from .probing.untouched import untouched
 from .split import Split
@@ -176,7 +176,7 @@ class _AdapterTail(nn.Module):
             state = split.body(split.prefix(split.example(*split.probe.sizes[0])))
             with ExitStack() as hooks:
                 for module in split.model.modules():
-                    hooks.enter_context(module.register_forward_hook(lambda m, *_: called.add(id(m))))
+                    hooks.enter_context(module.register_forward_hook(of_this_thread(lambda m, *_: called.add(id(m)))))
                 split.tail(dict(state))
         needed = {id(m) for m in split.model.modules() if any(id(part) in called for part in m.modules())}
         left_out: dict[int, Any] = {

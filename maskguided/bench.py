@@ -178,7 +178,7 @@ def machine(threads: int, device: torch.device | str = "cpu") -> str:
     return f"Python {platform.python_version()}, torch {torch.__version__}, {name}, {threads} thread(s)"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def refined_share(fast: MaskGuided, pair: Pair) -> float:
     """The share of an image's patches that `fast` refines as it is set."""
     if fast.min_gain_db is None:
@@ -215,7 +215,7 @@ def quality(image: Tensor, pair: Pair, scale: int, metric: Callable[..., float] 
     return value
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _reached(
     runs: Mapping[Setpoint | None, Network], pairs: Sequence[Pair], scale: int, progress: Callable[[], None]
 ) -> dict[Setpoint | None, tuple[float | None, float | None]]:
@@ -231,10 +231,10 @@ def _reached(
             if pair.hr is not None:
                 psnrs[point].append(quality(image, pair, scale))
         progress()
-    means = {point: statistics.mean(values) for point, values in alike.items()}
+    unlike = {point: [value for value in values if not math.isinf(value)] for point, values in alike.items()}
     return {
-        point: (statistics.mean(psnrs[point]) if psnrs[point] else None, None if math.isinf(mean) else mean)
-        for point, mean in means.items()
+        point: (statistics.mean(psnrs[point]) if psnrs[point] else None, statistics.mean(values) if values else None)
+        for point, values in unlike.items()
     }
 
 

@@ -93,7 +93,7 @@ def calibrate(
     check_wrapped(fast)
     budget = Budget(max_drop_db, max_cost, max_time)
     _check_fit(fast, fit, split_at)
-    with undone_by_failure(fast, fast.model), in_eval_mode(fast):
+    with undone_by_failure(fast, fast.given), in_eval_mode(fast):
         progress("running the dense network")
         known = [_known(fast, image) for image in check_images(fast, images)]
         if not known:
@@ -117,6 +117,7 @@ def calibrate(
         curve = tuple(measure(fast, known, prices, keep, progress) for keep in KEEPS)
         chosen = _chosen(fast, known, prices, budget, curve, progress)
         set_keep(fast, chosen.keep, prices)
+    fast.begin_mode()
     _warn_of_little(fast, known[0], chosen, split_at)
     estimated = any(image.hr is None for image in known)
     return Calibration(

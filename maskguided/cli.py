@@ -62,7 +62,8 @@ def main() -> None:
 
 def _refuse_empty(arguments: list[str]) -> None:
     """A path of no letters would be the current folder, with all that is in it."""
-    for option, value in itertools.pairwise(arguments):
+    parts = [part for given in arguments for part in (given.split("=", 1) if given.startswith("--") else [given])]
+    for option, value in itertools.pairwise(parts):
         if option.startswith("-") and option != "--suffix" and not value:
             raise ArgumentError(f"{option} '': is a variable of the shell not set? The current folder is '.'")
 

@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +37,8 @@ def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
         beside = Path(name)
         try:
             made = write(beside)
-            beside.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_UMASK)
+            with suppress(PermissionError):  # of a file system that knows no such thing
+                beside.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_UMASK)
             beside.replace(path)
             return made
         finally:

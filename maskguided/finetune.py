@@ -22,7 +22,7 @@ from .probing.untouched import undone_by_failure
 from .training.choices import RANKING, Options, too_small
 from .training.pool import batches
 from .training.recipe import Recipe
-from .training.run import Run, is_main_process, leave_processes
+from .training.run import Run, accelerate_as_it_was, is_main_process, leave_processes
 from .training.samples import Batches, Crops
 from .training.stages import REUSABLE
 from .training.validation import Validated, Validation
@@ -89,7 +89,7 @@ def fit(
         warn(wrong)
     crops = _crops(fast, hr, lr, recipe)
     kept = None if checkpoint is None else as_path(checkpoint, "checkpoint")
-    with undone_by_failure(fast, fast.model):
+    with undone_by_failure(fast, fast.given), accelerate_as_it_was():
         run = Run(fast, stage, recipe, crops.names, kept, logs, validation)
         start = run.resume()
         if start == 0:

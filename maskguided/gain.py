@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .base import BaseOutput
 from .head import BLURS, energies, pool
+from .optional import not_cast
 
 LEAST = 1e-7
 """Added to energies before their logarithm: 70 dB below the range of 0..1."""
@@ -47,7 +48,7 @@ class GainEstimate(nn.Module):
         """What `log_energies` gives -> gain and remaining error, (B, rows, cols) each, mean squares on Y, float32."""
         least, most = self.seen.float()[:, None, :, None, None]
         clamped = logs.clamp(least, most)
-        with torch.autocast(logs.device.type, enabled=False):
+        with not_cast(logs):
             predicted = torch.einsum("btij,ot->boij", clamped, self.weight.float())
             predicted = predicted + torch.einsum("btij,ot->boij", around(clamped), self.around.float())
         gain, error = (predicted + self.bias.float().view(1, 2, 1, 1)).exp().unbind(1)

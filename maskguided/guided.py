@@ -44,7 +44,7 @@ from .skip import make_skip
 from .split import Split
 from .tails.coarse import CoarseTail, make_coarse_tail
 from .tails.refine import LightTailed, with_light_tail
-from .values import check_arguments
+from .values import as_whole, check_arguments
 from .windows.context import make_context
 from .windows.run import on_windows
 from .windows.sizes import check_windows, windows_of
@@ -128,7 +128,8 @@ class MaskGuided(Held):
         check_possible(split, merge, coarse_tail, global_ops)
         warn_of_unused(merge, coarse_tail, coarse_on)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
-        small = exchanges and isinstance(patch_size, int) and not split.exchanges_at(patch_size)
+        side = as_whole(patch_size)
+        small = exchanges and side is not None and not split.exchanges_at(side)
         # Each setting is checked against those above it.
         self.model, self.split = split.model, split
         self.keep = keep
@@ -154,9 +155,7 @@ class MaskGuided(Held):
         for added in (self.head, self.linear):
             added.to(split.example(1, 1))
         self.training = split.model.training
-        for part in (self.head, self.linear, self.coarse_tail, self.refine_tail, self.skip):
-            if part is not None:
-                part.train(self.training)
+        self.begin_mode()
 
     def forward(self, x: Tensor, score: Tensor | None = None) -> Tensor:
         """LR image (B, C, H, W) -> HR image (B, C', s*H, s*W).

@@ -90,7 +90,7 @@ class LinearScore(nn.Module):
     def forward(self, energies: Tensor) -> Tensor:
         """Energies (B, terms, rows, cols) -> score (B, rows, cols), float32."""
         seen = self.compressed(energies)
-        with torch.autocast(energies.device.type, enabled=False):
+        with not_cast(energies):
             return torch.einsum("btij,t->bij", seen, self.weight.float()) + self.bias.float()
 
 

@@ -121,6 +121,12 @@ class Held(Knobs):
             self.model, self.constants = self.split.model, self.split.constants
             self.refine_tail = self.split.light if isinstance(self.split, LightTailed) else None
 
+    def begin_mode(self) -> None:
+        """Put what is added to the network into the mode that the wrap is in."""
+        for name, part in self.named_children():
+            if name != "model":
+                part.train(self.training)
+
     def begin_estimate(self) -> GainEstimate:
         """A new estimate of what patches bring, of zeros as yet, in place of any that was there."""
         self.estimate = fresh_estimate(self.split.feature_channels, first_weight(self.model)).train(self.training)

@@ -231,7 +231,7 @@ def tiles(
         yield part
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: Grid, pad: int) -> Tensor | None:
     """(B,): the score above which a patch is refined, so that `keep` holds over all tiles, as they see it; None: within
     each.
@@ -241,7 +241,7 @@ def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: 
     """
     if model.scorer not in ("input", "linear") or not 0 < model.keep < 1 or model.min_gain_db is not None:
         return None
-    patch, device = model.patch_size, first_weight(model).device
+    patch, like = model.patch_size, first_weight(model)
     side, reach = round_up(grid.patch_size, patch), max(BLURS) // 2
     context = round_up(reach, patch) if pad >= reach else 0  # against which the detail at a tile's border is seen
     scores = []
@@ -249,13 +249,14 @@ def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: 
         top, left = max(0, row - context), max(0, col - context)
         part = read(slice(top, row + side + context), slice(left, col + side + context))
         first, start, count = (row - top) // patch, (col - left) // patch, side // patch
-        score = model.input_score(part.to(device))[:, first : first + count, start : start + count]
+        score = model.input_score(part.to(like))  # as rounded as tiles are
+        score = score[:, first : first + count, start : start + count]
         scores.append(score.flatten(1))
     score = torch.cat(scores, 1).sort(descending=True).values
     return score[:, min(int(model.keep * score.shape[1] + 0.5), score.shape[1] - 1)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _restored(
     model: MaskGuided,
     read: Callable[[slice, slice], Tensor],

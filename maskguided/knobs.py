@@ -204,7 +204,7 @@ class Knobs(Wrapped):
             )
         known = "_given" not in vars(self) or name.startswith("_") or hasattr(type(self), name) or hasattr(self, name)
         if not known and (meant := nearest(name, _KNOBS)):
-            raise ArgumentError(f"fast.{name} is not known; did you mean {meant!r}?")
+            warn(f"fast.{name} is not known; did you mean {meant!r}? It is set as an attribute that nothing looks at")
         if isinstance(getattr(type(self), name, None), property):  # a Parameter, too, is its value: no Module's own
             object.__setattr__(self, name, value)
         else:

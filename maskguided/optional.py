@@ -17,8 +17,9 @@ def torch_since(major: int, minor: int) -> bool:
 
 
 def not_cast(x: Tensor) -> torch.autocast:
-    """A context in which nothing is cast where `x` is; tensors without data (meta) have no autocast of their own."""
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+    """A context in which nothing is cast where `x` is; not every device (meta) has an autocast."""
+    device = x.device.type
+    return torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False)
 
 
 def optional(name: str, work: str, extra: str) -> Any:

@@ -27,14 +27,14 @@ def _apart(state: State) -> State:
     return {name: value.clone() for name, value in state.items()}
 
 
-def check_whole(split: Split, more: Sequence[int] = ()) -> None:
-    """Law 1 on small inputs, and on squares of `more` LR pixels a side: the parts together are the network.
+def check_whole(split: Split, more: Sequence[tuple[int, int]] = ()) -> None:
+    """Law 1 on small inputs, and at the sizes `more` in LR pixels: the parts together are the network.
 
     Raises:
         CannotSplit: they differ by more than 1e-4 of the output's range (rounding alone stays far below).
     """
     name = f"{type(split.model).__name__}, split after block {split.split_at}"
-    first, *others = (split.example(*size) for size in [*split.probe.telling_sizes, *((side, side) for side in more)])
+    first, *others = (split.example(*size) for size in [*split.probe.telling_sizes, *more])
     for number, x in enumerate([first, *others, torch.cat([first, 1 - first])]):  # windows come as a batch
         if number and _holds_thinly(split, x):
             continue

@@ -25,7 +25,7 @@ class Ratio(NamedTuple):
     """(largest - smallest) / median."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a network keeps of it could not be trained with later
 def alternate(
     runs: Mapping[Key, Callable[[Input], object]],
     inputs: Sequence[Input],

@@ -47,7 +47,7 @@ def as_number(value: Any) -> float:
     """`value` as a float; NaN where it is no number."""
     try:
         return float("nan") if isinstance(value, str) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
 
 

@@ -117,7 +117,7 @@ def load_into(model: Module, weights: Mapping[str, Tensor], owner: str | None = 
     wrong += [
         f"{name} is {tuple(weights[name].shape)}, not {tuple(own[name].shape)}"
         for name in own.keys() & weights.keys()
-        if weights[name].shape != own[name].shape
+        if isinstance(own[name], Tensor) and weights[name].shape != own[name].shape  # not a module's extra state
     ]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
@@ -164,7 +164,7 @@ def _looks_like(start: bytes) -> str:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with import_safetensors().safe_open(path, framework="pt") as file:
+        with torch.device("cpu"), import_safetensors().safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except MissingDependency:
         raise

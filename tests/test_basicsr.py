@@ -327,6 +327,10 @@ def test_the_console_script_trains_from_an_installed_basicsr(work):
         "net_g_latest.pth",
         "net_g_latest_maskguided.safetensors",
     ]
+    (log,) = models("debug_by_flag").parent.glob("train_*.log")
+    for told in (done.stderr, log.read_text()):
+        assert "Start training" in told
+        assert "l_" in told
     assert not list(Path(importlib.import_module("basicsr").__file__).parents[1].glob("experiments"))
 
 

@@ -126,8 +126,9 @@ def test_numbers_given_as_text_are_shown_as_text():
 
 def test_what_is_misspelt_is_told():
     fast = maskguided.wrap(scaled(ResidualOutside()), 2)
-    with pytest.raises(ArgumentError, match=r"fast\.kep is not known; did you mean 'keep'\?"):
+    with pytest.warns(maskguided.MaskGuidedWarning, match=r"fast\.kep is not known; did you mean 'keep'\?"):
         fast.kep = 0.3
+    assert (fast.kep, fast.keep) == (0.3, 0.5)
     fast.note = "anything else is the user's"
     fast.keep = 0.3
     with pytest.raises(ArgumentError, match="did you mean 'pan'"):

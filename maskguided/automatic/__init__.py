@@ -26,6 +26,7 @@ from torch import nn
 
 from ..errors import ArgumentError, CannotSplit
 from ..parts import first_cut
+from ..patches import round_up
 from ..probing.probe import MULTIPLES, Probe
 from ..split import Split
 from ..split_checks import check_places, check_whole
@@ -111,7 +112,8 @@ def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], 
             split = AutomaticSplit(traced, cuts, names, probe)
             done = 2
             if check:
-                check_whole(split, telling_sides(rounding, roundings, known, probe.multiple_of))
+                telling = telling_sides(rounding, roundings, known, probe.multiple_of)
+                check_whole(split, [*((side, side) for side in telling), *_whole_units(rounding, probe)])
         except CannotSplit as error:
             failures.append((done, error))
         except ArgumentError:
@@ -139,6 +141,15 @@ def _block_number(split_at: int | Literal["auto"], cut: str | None, names: tuple
     if cut not in names[:-1]:
         raise ArgumentError(f"cut={cut!r} is no block to cut after; the blocks are {', '.join(names[:-1])}")
     return names.index(cut) + 1
+
+
+def _whole_units(rounding: Rounding, probe: Probe) -> list[tuple[int, int]]:
+    """Sizes of which both sides, or one, need no rounding: a network may then enlarge neither."""
+    if rounding.unit == probe.multiple_of:
+        return []
+    side = round_up(max(rounding.unit, probe.least), rounding.unit)
+    other = side + round_up(rounding.unit // 3, probe.multiple_of)
+    return [(side, side), (side, other), (other, side)]
 
 
 def _roundings(probe: Probe) -> list[Rounding]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..cost import counting
-from ..errors import ArgumentError, CannotSplit
+from ..errors import ArgumentError, CannotSplit, first_line
 from ..probing.modules import of_this_thread
 from ..probing.probe import Probe
 from ..probing.untouched import untouched
@@ -185,7 +185,11 @@ def _recorded(model: nn.Module, probe: Probe) -> tuple[list[Call], tuple[int, in
     try:
         return list(_record(model, probe, *probe.round_size)), probe.round_size
     except Exception:  # a network with a rule of its own for sizes
+        pass
+    try:
         return list(_record(model, probe, *probe.sizes[0])), probe.sizes[0]
+    except Exception as error:  # whatever a foreign forward raises where its modules are watched
+        raise CannotSplit(f"watching {type(model).__name__} run: {type(error).__name__}: {first_line(error)}") from error
 
 
 @dataclass

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..probing.modules import forget_results, of_this_thread
+from ..probing.modules import forgetting, of_this_thread
 from ..probing.probe import image_of
 from ..probing.untouched import untouched
 
@@ -99,8 +99,7 @@ def record(model: nn.Module, leaves: set[str], x: Tensor, mode: AbstractContextM
         CannotFollow: it reads pixel values to decide what to do.
         Exception: whatever the forward itself raises.
     """
-    forget_results(model)
-    with untouched(model):
+    with untouched(model), forgetting(model):
         recorder = _Recorder(model, x)
         with _hooks(model, leaves, recorder), recorder, mode or nullcontext():
             result = model(x)
@@ -195,6 +194,8 @@ class _Recorder(TorchFunctionMode):
             return Ambient("dtype")
         if isinstance(value, np.generic):
             return value.item()
+        if isinstance(value, np.ndarray):  # as torch takes an index
+            return self._described(torch.from_numpy(value))
         return rebuilt(value, self._described)
 
     def _bases(self, arguments: Any) -> list[tuple[Tensor, int]]:
@@ -241,16 +242,18 @@ def _hooks(model: nn.Module, leaves: set[str], recorder: _Recorder) -> Iterator[
 
 def leaves_around(model: nn.Module, blocks: tuple[str, ...]) -> set[str]:
     """The outermost modules that hold none of `blocks`, and the blocks themselves."""
-    holds_blocks = {name[:i] for name in blocks for i, c in enumerate(name) if c == "."}
+    inside = {id(model.get_submodule(name)) for name in blocks}
+    names = {id(module): name for name, module in model.named_modules()}  # of several names for one module the first
 
-    def below(module: nn.Module, prefix: str) -> Iterator[str]:
-        for name, child in module.named_children():
-            if prefix + name in holds_blocks or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
-                yield from below(child, f"{prefix}{name}.")
+    def below(module: nn.Module) -> Iterator[str]:
+        for child in module.children():
+            holds_blocks = id(child) not in inside and any(id(part) in inside for part in child.modules())
+            if holds_blocks or isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+                yield from below(child)
             else:
-                yield prefix + name
+                yield names[id(child)]
 
-    return set(below(model, ""))
+    return set(below(model))
 
 
 def set_item(x: Tensor, index: Any, value: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..cost import Bounded
 from ..errors import CannotSplit, first_line
-from ..probing.modules import copied, forget_results
+from ..probing.modules import copied
 from ..probing.probe import LARGE_LEAST, Probe
 from ..probing.thin import thinly
 from .record import Ambient, CannotFollow, Recording, Step, leaves_around, parts_of, record, with_fixed
@@ -21,6 +21,11 @@ _MOST_STEPS = 50_000
 """Of a forward on shapes alone: twice those of DAT, some 10 s."""
 _LARGE, _SMALL = (1103, 907), (41, 53)
 """LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
+
+
+_LARGER = (21, 523), (523, 25), (271, 263)
+"""Where the image really has to run."""
+_TILES = ": if it cuts large images into tiles, wrap the network that runs on a tile"
 
 
 class Differs(Exception):
@@ -72,11 +77,13 @@ def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
         raise Differs(f"an input of {tuple(x.shape)} raises {what}{alone}") from error
 
 
-def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Sequence[Recording]) -> list[Recording]:
+def _at_a_large_size(
+    model: nn.Module, leaves: set[str], probe: Probe, made: Sequence[Recording]
+) -> Iterable[Recording]:
     """`model` at a size that photographs have: it may cut those into tiles, or hold a table that is too small.
 
-    It runs on shapes alone, which costs the same at any size, but for loops over pixels; where that cannot be, there is
-    no such recording.
+    It runs on shapes alone, which costs the same at any size, but for loops over pixels; where that cannot be, it runs
+    at smaller sizes.
 
     Raises:
         Differs: it takes other steps than those of `made`, at small sizes.
@@ -84,8 +91,8 @@ def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Seq
     try:
         found = _shapes_of(model, leaves, probe, _LARGE)
     except Exception:  # whatever a foreign network raises: most often it asks for a pixel's value
-        return []
-    within: frozenset[str] = frozenset().union(*(recording.within for recording in made))
+        return _at_larger_sizes(model, leaves, probe, made)
+    within = _within(made)
     unlike = _unlike(made[0], found)
     if unlike is None and found.within <= within:
         return [found]
@@ -95,16 +102,39 @@ def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Seq
     except Exception:  # whatever a foreign network raises
         return [found] if unlike is None else []
     if unlike is not None:
-        raise Differs(f"{unlike}: if it cuts large images into tiles, wrap the network that runs on a tile")
+        raise Differs(f"{unlike}{_TILES}")
     return [replace(found, only_here=frozenset(found.within - within - small.within))]
+
+
+def _at_larger_sizes(
+    model: nn.Module, leaves: set[str], probe: Probe, made: Sequence[Recording]
+) -> Iterator[Recording]:
+    """The same, really run: on long images and a square one, of few pixels."""
+    for height, width in _LARGER:
+        x = probe.input(*(_odd_multiple(side, probe) for side in (height, width)))
+        try:
+            found = _recorded(model, leaves, x)
+        except (CannotFollow, Differs):  # it does not take such a size
+            continue
+        if unlike := _unlike(made[0], found):
+            raise Differs(f"{unlike}{_TILES}")
+        yield replace(found, constants=[], only_here=frozenset(found.within - _within(made)))
+
+
+def _within(made: Sequence[Recording]) -> frozenset[str]:
+    return frozenset().union(*(recording.within for recording in made))
+
+
+def _odd_multiple(side: int, probe: Probe) -> int:
+    return (side // probe.multiple_of | 1) * probe.multiple_of
 
 
 def _shapes_of(model: nn.Module, leaves: set[str], probe: Probe, size: tuple[int, int]) -> Recording:
     """A recording, without constants, at an odd multiple of about that size."""
     from torch.utils._python_dispatch import _disable_current_modes
 
-    step, mode = probe.multiple_of, Bounded(_MOST_STEPS)
-    height, width = ((side // step | 1) * step for side in size)
+    mode = Bounded(_MOST_STEPS)
+    height, width = (_odd_multiple(side, probe) for side in size)
     with mode:
         x = torch.empty(1, probe.in_channels, height, width, device=probe.device, dtype=probe.dtype)
     with _disable_current_modes():  # what counts the work around this would count what is not done
@@ -116,7 +146,8 @@ def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording]
 
     One recording in another dtype tells them apart. A network that does not run in that keeps them all as its own.
     """
-    if not any(Ambient("dtype") in parts_of((step.args, step.kwargs)) for step in runs[0].steps):
+    described = (part for step in runs[0].steps for part in parts_of((step.args, step.kwargs)))
+    if not any(isinstance(part, Ambient) and part.name == "dtype" for part in described):
         return runs
     dtype = torch.float32 if probe.dtype != torch.float32 else torch.bfloat16
     batch, height, width = runs[0].size
@@ -125,8 +156,6 @@ def _with_fixed_dtypes(model: nn.Module, leaves: set[str], runs: list[Recording]
         _same_steps(runs[0], other)
     except Exception:  # whatever a foreign forward raises in a dtype that is not its own
         return runs
-    finally:
-        forget_results(model)
 
     def fixed(step: Step, twin: Step) -> Step:
         args, kwargs = with_fixed((step.args, step.kwargs), (twin.args, twin.kwargs))

@@ -236,6 +236,7 @@ def _property(target: Any) -> str | None:
 
 
 def _method(target: Any) -> str | None:
-    """The name of the tensor method that this is."""
+    """The name of the tensor method that this is; of operators, of those that torch writes in Python (`x // 2`)."""
     name = name_of(target)
-    return name if not name.startswith("__") and getattr(Tensor, name, None) is target else None
+    plain = not name.startswith("__") or isinstance(target, types.FunctionType)
+    return name if plain and getattr(Tensor, name, None) is target else None

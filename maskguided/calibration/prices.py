@@ -81,7 +81,9 @@ class Macs(Prices):
                 most = grid.count - 1 if grid.count > 2 else grid.count  # all of them need no choice
                 last = fast.macs_at(*size, keep=most / grid.count)
                 each_of[grid.window] = (last - first) / max(most - 1, 1)
-            whole = dense[size] if fast.all_go_on else None
+            whole = None
+            if fast.all_go_on:
+                whole = dense[size] if fast.refine_tail is None else fast.macs_at(*size, keep=1.0)
             self._counted[size] = Counted(dense[size], coarse, first, each_of[grid.window], whole)
 
     def at(self, keep: float) -> float:

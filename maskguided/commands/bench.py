@@ -145,7 +145,7 @@ def bench_command(
     with progress_bar() as progress:
         task = progress.add_task("all settings and rounds", total=bench.steps(pairs, settings, rounds), unit="images")
         rows = bench.measure(net, pairs, settings, rounds, lambda: progress.advance(task))
-    place = inputs[0].name + (f" and {len(inputs) - 1} more" if inputs[1:] else "")
+    place = inputs[0].resolve().name + (f" and {len(inputs) - 1} more" if inputs[1:] else "")
     what = f"{_several(len(pairs), 'image')} of {place}, {type(net).__name__}, {bench.machine(threads, where)}"
     how = f"{dtype}, {'channels_last' if last else 'contiguous'}, {_several(rounds, 'round')}"
     header = f"{what}, {how}; {_dense(rows[0])}"
@@ -153,12 +153,13 @@ def bench_command(
     console = out if out.is_terminal else Console(width=_WIDEST, highlight=False)
     console.print(_table(rows))
     if json_file is not None:
-        text = json.dumps({"machine": header, "rows": [asdict(row) for row in rows]}, indent=1)
-        write_whole(json_file, lambda beside: beside.write_text(f"{text}\n"))
+        content = json.dumps({"machine": header, "rows": [asdict(row) for row in rows]}, indent=1)
+        write_whole(json_file, lambda beside: beside.write_text(f"{content}\n"))
     if plot is not None:
         pictures.bench_picture(rows, plot)
     if markdown is not None:
-        write_whole(markdown, lambda beside: beside.write_text(f"{header}\n\n{_markdown(rows)}\n"))
+        text = f"{header}\n\n{_markdown(rows)}\n"
+        write_whole(markdown, lambda beside: beside.write_text(text, errors="surrogateescape"))  # a folder's name
 
 
 def _rounds(net: nn.Module, probe: Probe, pairs: Sequence[Pair]) -> int:

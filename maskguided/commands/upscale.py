@@ -254,7 +254,7 @@ def _upscale_file(fast: MaskGuided, job: results.Job, way: _Way, progress: Progr
 
 def _size_at(outscale: float, image: Image) -> tuple[int, int]:
     """Height and width of a result that is so many times as large; refused where no reader would take it."""
-    height, width = (max(round(side * outscale), 1) for side in image.shape[:2])
+    height, width = (max(round(min(side * outscale, 1e15)), 1) for side in image.shape[:2])
     if height * width > _MOST_PIXELS:
         raise ImageError(
             f"--outscale {outscale:g} makes {width}x{height} pixels of this image; use less, for at most "

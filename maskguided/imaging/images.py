@@ -98,7 +98,7 @@ def read_profile(path: str | Path) -> bytes | None:
     if not any(mark in stored for mark in _PROFILES) or not hasattr(cv2, "imdecodeWithMetadata"):  # OpenCV 4.12
         return None
     least = cv2.IMREAD_REDUCED_GRAYSCALE_8  # of the pixels, which are not asked for
-    _, kinds, found = cv2.imdecodeWithMetadata(np.frombuffer(stored, np.uint8), least)
+    _, kinds, found = cv2.imdecodeWithMetadata(np.frombuffer(stored, np.uint8), flags=least)
     profiles = (data.tobytes() for kind, data in zip(kinds, found, strict=True) if kind == cv2.IMAGE_METADATA_ICCP)
     return next(profiles, None)
 

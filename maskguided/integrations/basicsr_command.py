@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import multiprocessing
 import os
 import sys
@@ -131,7 +132,9 @@ def _try_network(options: Options, phase: Phase) -> None:
     settings = {**options["network_g"], "base_weights": basicsr_options.base_weights(options)}
     if settings.pop("type") != MaskGuidedSR.__name__:
         return
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    # Whoever asks for basicsr's logger first decides where it writes: not this.
+    quiet = _set(import_basicsr("basicsr.archs"), get_root_logger=lambda: logging.getLogger("maskguided.tried"))
+    with quiet, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # what there is to warn of is said when it is made
         net = MaskGuidedSR(**settings)
     if phase == "train" and options["model_type"] == "MaskGuidedModel":

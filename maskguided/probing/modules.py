@@ -7,7 +7,8 @@ import functools
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -81,14 +82,25 @@ def first_weight(model: nn.Module) -> nn.Parameter:
     return next(p for p in model.parameters() if p.is_floating_point())
 
 
-def forget_results(model: nn.Module) -> None:
-    """Empty the functools caches beside the classes of `model`: what a forward looks up there it makes anew."""
-    for kind in {base for module in model.modules() for base in type(module).__mro__[:-1]}:
-        beside = vars(sys.modules.get(kind.__module__, object)) if not kind.__module__.startswith("torch.") else {}
-        for value in (*vars(kind).values(), *beside.values()):
-            function = getattr(value, "__func__", value)  # of a static method
+@contextmanager
+def forgetting(model: nn.Module) -> Iterator[None]:
+    """Within it the functools caches in and beside the classes of `model` are empty ones, that are dropped afterwards:
+    what a forward looks up there it makes anew, and what is kept there for others stays."""
+    kinds = {base for module in model.modules() for base in type(module).__mro__[:-1]}
+    beside = {sys.modules.get(kind.__module__) for kind in kinds if not kind.__module__.startswith("torch.")}
+    swapped = []
+    for place in (*kinds, *(beside - {None})):
+        for name, value in list(vars(place).items()):
+            function = value.__func__ if isinstance(value, staticmethod | classmethod) else value
             if isinstance(function, functools._lru_cache_wrapper):
-                function.cache_clear()
+                fresh = functools.lru_cache(**function.cache_parameters())(function.__wrapped__)
+                swapped.append((place, name, value))
+                setattr(place, name, fresh if function is value else type(value)(fresh))
+    try:
+        yield
+    finally:
+        for place, name, value in swapped:
+            setattr(place, name, value)
 
 
 def silent_weights(model: nn.Module) -> list[nn.Parameter]:

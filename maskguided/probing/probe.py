@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import CannotSplit, first_line
 from ..patches import round_up
-from .modules import refuse_opaque, refuse_wrapped
+from .modules import of_this_thread, refuse_opaque, refuse_wrapped
 from .thin import thinly
 from .untouched import untouched
 
@@ -264,7 +264,7 @@ def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
     if first is None or first.in_channels != 1:
         return True
     batches: list[int] = []
-    with first.register_forward_pre_hook(lambda module, given: batches.append(len(given[0]))):
+    with first.register_forward_pre_hook(of_this_thread(lambda module, given: batches.append(len(given[0])))):
         model(found.input(*found.sizes[0]))
     return image.shape[1] == 3 and batches[:1] == [1]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -37,7 +39,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 del vars(module)[added]
             vars(module).update(attributes)  # not cleared before: another thread may be running it
         for cache, content in caches:
-            if cache or content:
+            if not _is_as_it_was(cache, content):
                 cache.clear()
                 cache.extend(content) if isinstance(cache, list) else cache.update(content)
         for parameter, train in trained:
@@ -166,3 +168,10 @@ def no_leftovers() -> Iterator[None]:
 def _is_cache(value: object) -> bool:
     """A plain container in which a forward may keep what it made for a size, as masks by (H, W); a module its parts."""
     return type(value) in (dict, OrderedDict, list, set)
+
+
+def _is_as_it_was(cache: Any, content: Any) -> bool:
+    """Whether it holds the very objects of `content`: then it is not touched, for another thread may read it."""
+    if isinstance(cache, dict):
+        cache, content = ([*chain.from_iterable(held.items())] for held in (cache, content))
+    return len(cache) == len(content) and all(map(operator.is_, cache, content))

@@ -8,6 +8,11 @@ from ..errors import ArgumentError
 from ..values import as_number, is_whole
 from .choices import Options
 
+_WHOLE = {"steps": 1, "batch": 1, "crop": 1, "warmup": 0, "seed": 0, "pool": 0}
+"""Whole numbers, and the least of each."""
+_LARGEST_SEED = 2**32 - 1
+"""That numpy takes."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -37,9 +42,11 @@ class Recipe:
     options: Options = field(default_factory=Options)
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch", 1), ("crop", 1), ("warmup", 0), ("seed", 0), ("pool", 0)):
+        for name, least in _WHOLE.items():
             if not is_whole(getattr(self, name), least):
                 raise ArgumentError(f"{name}={getattr(self, name)!r}: use {least} or more, a whole number")
+        if self.seed > _LARGEST_SEED:
+            raise ArgumentError(f"seed={self.seed}: use 0 to {_LARGEST_SEED}")
         if not 0 < as_number(self.rate) < float("inf") or not 0 <= as_number(self.ema) < 1:
             raise ArgumentError(f"rate={self.rate!r}, ema={self.ema!r}: use a rate above 0 and an ema of 0 to below 1")
         if not as_number(self.clip) >= 0:
@@ -52,3 +59,5 @@ class Recipe:
             raise ArgumentError(f"optimizer={self.optimizer!r}: a name that timm knows; use 'adamw', say")
         if self.precision not in ("no", "bf16", "fp16"):
             raise ArgumentError(f"precision={self.precision!r}; use 'no', 'bf16' or 'fp16'")
+        for name, kind in (*((whole, int) for whole in _WHOLE), ("rate", float), ("ema", float), ("clip", float)):
+            object.__setattr__(self, name, kind(getattr(self, name)))  # numpy's numbers are none in a checkpoint

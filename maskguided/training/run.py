@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from ..files import torch_save_whole
 from ..guided import MaskGuided
 from ..optional import optional
 from ..probing.modules import first_weight
-from .choices import Options
+from .choices import RANKING, Options
 from .recipe import Recipe
 from .stages import StageInput, loss, prepare, train_only
 from .validation import Validated, Validation
@@ -216,13 +217,34 @@ class Run:
         """What must be the same for a run to go on."""
         fast, shapes = self.fast, [list(p.shape) for p in trained]
         of_wrap = {"split_at": list(fast.split.cuts), "merge": fast.merge, "patch_size": fast.patch_size}
-        has_a_say = "model.", "coarse_tail.", "refine_tail.", "context.", "skip.", f"{fast.scorer}."
+        scorer = "head" if self.stage in RANKING else fast.scorer  # which fit sets itself in the end
+        has_a_say = "model.", "coarse_tail.", "refine_tail.", "context.", "skip.", f"{scorer}."
         own = set(map(id, trained))
         stays = {n: p for n, p in fast.named_parameters() if id(p) not in own and n.startswith(has_a_say)}
-        since = {**{name: getattr(fast, name) for name in _SINCE}, _STAYS: fingerprint(stays)[:16]}
+        since = {**{name: getattr(fast, name) for name in _SINCE}, "scorer": scorer, _STAYS: fingerprint(stays)[:16]}
         of_network = {"network": fingerprint(fast.given.state_dict())[:16], "shapes": shapes}
         seen = {} if self.shown is None else {"validation": self.shown.names}
         return {"stage": self.stage, **asdict(self.recipe), **of_wrap, **since, **of_network, **seen}
+
+
+@contextmanager
+def accelerate_as_it_was() -> Iterator[None]:
+    """Afterwards what a process has one of for all its Accelerators is what it was: the user may have one.
+
+    Where processes were launched they stay joined.
+    """
+    if "LOCAL_RANK" in os.environ or "accelerate.state" not in sys.modules:
+        yield
+        return
+    state = sys.modules["accelerate.state"]
+    shared = [kind._shared_state for kind in (state.PartialState, state.AcceleratorState, state.GradientState)]
+    before = [dict(content) for content in shared]
+    try:
+        yield
+    finally:
+        for content, was in zip(shared, before, strict=True):
+            content.clear()
+            content.update(was)
 
 
 def _accelerator(device: torch.device, precision: str, unused: bool) -> Any:

@@ -107,7 +107,7 @@ class Images:
         like, pairs = first_weight(fast), self.pairs[mine]
         inputs = (pair.lr.to(like).contiguous(memory_format=fast.split.memory_format) for pair in pairs)
         values = [quality(network(x), pair, fast.scale) for x, pair in zip(inputs, pairs, strict=True)]
-        return torch.tensor([sum(values), len(values)], device=like.device)
+        return torch.tensor([sum(values), len(values)], dtype=torch.float32, device=like.device)  # of none, too
 
 
 def _reduced(path: Path, scale: int, grey: bool) -> Pair:
