@@ -3,17 +3,18 @@
 python examples/00_by_hand.py
 """
 
+from pathlib import Path
+
 import torch
-from skimage import data
 
 import maskguided
 from maskguided.head import high_frequency
+from maskguided.imaging.images import read_image, to_tensor
 from maskguided.networks import load_network
 from maskguided.patches import Grid, gather, scatter, select
 
 model = load_network().model  # the small PAN that ships with maskguided
-photo = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None] / 255  # (1, 3, 512, 512)
-lr = torch.nn.functional.interpolate(photo, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)
+lr = to_tensor(read_image(Path(__file__).with_name("astronaut.png")))[None]  # (1, 3, 128, 128), 0 to 1
 
 split = maskguided.split(model, split_at=4)
 grid = Grid(*lr.shape[2:], patch_size=8, halo=2)

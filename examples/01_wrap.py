@@ -6,18 +6,18 @@ With the official PAN x4 weights, or with the small starter network that ships w
 """
 
 import sys
+from pathlib import Path
 
 import torch
-from skimage import data
 
 import maskguided
+from maskguided.imaging.images import read_image, to_tensor
 from maskguided.networks import load_network
 
 weights = sys.argv[1] if len(sys.argv) > 1 else None
 model = load_network(weights).model
 
-photo = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None] / 255  # (1, 3, 512, 512)
-lr = torch.nn.functional.interpolate(photo, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)
+lr = to_tensor(read_image(Path(__file__).with_name("astronaut.png")))[None]  # (1, 3, 128, 128), 0 to 1
 
 fast = maskguided.wrap(model).eval()  # cut after half of its blocks
 

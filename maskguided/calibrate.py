@@ -29,6 +29,8 @@ from .probing.untouched import in_eval_mode, undone_by_failure
 from .values import check_one_of
 from .wrapping import check_wrapped
 
+_STAMP = 24
+"""Pixels; on reductions that are smaller a network is far worse than on photographs."""
 _OUT_OF_RANGE = 30
 """Times the largest value of an LR image: what a network's image of it never has."""
 
@@ -99,6 +101,7 @@ def calibrate(
         if not known:
             raise ArgumentError("calibrate: no images; give a handful of LR images")
         known = _within_range(known)
+        _warn_of_guesses(fast, known)
         fast.min_gain_db = None  # until the end, the same for all
         if fit in ("all", "score") and fast.scorer == "head":
             warn(
@@ -147,6 +150,17 @@ def _check_fit(fast: MaskGuided, fit: str, split_at: str | None) -> None:
         raise ArgumentError(f"calibrate: split_at={split_at!r}; use 'auto', or wrap at the split that you want")
     if split_at == "auto" and fast.model is not fast.given:
         raise ArgumentError("calibrate: split_at='auto' starts from the given network, and this one is a trained copy")
+
+
+def _warn_of_guesses(fast: MaskGuided, known: Sequence[Known]) -> None:
+    """Say so where most losses are estimated by what the network does with a stamp."""
+    sides = [min(image.lr.shape[2:]) // fast.scale for image in known if image.hr is None]
+    if 2 * sum(side < _STAMP for side in sides) > len(known):
+        warn(
+            f"calibrate: without HR images the loss is estimated on LR images reduced by {fast.scale}, which leaves "
+            f"{min(sides)} pixels of the smallest: it may be several times as large; give HR images, or LR images of "
+            f"{_STAMP * fast.scale} pixels or more a side"
+        )
 
 
 def _warn_of_little(fast: MaskGuided, image: Known, chosen: Point, split_at: str | None) -> None:

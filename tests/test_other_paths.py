@@ -89,7 +89,15 @@ class Swapped(Chain):
         return super().forward(x[:, np.array([2, 1, 0])])
 
 
-@pytest.mark.parametrize("kind", [TwoNames, Swapped])
+class Centred(Chain):
+    """A coordinate that begins in the middle of the image, and one that ends at its edge."""
+
+    def forward(self, x):
+        rows, columns = (torch.arange(side) for side in x.shape[2:])
+        return super().forward(x + ((columns - (x.shape[3] - 1) / 2) / 10).sin() * (rows / x.shape[2])[:, None])
+
+
+@pytest.mark.parametrize("kind", [TwoNames, Swapped, Centred])
 def test_it_is_followed(kind):
     net, x = scaled(kind()), image(2, 3, 33, 41)
     fast = maskguided.wrap(net, 2, keep=1).eval()

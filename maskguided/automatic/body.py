@@ -189,7 +189,9 @@ def _recorded(model: nn.Module, probe: Probe) -> tuple[list[Call], tuple[int, in
     try:
         return list(_record(model, probe, *probe.sizes[0])), probe.sizes[0]
     except Exception as error:  # whatever a foreign forward raises where its modules are watched
-        raise CannotSplit(f"watching {type(model).__name__} run: {type(error).__name__}: {first_line(error)}") from error
+        raise CannotSplit(
+            f"watching {type(model).__name__} run: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 @dataclass

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ _BASES = (
     *("1H", "1W", "HW", "1HW", "1A", "1HWA", "1P", "1Q", "PQ", "1PQ", "1R", "1PQR"),
 )
 _TERMS = "1HWAPQR"
+Kind = Literal["whole", "real", "inverse"]
 _LARGEST_DIVISOR = 1 << 14
 _TELLING = (64, 130)
 """From here on a side has room for padding by reflection, to whatever it may be rounded up to."""
@@ -92,8 +93,8 @@ class Size:
     factors: tuple[int, ...]
     over: int = 1
     batched: bool = False
-    inverse: bool = False
-    """Whether the number is one over that (only for real numbers)."""
+    kind: Kind = "whole"
+    """Whether it is a whole number, a real one, or one over that, a real one, too."""
 
     def __str__(self) -> str:
         parts = [("" if f == 1 else f"{f}*") + t for f, t in zip(self.factors[1:], _TERMS[1:], strict=True) if f]
@@ -104,24 +105,26 @@ class Size:
     def only(self, terms: str) -> Fraction | None:
         """What `terms` (one letter) is multiplied by, if nothing else is in it."""
         at = _TERMS.index(terms)
-        alone = not self.inverse and all(not f for i, f in enumerate(self.factors) if i != at)
+        alone = self.kind != "inverse" and all(not f for i, f in enumerate(self.factors) if i != at)
         return Fraction(self.factors[at], self.over) if alone and self.factors[at] else None
 
 
 BATCH = Size((1, 0, 0, 0, 0, 0, 0), batched=True)
 
 
-def size(at: At, factors: tuple[int, ...], over: int, batched: bool, inverse: bool) -> Any:
-    """The number that `Size(factors, over, batched, inverse)` stands for.
+def size(at: At, factors: tuple[int, ...], over: int, batched: bool, kind: Kind) -> Any:
+    """The number that `Size(factors, over, batched, kind)` stands for.
 
     >>> at = At(2, 13, 24, 16, 24, torch.device("cpu"), torch.float32)
-    >>> size(at, (0, 0, 0, 0, 0, 0, 1), 64, True, False)     # 8x8 windows of two images of 13x24
+    >>> size(at, (0, 0, 0, 0, 0, 0, 1), 64, True, "whole")     # 8x8 windows of two images of 13x24
     12
+    >>> size(at, (-1, 0, 1, 0, 0, 0, 0), 2, False, "real")     # the middle of its columns
+    11.5
     """
     total = sum(factor * term for factor, term in zip(factors, at.terms(), strict=True))
     if batched:
         total = total * at.batch
-    return over / total if inverse else total // over
+    return total // over if kind == "whole" else total / over if kind == "real" else over / total
 
 
 def fit(values: Sequence[Any], at: Sequence[At]) -> Any:
@@ -144,9 +147,9 @@ def fit(values: Sequence[Any], at: Sequence[At]) -> Any:
     single = [(value, where) for value, where in zip(values, at, strict=True) if where.batch == 1]
     whole = all(isinstance(value, int) for value in values)
     for basis in _BASES:
-        found = _solve(single, basis, batched, inverse=False)
+        found = _solve(single, basis, batched, "whole" if whole else "real")
         if found is None and not whole and all(values):
-            found = _solve([(1 / value, where) for value, where in single], basis, batched, inverse=True)
+            found = _solve([(1 / value, where) for value, where in single], basis, batched, "inverse")
         if found is not None:
             return found
     return None
@@ -161,7 +164,7 @@ def _batched(values: Sequence[Any], at: Sequence[At]) -> bool | None:
     return True if all(value == one * batch for value, one, batch in more) else None
 
 
-def _solve(samples: list[tuple[Any, At]], basis: str, batched: bool, inverse: bool) -> Size | None:
+def _solve(samples: list[tuple[Any, At]], basis: str, batched: bool, kind: Kind) -> Size | None:
     columns = [_TERMS.index(term) for term in basis]
     rows = np.array([[where.terms()[c] for c in columns] for _, where in samples], dtype=np.float64)
     wanted = np.array([value for value, _ in samples], dtype=np.float64)
@@ -177,4 +180,4 @@ def _solve(samples: list[tuple[Any, At]], basis: str, batched: bool, inverse: bo
         total = sum(f * t for f, t in zip(factors, where.terms(), strict=True))
         if abs(Fraction(total, over) - Fraction(value)) > Fraction(1, 10**6):
             return None
-    return Size(tuple(factors), over, batched, inverse)
+    return Size(tuple(factors), over, batched, kind)

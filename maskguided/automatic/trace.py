@@ -179,7 +179,7 @@ class _Generaliser:
         if found is None:
             raise Differs(f"{where} takes {values} at {[r.size for r in self.recordings]}, which no formula fits")
         return (
-            self.graph.call_function(size, (self.at, found.factors, found.over, found.batched, found.inverse))
+            self.graph.call_function(size, (self.at, found.factors, found.over, found.batched, found.kind))
             if isinstance(found, Size)
             else found
         )
