@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,18 @@ from torch.nn import functional as F
 import maskguided
 from maskguided import ArgumentError, MaskGuidedWarning
 from maskguided.adapters.pan_net import PAN
+
+
+def test_losses_that_are_estimated_on_stamps_are_warned_of():
+    small, large = torch.rand(1, 3, 40, 44), torch.rand(1, 3, 48, 50)
+    with pytest.warns(
+        MaskGuidedWarning, match="which leaves 20 pixels of the smallest: .* give HR images, or LR images of 48"
+    ):
+        maskguided.calibrate(wrapped(), [small, large, small], max_cost=1.0)
+    for images in ([large, large, small], [(small, torch.rand(1, 3, 80, 88))]):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*without HR images")
+            maskguided.calibrate(wrapped(), images, max_cost=1.0)
 
 
 @pytest.mark.parametrize(
