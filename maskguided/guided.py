@@ -5,7 +5,7 @@
       choose      score, select: the k patches that need more
       refine      what stands elsewhere, and onto it (scatter) what is refined
         _refined  gather, blocks n+1..N: windows of the chosen patches alone
-      finish      `refine`; or the network itself, where all patches are chosen
+      finish      `refine`; or all blocks and the tail on the whole image, where all patches are chosen
 
 examples/00_by_hand.py does the same without this class.
 """
@@ -213,7 +213,7 @@ class MaskGuided(Held):
         return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
     def finish(self, base: BaseOutput, index: Tensor) -> Tensor:
-        """The final image (B, C', s*H, s*W): `refine`, or what the network itself makes, where all patches are refined.
+        """The final image (B, C', s*H, s*W): `refine`, or, where all patches are, the rest on the whole map.
 
         Up to rounding that is what all windows together make, where they see what the map would show them, without the
         work of cutting it. `base` must not be used afterwards: it is freed on the way.

@@ -99,7 +99,7 @@ class Held(Knobs):
         print(f"trainable params: {trainable:,} || all params: {every:,} || trainable%: {100 * trainable / every:.4f}")
 
     def unwrap(self) -> nn.Module:
-        """The network that was wrapped: the very object, which neither wrapping nor training has changed."""
+        """The network that was wrapped: the very object, whose weights neither wrapping nor training has changed."""
         return self._given[-1]
 
     @property

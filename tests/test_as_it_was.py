@@ -148,8 +148,7 @@ def test_another_thread_finds_the_weights_while_a_network_is_looked_at():
     assert wrong == []
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("given", [{}, {"split_at": "auto"}])
+@pytest.mark.parametrize(("training", "given"), [(False, {}), (True, {"split_at": "auto"})])
 def test_what_calibrate_adds_is_in_the_mode_of_the_wrap(training, given):
     fast = maskguided.wrap(PAN(features=8, up_features=8, blocks=4).train(training), 2)
     calibrate(fast, [image(1, 3, 32, 32)[0], image(1, 3, 32, 32, seed=1)[0]], max_cost=1.0, **given)

@@ -62,7 +62,7 @@ def keep_for(fast: MaskGuided, curve: Sequence[Point], prices: Priced, budget: B
     if curve[0].drop <= max_drop_db:
         return curve[0].keep
     keep = next(between(a, b, max_drop_db) for a, b in itertools.pairwise(curve) if b.drop <= max_drop_db)
-    return 1.0 if prices.paid.at(keep) > prices.paid.at(1.0) else keep  # all patches are the network, without windows
+    return 1.0 if prices.paid.at(keep) > prices.paid.at(1.0) else keep  # all patches run without windows
 
 
 def between(low: Point, high: Point, drop_db: float) -> float:

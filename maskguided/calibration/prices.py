@@ -56,7 +56,7 @@ class Counted(NamedTuple):
     each: float
     """What each further patch adds."""
     whole: int | None
-    """With all patches, where that is the network as it is; None: as many as of their windows."""
+    """With all patches, where they run without windows; None: as many as of their windows."""
 
 
 class Macs(Prices):

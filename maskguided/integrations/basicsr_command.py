@@ -133,7 +133,7 @@ def _try_network(options: Options, phase: Phase) -> None:
     if settings.pop("type") != MaskGuidedSR.__name__:
         return
     # Whoever asks for basicsr's logger first decides where it writes: not this.
-    quiet = _set(import_basicsr("basicsr.archs"), get_root_logger=lambda: logging.getLogger("maskguided.tried"))
+    quiet = _set(import_basicsr("basicsr.archs"), get_root_logger=lambda: logging.getLogger("network tried"))
     with quiet, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # what there is to warn of is said when it is made
         net = MaskGuidedSR(**settings)

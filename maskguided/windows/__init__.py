@@ -17,5 +17,5 @@ products.py      channels that attend to channels, means that weigh pixels
 readings.py      what could mean two things
 compiled.py    what torch.compile makes of all this
 
-run.py, sizes.py and context.py work on a Split; all others stand below it, for a Split tries its windows by trial.py.
+sizes.py and context.py work on a Split; all others stand below it, for a Split tries its windows by trial.py.
 """
