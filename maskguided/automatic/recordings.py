@@ -23,8 +23,8 @@ _LARGE, _SMALL = (1103, 907), (41, 53)
 """LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
 
 
-_LARGER = (21, 523), (523, 25), (271, 263)
-"""Where the image really has to run."""
+_LARGER = (21, 263), (263, 25)
+"""Where the image really has to run: long, and of few pixels, for attention among all of them takes their square."""
 _TILES = ": if it cuts large images into tiles, wrap the network that runs on a tile"
 
 
@@ -109,7 +109,7 @@ def _at_a_large_size(
 def _at_larger_sizes(
     model: nn.Module, leaves: set[str], probe: Probe, made: Sequence[Recording]
 ) -> Iterator[Recording]:
-    """The same, really run: on long images and a square one, of few pixels."""
+    """The same, really run, on long images of few pixels."""
     for height, width in _LARGER:
         x = probe.input(*(_odd_multiple(side, probe) for side in (height, width)))
         try:
