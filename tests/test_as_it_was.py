@@ -13,7 +13,7 @@ import torch
 from support import image, scaled
 from torch import nn
 from torch.nn import functional as F
-from toys import Base, Chain, conv
+from toys import Chain, conv
 from training_runs import QUICK, wrapped
 
 import maskguided
@@ -81,13 +81,14 @@ def test_an_accelerator_of_the_users_stays_what_it_is(folders):
 
 def test_a_process_that_has_no_image_to_measure_on_adds_numbers_of_one_kind(folders):
     hr, lr = folders
-    shown, fast = Validation(hr, lr).begin(fast := wrapped()), fast
+    fast = wrapped()
+    shown = Validation(hr, lr).begin(fast)
     none, one = (shown.dense(fast, part) for part in (slice(1, None), slice(0, 1)))
     assert none.dtype == one.dtype == torch.float32
     assert none.tolist() == [0, 0]
 
 
-class Keeps(Base):
+class Keeps(Chain):
     """Blocks that keep a map by the size they ran at, as Swin keeps its masks."""
 
     class Block(nn.Module):
@@ -104,12 +105,6 @@ class Keeps(Base):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(self.Block() for _ in range(6))
-
-    def forward(self, x):
-        x = self.first(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.finish(x)
 
 
 def test_what_a_network_keeps_of_timing_and_tiles_can_be_trained_with():

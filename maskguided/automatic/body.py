@@ -182,16 +182,14 @@ def _candidate(group: list[Call], total: int) -> Candidate:
 
 def _recorded(model: nn.Module, probe: Probe) -> tuple[list[Call], tuple[int, int]]:
     """All calls of a forward, the network's own last, and the size it ran on."""
-    try:
-        return list(_record(model, probe, *probe.round_size)), probe.round_size
-    except Exception:  # a network with a rule of its own for sizes
-        pass
-    try:
-        return list(_record(model, probe, *probe.sizes[0])), probe.sizes[0]
-    except Exception as error:  # whatever a foreign forward raises where its modules are watched
-        raise CannotSplit(
-            f"watching {type(model).__name__} run: {type(error).__name__}: {first_line(error)}"
-        ) from error
+    for size in (probe.round_size, probe.sizes[0]):
+        try:
+            return list(_record(model, probe, *size)), size
+        except Exception as error:  # a rule of its own for sizes, or what a foreign forward raises where it is watched
+            failure = error
+    raise CannotSplit(
+        f"watching {type(model).__name__} run: {type(failure).__name__}: {first_line(failure)}"
+    ) from failure
 
 
 @dataclass

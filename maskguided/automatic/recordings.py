@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,6 @@ _MOST_STEPS = 50_000
 """Of a forward on shapes alone: twice those of DAT, some 10 s."""
 _LARGE, _SMALL = (1103, 907), (41, 53)
 """LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
-
 
 _LARGER = (21, 263), (263, 25)
 """Where the image really has to run: long, and of few pixels, for attention among all of them takes their square."""
@@ -77,9 +76,7 @@ def _recorded(model: nn.Module, leaves: set[str], x: Tensor) -> Recording:
         raise Differs(f"an input of {tuple(x.shape)} raises {what}{alone}") from error
 
 
-def _at_a_large_size(
-    model: nn.Module, leaves: set[str], probe: Probe, made: Sequence[Recording]
-) -> Iterable[Recording]:
+def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Sequence[Recording]) -> list[Recording]:
     """`model` at a size that photographs have: it may cut those into tiles, or hold a table that is too small.
 
     It runs on shapes alone, which costs the same at any size, but for loops over pixels; where that cannot be, it runs
@@ -91,7 +88,7 @@ def _at_a_large_size(
     try:
         found = _shapes_of(model, leaves, probe, _LARGE)
     except Exception:  # whatever a foreign network raises: most often it asks for a pixel's value
-        return _at_larger_sizes(model, leaves, probe, made)
+        return list(_at_larger_sizes(model, leaves, probe, made))
     within = _within(made)
     unlike = _unlike(made[0], found)
     if unlike is None and found.within <= within:
