@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from basicsr_runs import log, trained, work  # noqa: F401  (fixtures of several files, made once)
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from support import need_basicsr, scaled
 
 from maskguided.adapters.pan_net import PAN
-from maskguided.imaging.images import write_image
+from maskguided.imaging.images import list_images, read_image, write_image
 from maskguided.windows.compiled import COMPILED
 
 settings.register_profile("ci", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -54,6 +55,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("astronaut", "coffee", "chelsea"):
         write_image(folder / f"{name}.png", getattr(skimage, name)()[:200, :220])
     return folder
+
+
+@pytest.fixture
+def folders(photos: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Three HR images to train on, and as LR of scale 2 every second pixel."""
+    for package in ("timm", "accelerate"):
+        pytest.importorskip(package, reason="training needs timm and accelerate: pip install 'maskguided[train]'")
+    for number, path in enumerate(list_images(photos)[:3]):
+        hr = read_image(path)[: 60 + 2 * number, :70]
+        write_image(tmp_path / "hr" / f"{number}.png", hr)
+        write_image(tmp_path / "lr" / f"{number}.png", np.ascontiguousarray(hr[::2, ::2]))
+    return tmp_path / "hr", tmp_path / "lr"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

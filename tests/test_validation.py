@@ -18,16 +18,6 @@ pytest.importorskip("timm", reason="training needs timm and accelerate: pip inst
 pytest.importorskip("accelerate", reason="training needs timm and accelerate: pip install 'maskguided[train]'")
 
 
-@pytest.fixture
-def folders(photos, tmp_path):
-    """Three HR images, and as LR of scale 2 every second pixel: no basicsr is needed."""
-    for number, path in enumerate(list_images(photos)[:3]):
-        hr = read_image(path)[: 60 + 2 * number, :70]
-        write_image(tmp_path / "hr" / f"{number}.png", hr)
-        write_image(tmp_path / "lr" / f"{number}.png", np.ascontiguousarray(hr[::2, ::2]))
-    return tmp_path / "hr", tmp_path / "lr"
-
-
 def mean_psnr(network, folders) -> float:
     hr, lr = (list_images(folder) for folder in folders)
     with torch.no_grad():
