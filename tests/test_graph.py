@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from support import NETWORKS, difference, image, scaled
@@ -162,3 +165,31 @@ def test_images_of_any_size_share_a_graph():
         x = image(2, 3, *size)
         assert torch.equal(compiled(x), moved(x))
     assert len(graphs) == 1
+
+
+_FIRST = """
+import torch
+from torch.nn import functional as F
+import maskguided
+from maskguided.adapters.pan_net import PAN
+
+torch.manual_seed(0)
+net = PAN(features=8, up_features=8, blocks=4)
+tails = dict(merge="image", coarse_tail="light", coarse_on="unrefined")  # a light tail pads by hand
+fast = maskguided.wrap(net, 2, keep=0.3, **tails).eval()
+torch.nn.init.normal_(fast.coarse_tail.conv.weight, std=0.1)
+network = (lambda x: fast(F.pad(x, (1, 1, 1, 1)))) if before else fast
+x = torch.rand(2, 3, 20, 26)
+with torch.no_grad():
+    compiled = torch.compile(network, fullgraph=True, backend="eager")(x)
+    print(float((compiled - network(x)).abs().max()))
+"""
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("before", [False, True])
+def test_padding_is_seen_by_a_process_that_compiles_first(before):
+    """What torch.compile looks into it remembers: also of a padding before the windows."""
+    done = subprocess.run([sys.executable, "-c", f"before = {before}{_FIRST}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-6

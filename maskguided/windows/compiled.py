@@ -7,10 +7,12 @@ a graph breaks (by a `print` in a block).
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.nn import functional as F
 
 from ..optional import torch_since
 
@@ -47,3 +49,23 @@ def never_alone(function: Function) -> Function:
         here, below = api._FrameAction.SKIP, api._FrameAction.DEFAULT
         api.set_code_exec_strategy(function.__code__, api._FrameExecStrategy(here, below))
     return function
+
+
+_asked_for: set[Callable[..., Any]] = set()
+
+
+def ask_for_pad(is_compiling: bool) -> None:
+    """Make torch.compile ask function modes for F.pad, which it otherwise looks into without doing so.
+
+    It may have done that already in the graph that `is_compiling`, which is then begun anew.
+    """
+    if F.pad in _asked_for or "torch._dynamo" not in sys.modules:  # which takes seconds to import
+        return
+    _asked_for.add(F.pad)
+    torch.compiler.allow_in_graph(F.pad)  # type: ignore[no-untyped-call]
+    if is_compiling:
+        raise torch._dynamo.exc.UnspecializeRestartAnalysis
+
+
+# As torch.compiler.assume_constant_result does it, without importing the compiler: where a call is compiled, it runs.
+ask_for_pad._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -18,7 +18,7 @@ from ..errors import ArgumentError
 from ..parts import Kind, State
 from ..patches import Chosen
 from .borders import Borders, Guess, cut_windows
-from .compiled import COMPILED, never_alone, not_compiled
+from .compiled import COMPILED, ask_for_pad, never_alone, not_compiled
 from .exchange import Exchange
 from .per_image import PerImage
 from .trial import Trial
@@ -62,6 +62,7 @@ def on_windows(
     windows, cut = cut_windows(state, kinds, chosen)
     neighbours: AbstractContextManager[object] = nullcontext()
     if exchange:
+        ask_for_pad(torch.compiler.is_compiling())
         borders = Borders(chosen, cut, guess, features)
         neighbours = Exchange(borders, strangers=trial.strangers, detours=trial.detours, unit=trial.unit)
     statistics: AbstractContextManager[object] = nullcontext()
