@@ -23,7 +23,7 @@ from maskguided import MaskGuided
 from maskguided.adapters.pan_net import PAN
 from maskguided.integrations.basicsr_plugin import import_basicsr
 from maskguided.parts import Merge
-from maskguided.timing import alternate, at_keep, ratio
+from maskguided.timing import alternate, at, ratio
 
 from .report import Row
 
@@ -106,7 +106,7 @@ def measure(
         "coarse": lambda x: whole_tail(coarse) if tail is None else tail(dict(coarse), x),
         "body": lambda _: body(state),
         "tail": lambda _: whole_tail(deep),
-        **{keep: at_keep(fast, keep, guided) for keep in keeps},
+        **{keep: at(fast, "keep", keep, guided) for keep in keeps},
     }
     seconds = {key: np.array(found) for key, found in alternate(runs, [x], way.rounds).items()}
     refine = seconds["body"] + (seconds["tail"] if fast.merge == "image" else 0)

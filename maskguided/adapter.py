@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import entry_points
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, ClassVar, Literal, TypeVar
 
 from torch import Tensor, nn
@@ -284,9 +285,8 @@ def lacks(model: nn.Module, *parts: str) -> str | None:
 
 
 def _has(model: nn.Module, part: str) -> bool:
-    owner: object = model
-    for name in part.split("."):
-        if not hasattr(owner, name):
-            return False
-        owner = getattr(owner, name)
+    try:
+        attrgetter(part)(model)
+    except AttributeError:
+        return False
     return True

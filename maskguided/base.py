@@ -1,4 +1,4 @@
-"""What a forward holds between its steps, and what it tells of itself."""
+"""What a forward passes from step to step, and what `explain` returns."""
 
 from __future__ import annotations
 

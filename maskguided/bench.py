@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import checkpoint, metrics
-from .cost import macs
 from .guided import MaskGuided
 from .imaging.images import as_pixels
 from .imaging.pairs import Pair, check_sizes
@@ -122,7 +121,8 @@ def measure(
         image = image_of(model(accepted(x.clone())))  # a network may change its input
         return image[:, :, : x.shape[2] * scale, : x.shape[3] * scale]
 
-    dense_macs = _dense_macs(dense_network, model, pairs)
+    dense_macs_at = functools.cache(wraps[0].dense_macs)
+    dense_macs = sum(dense_macs_at(*pair.lr.shape[2:]) for pair in pairs)
 
     for points, fast in zip(points_of, wraps, strict=True):
         if pairs[0].lr.is_contiguous(memory_format=torch.channels_last):  # what is added, as the network is already
@@ -195,7 +195,7 @@ def total_macs(fast: MaskGuided, pairs: Sequence[Pair], shares: Sequence[float])
         # Of an image that decides: all is the network as it is, and none has been chosen, too.
         ends: dict[float, float] = {} if fast.min_gain_db is None else {0: math.inf, 1: 0.0}
         least = ends.get(share)
-        return fast.macs_at(height, width, **({"keep": share} if least is None else {"min_gain_db": least}))
+        return fast.macs_at(height, width, keep=share if least is None else None, min_gain_db=least)
 
     return sum(counted(*pair.lr.shape[2:], share) for pair, share in zip(pairs, shares, strict=True))
 
@@ -225,7 +225,7 @@ def _reached(
     for pair in pairs:
         dense: NDArray[np.uint8] | None = None
         for point, run in runs.items():
-            image = image_of(run(pair.lr.clone()))
+            image = run(pair.lr)
             dense = as_pixels(image) if dense is None else dense
             alike[point].append(metrics.psnr(as_pixels(image), dense, crop=scale))
             if pair.hr is not None:
@@ -236,10 +236,3 @@ def _reached(
         point: (statistics.mean(psnrs[point]) if psnrs[point] else None, statistics.mean(values) if values else None)
         for point, values in unlike.items()
     }
-
-
-def _dense_macs(dense_network: Network, model: nn.Module, pairs: Sequence[Pair]) -> int:
-    """Over all images; each size is counted once."""
-    sizes = [tuple(pair.lr.shape) for pair in pairs]
-    counted = {size: macs(dense_network, size, pairs[0].lr, model) for size in set(sizes)}
-    return sum(counted[size] for size in sizes)

@@ -60,7 +60,7 @@ def save(fast: MaskGuided, path: str | Path) -> None:
         "settings": json.dumps(settings_of(fast)),
         "base": json.dumps(_network_facts(fast)),
     }
-    content = import_safetensors().torch.save(tensors, metadata=header)
+    content = import_safetensors("safetensors.torch").save(tensors, metadata=header)
     write_whole(path, lambda beside: beside.write_bytes(content))  # whose error on a full disk is an OSError
 
 
@@ -106,8 +106,6 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
         warn(f"{path}: made for another {', '.join(other)}, so every image gets keep={fast.keep:g}")
         content = content._replace(tensors=without_estimate(content.tensors))
         least = changes.get("min_gain_db")
-    if _ESTIMATE in content.tensors:
-        fast.begin_estimate()
     _load_added(fast, content, path)
     with nullcontext() if "min_gain_db" in changes else _said_of(path, facts):
         fast.min_gain_db = least
@@ -160,15 +158,9 @@ def load_onto(path: str | Path, fast: MaskGuided) -> None:
     Raises:
         CheckpointError: as `load`, or it was made for another cut, merge, coarse tail or head.
     """
-    content = check_made_for(path, fast)
-    _load_added(fast, content._replace(tensors=without_estimate(content.tensors)), path)
-
-
-def check_made_for(path: str | Path, fast: MaskGuided) -> Saved:
-    """What `save` wrote, if it was made for the cut, merge, tails and head of `fast`; else a CheckpointError."""
     content = _saved(path)
     check_settings(path, content.settings, fast)
-    return content
+    _load_added(fast, content._replace(tensors=without_estimate(content.tensors)), path)
 
 
 def check_settings(path: str | Path, settings: Mapping[str, Any], fast: MaskGuided) -> None:
@@ -219,7 +211,7 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     if own["fingerprint"] != facts["fingerprint"] and not _holds_already(fast.model, trained):
         _say_other_weights(path, facts, own["layout"], fast)
-    fast.begin_added(without_estimate(tensors))
+    fast.begin_added(tensors)
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
     try:

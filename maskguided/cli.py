@@ -16,7 +16,7 @@ from . import __version__
 from .commands import basicsr_yaml
 from .commands.bench import bench_command
 from .commands.calibrate import calibrate_command
-from .commands.console import err, out, plain, sentence
+from .commands.console import err, plain, say, sentence, warning
 from .commands.explain import explain_command
 from .commands.export import export_command
 from .commands.finetune import finetune_command
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _refuse_empty(arguments: list[str]) -> None:
-    """A path of no letters would be the current folder, with all that is in it."""
+    """Refuse empty options: an empty path would be the current folder, with all that is in it."""
     parts = [part for given in arguments for part in (given.split("=", 1) if given.startswith("--") else [given])]
     for option, value in itertools.pairwise(parts):
         if option.startswith("-") and option != "--suffix" and not value:
@@ -86,11 +86,11 @@ def _show_warning(
 ) -> None:
     """Ours in one line; those of other packages are nothing to the user of a command."""
     if issubclass(category, MaskGuidedWarning):
-        err.print(f"[yellow]warning:[/yellow] {plain(message)}")
+        warning(message)
 
 
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        out.print(__version__)
+        say(__version__)
         raise typer.Exit

@@ -40,7 +40,7 @@ class ArgumentError(MaskGuidedError, ValueError):
 
 
 class CannotSplit(MaskGuidedError):
-    """A network could not be split into Base and Refine; the text names the stage that failed."""
+    """A network could not be split; the text names the step that failed."""
 
 
 class CheckpointError(MaskGuidedError):

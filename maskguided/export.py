@@ -25,7 +25,7 @@ from .probing.untouched import in_eval_mode
 from .values import as_path
 from .wrapping import check_wrapped
 
-_ONNX = "ONNX (a .pt2 file needs nothing more)"
+_ONNX = ("ONNX (a .pt2 file needs nothing more)", "maskguided[export]")
 _WILD = 1e4
 TOLERANCE = 1e-3
 """Largest difference from the network, in its range, that a checked file may have: a quarter of a step of 8 bits.
@@ -92,9 +92,9 @@ def _format_of(path: Path) -> tuple[Callable[[Any, Path], None], Callable[[Path,
             return _write_pt2, _run_pt2
         case ".onnx":
             if not torch_since(2, 6):
-                raise MissingDependency(f"{_ONNX} needs torch 2.6 or newer; this is {torch.__version__}")
+                raise MissingDependency(f"{_ONNX[0]} needs torch 2.6 or newer; this is {torch.__version__}")
             for package in ("onnx", "onnxscript", "onnxruntime"):
-                optional(package, _ONNX, "export")
+                optional(package, *_ONNX)
             return _write_onnx, _run_onnx
     raise ArgumentError(f"{path}: a file ends in .onnx or .pt2")
 
@@ -161,7 +161,7 @@ def _run_pt2(path: Path, example: Tensor) -> Tensor:
 
 
 def _write_onnx(program: Any, path: Path) -> None:
-    opset = optional("onnxscript", _ONNX, "export").opset18
+    opset = optional("onnxscript", *_ONNX).opset18
 
     def sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         """torch.sort in ONNX: TopK of everything, which puts the first of equal values first, as a stable sort does."""
@@ -203,7 +203,7 @@ def _run_onnx(path: Path, example: Tensor) -> Tensor:
 
 def onnx_session(path: str | Path, threads: int = 0) -> Any:
     """An onnxruntime session on the CPU; 0 threads: as many as it likes."""
-    runtime = optional("onnxruntime", _ONNX, "export")
+    runtime = optional("onnxruntime", *_ONNX)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors: a line of warning for each scalar that it does not fold is of no use

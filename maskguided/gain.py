@@ -79,7 +79,7 @@ def around(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
-def worth(index: Tensor, gain: Tensor, error: Tensor) -> Tensor:
+def slopes(index: Tensor, gain: Tensor, error: Tensor) -> Tensor:
     """What each patch brings when patches are refined in this order: the slope of PSNR against keep, dB.
 
     Args:
@@ -91,7 +91,7 @@ def worth(index: Tensor, gain: Tensor, error: Tensor) -> Tensor:
         (B, k): dB of the image's PSNR per unit of keep, patch by patch.
 
     >>> gain, error = torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[0.5, 0.5]]])
-    >>> [round(slope * math.log(10) / 10, 4) for slope in worth(torch.tensor([[0, 1]]), gain, error)[0].tolist()]
+    >>> [round(slope * math.log(10) / 10, 4) for slope in slopes(torch.tensor([[0, 1]]), gain, error)[0].tolist()]
     [1.2, 1.0]
     """
     ordered = gain.flatten(1).gather(1, index)

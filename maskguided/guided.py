@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .base import BaseOutput, Explanation
 from .errors import ArgumentError, ExportError, MaskGuidedError, is_out_of_memory
-from .gain import log_energies, worth
+from .gain import log_energies, slopes
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
 from .parts import Kind, Merge, RefineTail, Skip, State
@@ -129,13 +129,13 @@ class MaskGuided(Held):
         warn_of_unused(merge, coarse_tail, coarse_on)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
         side = as_whole(patch_size)
-        small = exchanges and side is not None and not split.exchanges_at(side)
+        exchanges = exchanges and (side is None or split.exchanges_at(side))
         # Each setting is checked against those above it.
         self.model, self.split = split.model, split
         self.keep = keep
         self.merge = merge
         self.global_ops = global_ops
-        self.exchange = exchanges and not small if exchange is None else exchange
+        self.exchange = exchanges if exchange is None else exchange
         self.patch_size, self.halo = windows_of(split, merge, patch_size, halo, self.exchange)
         self.coarse_on = coarse_on
         self.scorer = scorer
@@ -208,9 +208,9 @@ class MaskGuided(Held):
         return index[:, : int(k)]
 
     def worth(self, base: BaseOutput, index: Tensor) -> Tensor:
-        """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.worth`."""
+        """What the patches of `index` (B, k) are estimated to bring in this order, (B, k): see `gain.slopes`."""
         assert self.estimate is not None  # see min_gain_db
-        return worth(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
+        return slopes(index, *self.estimate(log_energies(base, self.split.features, self.patch_size)))
 
     def finish(self, base: BaseOutput, index: Tensor) -> Tensor:
         """The final image (B, C', s*H, s*W): `refine`, or, where all patches are, the rest on the whole map.

@@ -84,7 +84,7 @@ class LinearScore(nn.Module):
         self.root: Tensor
 
     def compressed(self, squares: Tensor) -> Tensor:
-        """Energies or squared errors, as the regression is to see them."""
+        """Cube roots of energies or squared errors: what the regression works on."""
         return squares.pow(self.root.to(squares))
 
     def forward(self, energies: Tensor) -> Tensor:

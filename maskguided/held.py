@@ -75,11 +75,13 @@ class Held(Knobs):
         """MACs of one LR image of that size in the dense network."""
         return self._macs(self.model, lambda x: self.model(self.accepted(x)), height, width)
 
-    def macs_at(self, height: int, width: int, **setting: float) -> int:
+    def macs_at(self, height: int, width: int, *, keep: float | None = None, min_gain_db: float | None = None) -> int:
         """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""
         asked = copy.copy(self)  # of settings alone: a forward in another thread goes on with its own
-        for name, value in setting.items():
-            setattr(asked, name, value)
+        if keep is not None:
+            asked.keep = keep
+        if min_gain_db is not None:
+            asked.min_gain_db = min_gain_db
         return self._macs(asked, asked, height, width)
 
     def _macs(self, model: nn.Module, forward: Callable[[Tensor], Tensor], height: int, width: int) -> int:

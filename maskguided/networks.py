@@ -37,6 +37,7 @@ class Loaded:
     """Name of the adapter that built it, or of spandrel's architecture."""
     by: Literal["adapter", "spandrel"]
     scale: int | None = None
+    """As the file says, or as it was read with."""
     supports_half: bool | None = None
     """Whether float16 works."""
     tiling: Tiling | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ def not_cast(x: Tensor) -> torch.autocast:
     return torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False)
 
 
-def optional(name: str, work: str, extra: str) -> Any:
+def optional(name: str, work: str, install: str) -> Any:
     """The module `name`.
 
     Args:
         work: what needs it, for the error's text.
-        extra: of our package, which installs it.
+        install: what pip installs it by.
 
-    >>> optional("no_such.module", "flying", "wings")  # doctest: +ELLIPSIS
+    >>> optional("no_such.module", "flying", "maskguided[wings]")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     maskguided.errors.MissingDependency: flying needs no_such: pip install 'maskguided[wings]' (No module ...)
     """
@@ -37,4 +38,4 @@ def optional(name: str, work: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise MissingDependency(f"{work} needs {package}: pip install 'maskguided[{extra}]' ({error})") from None
+        raise MissingDependency(f"{work} needs {package}: pip install {shlex.quote(install)} ({error})") from None

@@ -41,7 +41,7 @@ def explain_picture(fast: MaskGuided, x: Tensor, path: str | Path) -> Explanatio
         MissingDependency: matplotlib is not installed.
     """
     found = fast.explain(x)
-    refined_mask = _by_pixel(found.mask[0], fast.patch_size, x)
+    refined_mask = per_pixel(found.mask[0], fast.patch_size, (x.shape[2], x.shape[3])).cpu().numpy()
     error = luma(found.refined.float() - found.coarse.float()).abs()[0, 0].cpu().numpy()
     shown = _shown(x)
     setting = f"keep={fast.keep:g}" if fast.min_gain_db is None else f"min_gain_db={fast.min_gain_db:g}"
@@ -128,18 +128,13 @@ def _shown(x: Tensor) -> Image:
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def _by_pixel(mask: Tensor, patch: int, x: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    pixels: np.ndarray[Any, np.dtype[np.bool_]] = per_pixel(mask, patch, (x.shape[2], x.shape[3])).cpu().numpy()
-    return pixels
-
-
 def drawing() -> Any:
     """matplotlib.figure; to be asked for before work whose result is drawn.
 
     Raises:
         MissingDependency: it is not installed.
     """
-    return optional("matplotlib.figure", "drawing", "train")
+    return optional("matplotlib.figure", "drawing", "maskguided[train]")
 
 
 def _figure(**settings: Any) -> Any:

@@ -59,17 +59,14 @@ class Split(Parts):
         """This one with the network's own tail: what `tail(body(prefix(x))) == model(x)` is true of."""
         return self
 
-    @property
+    @cached_property
     def memory_format(self) -> torch.memory_format:
         """The faster one for images and weights, channels last; the usual one where the network does not run so.
 
         A `view` of its own that goes by the order in memory (HAN's layer attention) does not.
         """
-        return torch.channels_last if self._runs_channels_last else torch.contiguous_format
-
-    @cached_property
-    def _runs_channels_last(self) -> bool:
-        return runs_channels_last(self.model, self.example(*self.probe.sizes[0]))
+        last = runs_channels_last(self.model, self.example(*self.probe.sizes[0]))
+        return torch.channels_last if last else torch.contiguous_format
 
     @property
     def global_ops(self) -> tuple[str, ...]:

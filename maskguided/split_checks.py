@@ -167,7 +167,7 @@ def _matters(split: Split) -> bool:
 
 
 def _is_shifted(split: Split) -> bool:
-    """Whether what the live values of an image give begins further down, or right, than they do: it is cropped so."""
+    """Whether the network crops its image above or at the left, so that it is shifted against the live values."""
     step, least = split.multiple_of, split.probe.multiple_of
     if step == least or step > LARGEST_STEP:  # it pads nothing, or only what is padded before
         return False
@@ -184,7 +184,7 @@ def _is_shifted(split: Split) -> bool:
 
 
 def _is_mirrored(split: Split) -> bool:
-    """Whether what is changed along the way shows as far from the other end, wherever that is."""
+    """Whether a change of the live values shows at the mirrored place, for each of several places."""
     step = split.multiple_of
     if step > LARGEST_STEP:
         return False

@@ -63,13 +63,6 @@ def _until_done(given: object) -> None:
     synchronize(*([given.device] if given.device.type != "mps" else []))
 
 
-def at_keep(
-    fast: MaskGuided, keep: float, forward: Callable[[Tensor], Tensor] | None = None
-) -> Callable[[Tensor], Tensor]:
-    """A call of `fast` at that keep; `forward` is another way to run it (compiled)."""
-    return at(fast, "keep", keep, forward)
-
-
 def at(
     fast: MaskGuided, setting: str, value: float, forward: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""Numbers and paths that users give, of whatever library they are."""
+"""Checks of what users pass in: numbers (NumPy's too), paths, names of arguments."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError, MissingDependency
+from .optional import optional
 from .values import as_path
 
 # Where the files of this field keep the weights, the averaged ones (EMA) before the others.
@@ -138,13 +139,9 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
     return 1 + max((int(match[1]) for name in weights if (match := pattern.match(name))), default=-1)
 
 
-def import_safetensors() -> Any:
-    """The package, with its `torch` module; imported late, since the core needs torch alone."""
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise MissingDependency("safetensors files need the package safetensors: pip install safetensors") from None
-    return safetensors
+def import_safetensors(module: str = "safetensors") -> Any:
+    """The package, or a `module` of it; imported late, since the core needs torch alone."""
+    return optional(module, "a safetensors file", "safetensors")
 
 
 def _entries(content: object, kind: type[Kind]) -> dict[str, Kind]:

@@ -245,15 +245,15 @@ def timed_as(monkeypatch, price):
     def alternate(runs, inputs, rounds):
         return {keep: [1.0 if keep is None else run()] * rounds for keep, run in runs.items()}
 
-    def at_keep(fast, keep):
+    def at(fast, name, value):
         def asked():
-            fast.keep = keep
+            setattr(fast, name, value)
             return price(fast)
 
         return asked
 
     monkeypatch.setattr(prices, "alternate", alternate)
-    monkeypatch.setattr(prices, "at_keep", at_keep)
+    monkeypatch.setattr(prices, "at", at)
 
 
 def test_the_picture_shows_the_curve_in_what_the_budget_is_in(monkeypatch, tmp_path):

@@ -17,6 +17,7 @@ from maskguided.adapters.pan_net import PAN
 from maskguided.error_map import luma, patch_error
 from maskguided.head import high_frequency, pool
 from maskguided.patches import Grid, others
+from maskguided.training.choices import Options
 from maskguided.training.stages import loss, prepare, train_only
 
 NETWORKS = {"adapter": PAN(features=8, up_features=8, blocks=4, scale=2), "automatic": OriginalEDSR()}
@@ -139,8 +140,8 @@ def test_stage_coarse_trains_what_will_be_seen():
     def gradient(coarse_on: str) -> torch.Tensor:
         fast = wrapped("adapter", coarse_on, "deep")
         train_only(fast, "coarse")
-        given = prepare(fast, "coarse", image(1, 3, 24, 24), image(1, 3, 48, 48, seed=1))
-        value = loss(fast, "coarse", given)
+        given = prepare(fast, "coarse", image(1, 3, 24, 24), image(1, 3, 48, 48, seed=1), Options())
+        value = loss(fast, "coarse", given, Options())
         value.backward()
         branch = fast.coarse_tail.branch
         assert isinstance(branch, nn.Sequential)

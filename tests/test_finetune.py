@@ -127,7 +127,7 @@ def test_the_error_that_teaches_the_head_does_not_teach_the_images(head_loss):
     with torch.enable_grad():
         base = fast.run_base(lr)
         images = F.l1_loss(fast.coarse_image(base), hr) + F.l1_loss(fast.refine(base, base.every), hr)
-        whole = stages.loss(fast, "end", stages.prepare(fast, "end", lr, hr), Options(head_loss=head_loss))
+        whole = stages.loss(fast, "end", stages.prepare(fast, "end", lr, hr, Options()), Options(head_loss=head_loss))
         expected, found = (torch.autograd.grad(value, tails) for value in (images, whole))
     assert whole > images
     for a, b in zip(found, expected, strict=True):
@@ -194,10 +194,10 @@ def test_what_a_pool_keeps_is_what_the_loss_needs(photos, stage, merge):
     fast = wrapped(merge=merge)
     stages.train_only(fast, stage)
     crops, options = Crops([photos], scale=2, size=19), Options()
-    (kept,) = batches(crops, Batches(4, 0, 1, pool=4), lambda *pair: stages.prepare(fast, stage, *pair), 0)
+    (kept,) = batches(crops, Batches(4, 0, 1, pool=4), lambda *pair: stages.prepare(fast, stage, *pair, Options()), 0)
     order = next(iter(Batches(4, 0, 1, pool=4)))
     pair = (torch.stack(images) for images in zip(*(crops[n] for n in order), strict=True))
-    fresh = stages.prepare(fast, stage, *pair)
+    fresh = stages.prepare(fast, stage, *pair, Options())
     losses = [float(stages.loss(fast, stage, given, options)) for given in (kept, fresh)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] > 0
@@ -279,9 +279,9 @@ def test_the_stage_refine_leaves_what_the_base_uses_too():
 def test_the_stage_refine_trains_windows_where_keep_is_less_than_a_patch(merge):
     fast = maskguided.wrap(scaled(PAN(features=8, up_features=8, blocks=4)), 2, merge=merge, keep=0.05, patch_size=16)
     stages.train_only(fast, "refine")
-    given = stages.prepare(fast.eval(), "refine", image(1, 3, 48, 48), image(1, 3, 192, 192))
+    given = stages.prepare(fast.eval(), "refine", image(1, 3, 48, 48), image(1, 3, 192, 192), Options())
     with torch.enable_grad():
-        value = stages.loss(fast, "refine", given)
+        value = stages.loss(fast, "refine", given, Options())
         value.backward()
     assert torch.isfinite(value)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in fast.split.model.SCPA_trunk[3].parameters())

@@ -17,7 +17,7 @@ import maskguided
 from maskguided import ArgumentError, export, pictures
 from maskguided.calibration.closed_form import Known, fit_gain
 from maskguided.error_map import dense_image, patch_error
-from maskguided.gain import GainEstimate, worth
+from maskguided.gain import GainEstimate, slopes
 from maskguided.infer import upscale
 from maskguided.training import stages
 from maskguided.weights import read
@@ -51,7 +51,7 @@ def test_worth_is_the_slope_of_psnr_against_keep(rows, cols, seed):
     gain, error = torch.rand(2, rows, cols, generator=generator, dtype=torch.float64) * 0.001
     order = torch.randperm(rows * cols, generator=generator)[None]
     error += 0.2  # so large that a step is as good as the slope
-    found = worth(order, gain[None], error[None])[0]
+    found = slopes(order, gain[None], error[None])[0]
     mse, psnr = (error + gain).mean(), []
     for step in range(rows * cols + 1):
         psnr.append(-10 * math.log10(mse - gain.flatten()[order[0, :step]].sum() / (rows * cols)))
@@ -68,7 +68,7 @@ def test_the_estimate_is_near_to_what_it_was_fitted_to():
         base = fast.run_base(one.lr)
         every = fast.worth(base, base.every)[0]
         gain = patch_error(fast, base, fast.coarse_image(base), fast.refine(base, base.every))
-        true = worth(base.every, gain, patch_error(fast, base, one.dense, one.hr))[0]
+        true = slopes(base.every, gain, patch_error(fast, base, one.dense, one.hr))[0]
         assert torch.corrcoef(torch.stack([every.log(), true.log()]))[0, 1] > 0.8
         assert 0.4 < float(every.sum() / true.sum()) < 2.5
 

@@ -16,12 +16,12 @@ PACKAGE = Path(maskguided.__file__).parent
 COMMANDS = ("upscale", "inspect", "bench", "calibrate", "finetune", "explain", "export")
 LAYERS = [
     {"errors", "values"},
-    {f"windows.{name}" for name in ("arguments", "products", "readings", "reductions")} | {"probing.thin"},
-    {"patches", "weights", "metrics", "optional", "files"},
+    {f"windows.{name}" for name in ("arguments", "products", "readings", "reductions")} | {"probing.thin", "optional"},
+    {"patches", "weights", "metrics", "files"},
     {"imaging.tiff", "imaging.png", "windows.compiled"},
     {"windows.global_ops"},
     {"cost", "probing.modules", "probing.receptive", "probing.untouched"},
-    {"probing.probe", "windows.rings"},
+    {"probing.probe"},
     {f"windows.{name}" for name in ("borders", "detours", "exchange", "per_image", "shifts")} | {"parts"},
     {"windows.trial", "integrations.basicsr_plugin", "integrations.spandrel_bridge"},
     {"split", "imaging.images", "head"},

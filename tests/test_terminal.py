@@ -10,6 +10,7 @@ import sys
 import pytest
 from skimage import data
 
+from maskguided.commands.console import warning
 from maskguided.imaging.images import write_image
 
 pty = pytest.importorskip("pty", reason="needs a terminal of Unix")
@@ -64,3 +65,9 @@ def test_all_results_stay_on_the_screen_and_no_bar(tmp_path):
         write_image(tmp_path / "in" / f"{name}.png", data.astronaut()[:64, :64].copy())
     left = screen("upscale", "-i", tmp_path / "in", "-o", tmp_path / "out")
     assert [line.split(" -> ")[0] for line in left] == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("path", [r"C:\photos\[raw]\a.png", r"C:\[/b]\a.png", "[raw]/a.png"])
+def test_names_that_look_like_markup_are_shown_as_they_are(capsys, path):
+    warning(path)
+    assert capsys.readouterr().err == f"warning: {path}\n"

@@ -7,7 +7,6 @@ layout.py  where height and width stand in a live value: maps, tokens
 recordings.py  such recordings at sizes that tell
 trace.py   the recordings as one graph for all sizes; what each value is
 cut.py     the graph in three: which nodes run before and after, which values pass between
-collected.py   what is collected of the blocks as they go, put together in the tail
 graph_split.py  the three as a Split
 rows.py    a graph in a form that can be pickled
 alignment.py  where windows must start and end, for blocks that keep a grid of their own

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -184,7 +184,7 @@ def _recorded(model: nn.Module, probe: Probe) -> tuple[list[Call], tuple[int, in
     """All calls of a forward, the network's own last, and the size it ran on."""
     for size in (probe.round_size, probe.sizes[0]):
         try:
-            return list(_record(model, probe, *size)), size
+            return _record(model, probe, *size), size
         except Exception as error:  # a rule of its own for sizes, or what a foreign forward raises where it is watched
             failure = error
     raise CannotSplit(
@@ -213,7 +213,7 @@ class _Recorder:
         call.macs = (call.macs + self.counter.get_total_flops()) // 2
 
 
-def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator[Call]:
+def _record(model: nn.Module, probe: Probe, height: int, width: int) -> list[Call]:
     """Every module call of one forward in the order they begin; the network's own call last."""
     with untouched(model), counting() as counter, ExitStack() as hooks:
         recorder = _Recorder({id(module): name for name, module in model.named_modules()}, counter)
@@ -222,8 +222,7 @@ def _record(model: nn.Module, probe: Probe, height: int, width: int) -> Iterator
             hooks.enter_context(module.register_forward_pre_hook(before))
             hooks.enter_context(module.register_forward_hook(after))
         model(probe.input(height, width))
-    yield from recorder.order[1:]
-    yield recorder.order[0]
+    return [*recorder.order[1:], recorder.order[0]]
 
 
 def _signature(call: Call) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -62,6 +62,8 @@ _IN_WINDOWS = (
     "where windows are cut out before it and put together after it, the block is a module around all three, to be "
     "written or to be named (body=)"
 )
+_COLLECTS = ("cat", "concat", "concatenate", "stack", "unsqueeze", "view", "reshape", "flatten")
+"""Functions and methods that only put maps together."""
 
 
 def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
@@ -169,14 +171,41 @@ def inputs_of(nodes: list[fx.Node], traced: Traced) -> list[fx.Node]:
 
 
 def _made_anew(node: fx.Node, traced: Traced) -> bool:
-    """What follows from weights and sizes alone (a size, an attention mask) is no live value: each part makes it.
+    """Whether each part computes it again: what follows from weights and sizes alone (a size, an attention mask).
 
-    But what lies on the map, as a position code does, is another at each place: it is gathered.
+    A position code does, too, but lies on the map: it is another at each place, and so is gathered.
     """
     if node not in traced.values:
         return True
     value = traced.values[node]
     return not value.from_input and value.kind != "map"
+
+
+def collected_in_tail(cut: Cut, traced: Traced) -> Cut:
+    """`cut`, with what only the tail uses and only puts maps together in the tail; `cut` itself where that is no help.
+
+    A stack that grows by each block (HAN: `res = torch.cat([res, x.unsqueeze(1)], 1)`) has more channels after the body
+    than at the cut, so nothing stands in for it. For what it is made of, the blocks' own maps, something does.
+    """
+    if len(cut.stand_in) == len(cut.written):
+        return cut
+    inside = set(cut.body)
+    late: set[fx.Node] = set()
+    for node in reversed(cut.body):
+        if _collects(node) and all(user in late or user not in inside for user in node.users):
+            late.add(node)
+    body = [node for node in cut.body if node not in late]
+    tail = [*(node for node in cut.body if node in late), *cut.tail]
+    made = set(body)
+    written = [node for node in inputs_of(tail, traced) if node in made]
+    stand_in = stand_ins(cut.stages, cut.number, written, cut.features, traced)
+    if len(stand_in) < len(written):
+        return cut
+    return replace(cut, body=body, tail=tail, written=written, stand_in=stand_in)
+
+
+def _collects(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and getattr(node.target, "__name__", node.target) in _COLLECTS
 
 
 def _roles(nodes: list[fx.Node], traced: Traced) -> list[tuple[str, Any]]:

@@ -19,8 +19,7 @@ from ..probing.probe import Probe
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
 from ..split import Split
-from .collected import collected_in_tail
-from .cut import Cut, Piece, cut_after, inputs_of, live_at, pieces_between
+from .cut import Cut, Piece, collected_in_tail, cut_after, inputs_of, live_at, pieces_between
 from .last_upsampling import before_last_growth, leading_to
 from .layout import Layout
 from .recordings import USE_AN_ADAPTER

@@ -81,7 +81,7 @@ class Recording:
     within: set[str] = field(default_factory=set)
     """What the leaves call: names of functions."""
     only_here: frozenset[str] = frozenset()
-    """Of these, what they call at no smaller size."""
+    """Those of `within` that are called at this size alone."""
 
 
 class CannotFollow(Exception):
@@ -145,7 +145,7 @@ class _Recorder(TorchFunctionMode):
             if not name.startswith("__"):  # arithmetic, and attributes
                 self.recording.within.add(_with_size(name, args, kwargs))
             return func(*args, **kwargs)
-        before, named = self.described(args, kwargs)
+        before, named = self.described((args, kwargs))
         if name in _TO_PYTHON and self._by_pixels((before, named)):
             raise CannotFollow(f"its forward reads pixel values (Tensor.{name})")
         bases = self._bases((args, kwargs))
@@ -158,7 +158,7 @@ class _Recorder(TorchFunctionMode):
             self.step(func if "memory_format" in named else _ZEROED.get(func, func), before, named, result)
         for base, version in bases:
             if base._version != version:
-                self.step(written_to, *self.described((base, result), {}), base)
+                self.step(written_to, self.described((base, result)), {}, base)
         return result
 
     def step(self, target: Callable[..., Any] | str, args: Any, kwargs: Any, result: Any) -> None:
@@ -174,12 +174,8 @@ class _Recorder(TorchFunctionMode):
             self.known[id(tensor)] = Made(number, path)
         self._alive.append(result)
 
-    def described(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def described(self, value: Any) -> Any:
         """Arguments with each tensor replaced by where it came from."""
-        described: tuple[Any, Any] = self._described((args, kwargs))
-        return described
-
-    def _described(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             if id(value) not in self.known:
                 self.known[id(value)] = Constant(len(self.recording.constants))
@@ -195,8 +191,8 @@ class _Recorder(TorchFunctionMode):
         if isinstance(value, np.generic):
             return value.item()
         if isinstance(value, np.ndarray):  # as torch takes an index
-            return self._described(torch.from_numpy(value))
-        return rebuilt(value, self._described)
+            return self.described(torch.from_numpy(value))
+        return rebuilt(value, self.described)
 
     def _bases(self, arguments: Any) -> list[tuple[Tensor, int]]:
         """The known tensors that arguments are views of, each with its version."""
@@ -223,7 +219,7 @@ def _hooks(model: nn.Module, leaves: set[str], recorder: _Recorder) -> Iterator[
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
         if not recorder.inside:
-            pending.append(recorder.described(args, kwargs))
+            pending.append(recorder.described((args, kwargs)))
         recorder.inside += 1
 
     def leave(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:

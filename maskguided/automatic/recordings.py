@@ -23,7 +23,7 @@ _LARGE, _SMALL = (1103, 907), (41, 53)
 """LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
 
 _LARGER = (21, 263), (263, 25)
-"""Where the image really has to run: long, and of few pixels, for attention among all of them takes their square."""
+"""For networks that must really run: long and thin, since full attention takes the square of the pixels."""
 _TILES = ": if it cuts large images into tiles, wrap the network that runs on a tile"
 
 

@@ -116,7 +116,7 @@ def _regress(
 ) -> bool:
     """Ridge regression, in float64, of what a convolution is to make on what it sees; `look` gives both.
 
-    `refined`: on refined patches alone, or on the others; None: on all. False, and the convolution is left as it is,
+    `refined`: True: on refined patches alone; False: on the others; None: on all. Returns False, and changes nothing,
     where these have fewer pixels than the regression has unknowns.
     """
     kernel = conv.kernel_size[0]

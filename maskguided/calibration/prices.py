@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..guided import MaskGuided
 from ..skip import make_skip
-from ..timing import alternate, at_keep, ratio
+from ..timing import alternate, at, ratio
 from ..windows.context import make_context
 from .closed_form import Fit, Known, Progress, has_context
 from .curve import Budget
@@ -118,10 +118,10 @@ class Macs(Prices):
 
 
 class Spread(Prices):
-    """Prices where each image decides: a keep on average is one least slope of PSNR, which gives each its own number.
+    """Prices where each image decides: a keep on average is one least slope of PSNR, from which each k follows.
 
     Args:
-        slopes: of each image, what its patches bring, (patches,), best first (see `gain.worth`).
+        slopes: of each image, what its patches bring, (patches,), best first (see `gain.slopes`).
         whole: share of the patches above which an image runs the whole network.
         macs: prices of these images.
         ends: see `Macs.ends`.
@@ -160,7 +160,7 @@ class Clock(Prices):
 
     def __init__(self, fast: MaskGuided, images: Sequence[Tensor]) -> None:
         runs: dict[float | None, Callable[[Tensor], object]] = {None: lambda x: fast.model(fast.accepted(x))}
-        runs.update({keep: at_keep(fast, keep) for keep in (*_TIMED, 1.0)})
+        runs.update({keep: at(fast, "keep", keep) for keep in (*_TIMED, 1.0)})
         with fast.keep_restored():
             seconds = alternate(runs, images[:_IMAGES], _ROUNDS)
         self._points = [(keep, ratio(seconds[keep], seconds[None]).middle) for keep in _TIMED]
@@ -202,7 +202,7 @@ def price(
     progress: Progress,
     dense: dict[tuple[int, int], int] | None = None,
 ) -> Priced:
-    """What it will cost with the parts that are to be fitted; its keep, where the budget tells it already.
+    """Add the parts that are to be fitted, price the network with them, and set `keep` where the budget tells it.
 
     `dense`: see Macs.
     """

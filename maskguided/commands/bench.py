@@ -24,7 +24,7 @@ from ..probing.modules import first_weight
 from ..probing.probe import Probe, probe_network, runs_channels_last
 from ..probing.untouched import untouched
 from ..timing import alternate
-from .console import out, progress_bar
+from .console import out, progress_bar, say
 from .options import (
     Body,
     Device,
@@ -149,7 +149,7 @@ def bench_command(
     what = f"{_several(len(pairs), 'image')} of {place}, {type(net).__name__}, {bench.machine(threads, where)}"
     how = f"{dtype}, {'channels_last' if last else 'contiguous'}, {_several(rounds, 'round')}"
     header = f"{what}, {how}; {_dense(rows[0])}"
-    out.print(header, markup=False)
+    say(header)
     console = out if out.is_terminal else Console(width=_WIDEST, highlight=False)
     console.print(_table(rows))
     if json_file is not None:

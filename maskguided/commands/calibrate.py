@@ -17,7 +17,7 @@ from ..imaging.images import to_tensor
 from ..imaging.pairs import Pair, check_sizes, read_pairs
 from ..networks import load_network
 from ..probing.modules import first_weight
-from .console import err, log
+from .console import err, log, say
 from .options import (
     Device,
     HeadFile,
@@ -91,10 +91,10 @@ def calibrate_command(
     fixed = [f"--{name.replace('_', '-')}" for name in _SEARCHED if settings[name] is not None]
     search = "auto" if split_at == "auto" and head is None and not fixed else None
     if split_at == "auto" and head is None and fixed:
-        typer.echo(
+        err.print(
             f"{', '.join(fixed)} as given, so nothing is tried: split_at={fast.split.split_at}, half of the blocks; "
             "--split-at sets another",
-            err=True,
+            markup=False,
         )
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("calibrating", total=None)
@@ -117,10 +117,10 @@ def calibrate_command(
     checkpoint.save(fast, output)
     if plot is not None:
         pictures.curve_picture(found, plot)
-    typer.echo(str(found))
+    say(found)
     if (max_drop, max_cost, max_time) == (None, None, None):
-        typer.echo(f"no --max-drop, --max-cost or --max-time: keep stays at {fast.keep:g}")
-    typer.echo(f"saved to {output}; use it with --head {output}")
+        say(f"no --max-drop, --max-cost or --max-time: keep stays at {fast.keep:g}")
+    say(f"saved to {output}; use it with --head {output}")
 
 
 def _cut(pair: Pair, side: int, scale: int) -> Tensor | tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,7 +35,17 @@ def sentence(error: Exception) -> str | None:
 
 def plain(text: object) -> str:
     """Text in which rich sees no markup."""
-    return str(text).replace("[", "\\[")
+    return escape(str(text))
+
+
+def say(text: object) -> None:
+    """A line of results."""
+    out.print(str(text), markup=False)
+
+
+def warning(text: object) -> None:
+    """A line that warns."""
+    err.print(f"[yellow]warning:[/yellow] {plain(text)}")
 
 
 def log(text: str) -> None:

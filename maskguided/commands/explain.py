@@ -12,6 +12,7 @@ from .. import pictures
 from ..errors import ArgumentError
 from ..imaging.pairs import read_pairs
 from ..probing.modules import first_weight
+from .console import say
 from .options import (
     Device,
     HeadFile,
@@ -62,4 +63,4 @@ def explain_command(
     pair = read_pairs(image, None, like.device, like.dtype, last, grey=fast.split.probe.in_channels == 1)[0]
     warn_of_rough(fast, pair.lr, weights, head)
     found = pictures.explain_picture(fast, pair.lr, output)
-    typer.echo(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")
+    say(f"{int(found.mask.sum())} of {found.mask[0].numel()} patches refined; {output}")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..errors import ArgumentError
 from ..export import export
 from ..imaging.pairs import read_pairs
+from .console import say
 from .options import (
     HeadFile,
     Keep,
@@ -61,7 +62,7 @@ def export_command(
         warn_of_rough(fast, example, weights, head)
     difference = export(fast, output, example)
     height, width = example.shape[2:]
-    typer.echo(
+    say(
         f"{output}: {height}x{width} -> {height * fast.scale}x{width * fast.scale} at keep={fast.keep:g}; "
         f"differs from the network by {difference:.1e} at most"
     )

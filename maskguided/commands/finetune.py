@@ -15,7 +15,7 @@ from .. import checkpoint, finetune
 from ..errors import ArgumentError
 from ..networks import load_network
 from ..training.choices import PAPER, STAGES, Options, check_stage, check_supervised
-from .console import log, progress_bar
+from .console import err, log, progress_bar, say
 from .options import (
     Device,
     HeadFile,
@@ -107,7 +107,7 @@ def finetune_command(
         checkpoint.save(fast, output)
         for resume in saved:
             resume.unlink(missing_ok=True)
-        typer.echo(f"saved to {output}; use it with --head {output}")
+        say(f"saved to {output}; use it with --head {output}")
     finetune.leave_processes()
 
 
@@ -136,5 +136,5 @@ def _telling_what_is_kept(checkpoints: list[Path], every: int) -> Iterator[None]
     except KeyboardInterrupt:
         last = next((file for file in reversed(checkpoints) if file.exists()), None)
         kept = f"the same command goes on from {last}" if last else "no step is kept yet"
-        typer.echo(f"interrupted; {kept} (written every {every} steps)", err=True)
+        err.print(f"interrupted; {kept} (written every {every} steps)", markup=False)
         raise typer.Exit(130) from None

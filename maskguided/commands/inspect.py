@@ -10,7 +10,7 @@ import typer
 from .. import inspection
 from ..errors import ArgumentError
 from ..networks import load_network
-from .console import out, working
+from .console import say, working
 from .options import (
     Body,
     HeadFile,
@@ -45,7 +45,7 @@ def inspect_command(
         with working("looking at the network"):
             found = inspection.inspect(loaded.model, blocks(split_at), body=body)
     if weights is not None:
-        out.print(f"{weights.name}: {loaded}", markup=False)
-    out.print(str(found), markup=False)
+        say(f"{weights.name}: {loaded}")
+    say(found)
     if not found.can_split:
         raise typer.Exit(1)

@@ -23,7 +23,7 @@ from ..pictures import PICTURES, drawing
 from ..tails.light import LightTail
 from ..tails.refine import LightTailed
 from ..wrapping import wrap
-from .console import err, plain, working
+from .console import warning, working
 
 _LOOK = 64  # LR pixels
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -129,7 +129,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def inputs_of(command: str, images: list[Path] | None, input: list[Path] | None) -> list[Path]:
-    """What a command is to look at: what its options name, and what a shell has made of -i *.png."""
+    """The images of a command: of -i, and of the arguments, into which a shell makes -i *.png."""
     inputs = [*(input or []), *(images or [])]
     if not inputs:
         what = "an image" if command == "explain" else "an image or a folder"
@@ -284,9 +284,9 @@ def warn_of_rough(
         why += "would be worse than bicubic, so all patches are refined" if refine_all else "will be worse than bicubic"
         instead = "to be faster than the network" if refine_all else "or use --keep 1"
         fast.keep = 1 if refine_all else fast.keep
-    err.print(
-        f"[yellow]warning:[/yellow] {why}; first `maskguided calibrate -i PHOTOS -w {plain(weights)} -o "
-        f"F.safetensors`, then add --head F.safetensors, {instead}"
+    warning(
+        f"{why}; first `maskguided calibrate -i PHOTOS -w {weights} -o F.safetensors`, then add --head F.safetensors, "
+        f"{instead}"
     )
 
 
@@ -315,8 +315,8 @@ def ready(
                 )
         if scale is not None:
             load_network(scale=scale)  # it has a scale of its own
-        fast = checkpoint.starter(**given)
-        return Loaded(fast.unwrap(), "pan", "adapter", fast.scale, fast.split.supports_half), fast
+        loaded = load_network()
+        return loaded, checkpoint.load(checkpoint.STARTER_HEAD, loaded.model, **given)
     loaded = load_network(weights, model, scale)
     try:
         fast = wrapped(loaded.model, head, split_at, **settings)

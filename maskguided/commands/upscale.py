@@ -30,7 +30,7 @@ from ..infer import SMALLEST_TILE, as_input, overlay, upscale, upscale_onto, ups
 from ..networks import Loaded
 from ..probing.modules import first_weight
 from . import results
-from .console import err, plain, progress_bar, sentence, tell
+from .console import err, plain, progress_bar, sentence, tell, warning
 from .options import (
     Device,
     HeadFile,
@@ -144,7 +144,7 @@ def upscale_command(
     if min_gain is not None:
         fast.min_gain_db = min_gain
     if tile and fast.split.tiling in ("discouraged", "internal"):
-        err.print(f"[yellow]warning:[/yellow] --tile {tile}: {plain(_against_tiles(loaded))}")
+        warning(f"--tile {tile}: {_against_tiles(loaded)}")
     fast = fast.to(where, pick_dtype(dtype, where, fast.split.supports_half)).eval()
     fast = fast.to(memory_format=fast.split.memory_format)
     if is_fresh(weights, head):  # else no image is read for it

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from ..errors import ImageError, MissingDependency, warn
+from ..errors import ImageError, warn
 from ..files import write_whole
+from ..optional import optional
 from .png import StripedPng, transparent_grey
 from .tiff import SUFFIXES as TIFF
 from .tiff import StripedTiff, is_large, look_at, mapped
@@ -226,7 +227,7 @@ def resize(image: Image, height: int, width: int, *, lanczos: bool = False) -> I
 
 
 def as_pixels(x: Tensor, dtype: DTypeLike = np.uint8) -> Image:
-    """What a file would hold of an image (1, C, H, W) in 0..1: (H, W, C), rounded."""
+    """(1, C, H, W) in 0..1 -> (H, W, C) of `dtype`, clamped and rounded."""
     top = np.iinfo(dtype).max
     pixels = (x[0].clamp(0, 1).float().cpu().double() * top).round()
     return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy().astype(dtype))
@@ -249,11 +250,7 @@ def _opens(path: Path) -> bool:
 
 
 def _cv2() -> Any:
-    try:
-        import cv2
-    except ImportError:
-        raise MissingDependency("images need OpenCV: pip install opencv-python-headless") from None
-    return cv2
+    return optional("cv2", "an image", "opencv-python-headless")
 
 
 def to_tensor(image: Image) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..errors import MissingDependency, warn
+from ..errors import warn
+from ..optional import optional
 
 LARGE = 2**28
 """Bytes of pixels from which on a TIFF or a PNG is not held in memory. Smaller TIFFs are compressed, which one that is
@@ -105,11 +106,7 @@ def _bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
 
 
 def _tifffile() -> Any:
-    try:
-        import tifffile
-    except ImportError:
-        raise MissingDependency("large TIFF files need tifffile: pip install tifffile") from None
-    return tifffile
+    return optional("tifffile", "a large TIFF", "tifffile")
 
 
 class Looked(NamedTuple):

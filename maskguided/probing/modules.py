@@ -104,8 +104,8 @@ def forgetting(model: nn.Module) -> Iterator[None]:
 
 
 def silent_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Those of branches that start as nothing (a LayerScale, a last layer of zeros) and that training will wake; weak
-    ones, too, where most are: so some networks are initialised."""
+    """Trainable weights still near zero (a LayerScale, a last layer of zeros); weak ones, too, where most are, as some
+    networks are initialised."""
     weights = [
         weight
         for name, weight in model.named_parameters()

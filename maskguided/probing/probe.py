@@ -137,7 +137,7 @@ def _tells(model: nn.Module, channels: int, error: Exception) -> int:
 
 
 def _least_or_multiple(model: nn.Module, found: Probe) -> Probe:
-    """`found`, or with a smaller multiple, where what that was tried with before may only have been too small."""
+    """`found`, with a smaller multiple where that works on larger images and has failed only on small ones."""
     side = min(found.sizes[0])
     for multiple in takewhile(lambda multiple: multiple != found.multiple_of, MULTIPLES):
         if min(_size(multiple, max(_LEAST))) >= side:
@@ -162,7 +162,7 @@ def _in_range(model: nn.Module, found: Probe, out: Tensor) -> Probe:
 
 
 def _with_room(model: nn.Module, found: Probe) -> Probe:
-    """`found`, or a larger `least` of the same rule: where sides are padded by reflection, not all above it will do."""
+    """`found`, with a larger `least` where larger images fail at this one, as they may where padding reflects."""
     for least in (found.least, *(side for side in (*_LEAST, 2 * LARGE_LEAST) if side > found.least)):
         larger = replace(found, least=least)
         try:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _CENTRE = 0.3
-"""What its middle is weighed by in a window's mean, so that detail outlasts many layers; the rest reaches its edge."""
+"""Extra weight of a kernel's centre, so that detail outlasts many layers; the rest reaches its edge."""
 
 _LITTLE = 2_000_000
 """Multiply-adds: a layer of fewer takes no longer as it is."""

@@ -84,7 +84,7 @@ def with_light_tail(parts: Split) -> LightTailed:
             f"{probe.out_channels} channels; use 'own'"
         )
     size = probe.sizes_of(parts.multiple_of)[0]
-    with untouched(parts.model), torch.no_grad():
+    with untouched(parts.model):
         features = parts.halfway(parts.body(parts.window(size)))
     factor, rest = divmod(probe.scale * size[0], features.shape[2])
     if rest or factor < 2:

@@ -63,7 +63,7 @@ def check_stage(fast: MaskGuided, stage: str) -> None:
 
 
 def check_supervised(fast: MaskGuided, *stages: str) -> None:
-    """Refuse to train the head, before what it is to choose, for patches that gain nothing by being refined as yet."""
+    """Refuse to train the head first while refining gains nothing: with a light tail that was not fitted yet."""
     first = next((stage for stage in stages if stage != "coarse"), None)
     if first == "head" and fast.refine_tail is not None and fast.refine_tail.is_bilinear:
         raise ArgumentError(
@@ -73,7 +73,7 @@ def check_supervised(fast: MaskGuided, *stages: str) -> None:
 
 
 def too_small(fast: MaskGuided, stage: str, crop: int, options: Options) -> str | None:
-    """What is wrong with crops of a single patch: where the head learns which patches come first, nothing is learnt."""
+    """A warning where crops hold one patch, so that the head has nothing to rank; else None."""
     if stage not in RANKING or options.head_loss == "none" or crop > fast.patch_size:
         return None
     return (

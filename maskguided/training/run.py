@@ -33,6 +33,9 @@ _SINCE = ("halo", "exchange", "coarse_on", "onward", "keep", "scorer")
 _STAYS = "other weights that stay (--head)"
 """How a checkpoint calls the hash of what is not trained and has a say in what is."""
 
+_TRAINING = ("training", "maskguided[train]")
+"""What needs a package, and what installs it."""
+
 _STATE = ("step", "parameters", "average", "optimizer")
 """What a checkpoint holds beside that, and a run goes on from."""
 
@@ -84,7 +87,7 @@ class Run:
         self.identity = self._identity(parameters)
         optimizer, self.schedule = _optimizer(parameters, recipe)
         self.parameters = nn.ParameterList(parameters)
-        ema = optional("timm.utils", "training", "train").ModelEmaV3
+        ema = optional("timm.utils", *_TRAINING).ModelEmaV3
         self.average = ema(self.parameters, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self.model, self.optimizer = self.accelerator.prepare(_StageLoss(fast, stage, recipe.options), optimizer)
         self.logs = _writer(logs) if logs and self.accelerator.is_main_process else None
@@ -252,14 +255,14 @@ def _accelerator(device: torch.device, precision: str, unused: bool) -> Any:
 
     `unused`: whether some of what is trained may have no say in a step's loss.
     """
-    accelerate = optional("accelerate", "training", "train")
+    accelerate = optional("accelerate", *_TRAINING)
     if precision == "fp16" and device.type == "cpu":  # which accelerate leaves out there, without a word
         raise ArgumentError("precision='fp16': on a CPU there is no mixed precision of that kind; use 'bf16' or 'no'")
     launched = "LOCAL_RANK" in os.environ  # by accelerate or torchrun, which then say where each process runs
     if device.type == "cuda" and not launched:
         torch.cuda.set_device(device)
     # Else all runs of a process would have the precision of the first, and its device.
-    state = optional("accelerate.state", "training", "train").AcceleratorState
+    state = optional("accelerate.state", *_TRAINING).AcceleratorState
     state._reset_state(reset_partial_state=not launched)
     ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=unused)
     return accelerate.Accelerator(
@@ -271,7 +274,7 @@ def _accelerator(device: torch.device, precision: str, unused: bool) -> Any:
 
 def _optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> tuple[Any, Any]:
     """timm's, with a cosine schedule after a warm-up."""
-    optim, schedulers = optional("timm.optim", "training", "train"), optional("timm.scheduler", "training", "train")
+    optim, schedulers = optional("timm.optim", *_TRAINING), optional("timm.scheduler", *_TRAINING)
     try:
         optimizer = optim.create_optimizer_v2(parameters, recipe.optimizer, lr=recipe.rate, weight_decay=0.0)
     except ValueError as error:  # of timm
@@ -304,7 +307,7 @@ def _seed(seed: int) -> None:
 def _writer(folder: str | Path) -> Any:
     if Path(folder).is_file():
         raise ArgumentError(f"logs={str(folder)!r}: a file; name a folder for TensorBoard")
-    return optional("torch.utils.tensorboard", "--logs", "train").SummaryWriter(str(folder))
+    return optional("torch.utils.tensorboard", "--logs", "maskguided[train]").SummaryWriter(str(folder))
 
 
 def is_main_process() -> bool:
@@ -319,7 +322,7 @@ def leave_processes() -> None:
     """
     if _joined():
         torch.distributed.destroy_process_group()
-        optional("accelerate.state", "training", "train").AcceleratorState._reset_state(reset_partial_state=True)
+        optional("accelerate.state", *_TRAINING).AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def _joined() -> bool:

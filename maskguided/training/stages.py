@@ -34,6 +34,8 @@ from .choices import Options, check_stage, check_supervised
 
 _LEAST_ERROR = 3e-4
 """Of the dense image, added to its own mean squared error (35 dB): a flat crop is not worth more than others."""
+_SETTLED = 0.1
+"""Difference of scores at which an order counts as settled."""
 _STATE = "state."
 
 
@@ -78,7 +80,7 @@ class StageInput:
         return {**crops, **self.shared}
 
 
-def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Options | None = None) -> StageInput:
+def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Options) -> StageInput:
     """Run what a stage keeps frozen, which need be done only once per crop.
 
     Args:
@@ -93,15 +95,15 @@ def prepare(fast: MaskGuided, stage: str, lr: Tensor, hr: Tensor, options: Optio
     if keep_frozen is None:
         return StageInput({"lr": lr, "hr": hr})
     with torch.no_grad():
-        return keep_frozen(fast, lr, hr, options or Options())
+        return keep_frozen(fast, lr, hr, options)
 
 
-def loss(fast: MaskGuided, stage: str, given: StageInput, options: Options | None = None) -> Tensor:
+def loss(fast: MaskGuided, stage: str, given: StageInput, options: Options) -> Tensor:
     """The loss of a stage, a scalar; all arguments as for `prepare`, which made `given`."""
-    return _STAGES[stage].loss(fast, given, options or Options())
+    return _STAGES[stage].loss(fast, given, options)
 
 
-def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
+def rank_loss(score: Tensor, gain: Tensor) -> Tensor:
     """How much of the gain is lost by ordering patches by `score`: each pair in the wrong order costs their difference.
 
     The logistic of RankNet (Burges et al., 2005), weighted by the difference in gain relative to the image's mean.
@@ -109,7 +111,6 @@ def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
     Args:
         score: (B, n).
         gain: (B, n).
-        temperature: difference of scores at which an order counts as settled.
 
     >>> gain = torch.tensor([[1.0, 0.0]])
     >>> bool(rank_loss(torch.tensor([[0.9, 0.1]]), gain) < rank_loss(torch.tensor([[0.1, 0.9]]), gain))
@@ -118,7 +119,7 @@ def rank_loss(score: Tensor, gain: Tensor, temperature: float = 0.1) -> Tensor:
     gain = gain / gain.abs().mean(1, keepdim=True).clamp_min(1e-12)
     better = gain[:, :, None] - gain[:, None, :]
     ahead = score[:, :, None] - score[:, None, :]
-    return (better.clamp_min(0) * F.softplus(-ahead / temperature)).mean()
+    return (better.clamp_min(0) * F.softplus(-ahead / _SETTLED)).mean()
 
 
 def _prepare_coarse(fast: MaskGuided, lr: Tensor, hr: Tensor, options: Options) -> StageInput:

@@ -19,7 +19,6 @@ from ..guided import MaskGuided
 from ..imaging.images import list_images, to_tensor
 from ..imaging.pairs import Pair, check_sizes, eight_bits, read_pairs
 from ..probing.modules import first_weight
-from ..probing.probe import image_of
 from ..values import as_path
 from .choices import RANKING
 from .samples import reduce
@@ -79,7 +78,7 @@ class Images:
         self.pairs, self.asked = pairs, asked
 
     def tell(self, point: Validated) -> None:
-        """Whoever asked."""
+        """Report a measurement to whoever asked for it."""
         self.asked.points.append(point)
         self.asked.watch(point)
 
@@ -96,7 +95,7 @@ class Images:
         shown = copy.copy(fast)  # of settings alone
         if stage in RANKING:
             shown.scorer = "head"
-        return self._sums(fast, lambda x: image_of(shown(x)), mine)
+        return self._sums(fast, shown, mine)
 
     def dense(self, fast: MaskGuided, mine: slice) -> Tensor:
         """The same of the network that was given."""

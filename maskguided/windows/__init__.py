@@ -5,7 +5,6 @@ sizes.py       how large windows are
 trial.py       whether windows do as the whole map does: tried on small images
 exchange.py    what looks around on windows sees their neighbours
 borders.py       the pixels around a window: those of the windows that own them
-rings.py         laid around it
 shifts.py        attention in shifted windows: a run of patches rolls as one
 detours.py       side branches that run on the whole map
 arguments.py     what the functions that look around are called with
@@ -14,7 +13,7 @@ per_image.py   means, norms and attention over the whole map: shared by all wind
 global_ops.py    which calls are such
 reductions.py    and of which functions
 products.py      channels that attend to channels, means that weigh pixels
-readings.py      what could mean two things
+readings.py      how ambiguous ones are read
 compiled.py    what torch.compile makes of all this
 
 sizes.py and context.py work on a Split; all others stand below it, for a Split tries its windows by trial.py.

@@ -36,7 +36,7 @@ def named(order: Sequence[str], args: Any, kwargs: dict[str, Any]) -> dict[str, 
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """What holds for rows and for columns, of one number for both or of two."""
+    """(rows, columns), of one number for both or of two."""
     first, second = (value, value) if isinstance(value, int) else (value[0], value[-1])
     return first, second
 

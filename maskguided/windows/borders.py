@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from ..patches import Chosen, known
 from .arguments import Sides
 from .compiled import never_alone
-from .rings import around, framed, inside
 
 Guess = Callable[[int, Tensor], Tensor]
 Cut = Sequence[tuple[Tensor, Tensor]]
@@ -45,8 +44,8 @@ class _Ring(NamedTuple):
 
 @never_alone
 def cut_windows(state: Mapping[str, Tensor], kinds: Mapping[str, str], chosen: Chosen) -> tuple[dict[str, Tensor], Cut]:
-    """The live values of the windows of the chosen patches: maps are cut, vectors repeated, constants handed on; and
-    the maps among them, with what they were cut from, where no attribute of theirs says so.
+    """The live values of the windows of the chosen patches: maps are cut, vectors repeated, constants handed on;
+    while compiling, also the windows of each map with that map, which an attribute of theirs holds elsewhere.
 
     In a frame of its own (a block that is compiled alone) torch.compile guards attributes of an argument, and not
     whether it is the same object as another; within one graph it is the other way round.
@@ -112,11 +111,11 @@ class Borders:
         found = pixels.index_select(0, ring.source)
         if ring.exists is not None:
             found = torch.where(ring.exists, found, beyond)
-        return framed(pixels.view(count, height, width, channels), found, sides).permute(0, 3, 1, 2)
+        return _framed(pixels.view(count, height, width, channels), found, sides).permute(0, 3, 1, 2)
 
     def is_numbered(self, x: Tensor, mode: str) -> bool:
-        """Whether padding `x` gets a number, by which a guess knows the convolution: where zeros are added to what was
-        not just cut out of a map."""
+        """Whether this padding counts among the convolutions that are guessed for: zeros, around anything but windows
+        that were just cut."""
         return mode == "constant" and self.map_of(x) is None
 
     def map_of(self, x: Tensor) -> Tensor | None:
@@ -162,17 +161,17 @@ class Borders:
         return length if x_height == self.grid.window[0] else length * x_height // self.grid.window[0]
 
     def _find(self, height: int, width: int, sides: Sides, mode: str) -> _Ring:
-        row, col = around(height, width, sides, self.top.device)
+        row, col = _around(height, width, sides, self.top.device)
         tops, lefts = self._at(height, self.top)[..., None], self._at(height, self.left)[..., None]
         map_height, map_width = self._at(height, self.grid.height), self._at(height, self.grid.width)
-        rows, cols = inside(tops + row, map_height, mode), inside(lefts + col, map_width, mode)
+        rows, cols = _inside(tops + row, map_height, mode), _inside(lefts + col, map_width, mode)
         patch = self._at(height, self.grid.patch_size)
         cell = rows // patch * self.grid.cols + cols // patch
         owner = self.owner.gather(1, cell.flatten(1)).view_as(cell)
         itself = torch.arange(self.count, device=cell.device).view_as(self.top)[..., None]
         there = owner >= 0
         # What nobody refines is seen as by a window alone: its own pixel that the padding would repeat, or zero.
-        own_pixel = (inside(row, height, mode) * width + inside(col, width, mode)) + itself * (height * width)
+        own_pixel = (_inside(row, height, mode) * width + _inside(col, width, mode)) + itself * (height * width)
         owner = owner.clamp_min(0)
         found = (owner * height + rows - tops.flatten()[owner]) * width + cols - lefts.flatten()[owner]
         source = torch.where(there, found, own_pixel).flatten()
@@ -190,7 +189,7 @@ class Borders:
     def _every(self, ring: Tensor, height: int, width: int, sides: Sides) -> Tensor:
         """The places of a ring's pixels, with those of the windows' own in the middle of it."""
         own = torch.arange(self.count * height * width, device=ring.device)
-        return framed(own.view(self.count, height, width, 1), ring[:, None], sides).flatten()
+        return _framed(own.view(self.count, height, width, 1), ring[:, None], sides).flatten()
 
     def _seen(self, rows: Tensor, cols: Tensor, size: tuple[int, int]) -> Tensor:
         """(pixels, F+1): the features, and a 1, at rows and columns (B, k, pixels) of maps of that size."""
@@ -211,3 +210,49 @@ class Borders:
         pixel = (image + tops + rows[:, None]) * whole.shape[3] + lefts + cols
         pixels = whole.permute(0, 2, 3, 1).reshape(-1, whole.shape[1])
         return pixels.index_select(0, pixel.flatten()).view(-1, high, wide, whole.shape[1]).permute(0, 3, 1, 2)
+
+
+def _framed(pixels: Tensor, ring: Tensor, sides: Sides) -> Tensor:
+    """Windows (n, h, w, C) in a frame of the pixels of their rings, (n * pixels, C) in the order of `_around`."""
+    left, right, top, bottom = sides
+    count, height, width, channels = pixels.shape
+    shapes = ((top, left + width + right), (bottom, left + width + right), (height, left), (height, right))
+    lengths = [high * wide for high, wide in shapes]
+    pieces = torch.split(ring.view(count, -1, channels), lengths, dim=1)
+    above, below, before, behind = (p.reshape(count, *s, channels) for p, s in zip(pieces, shapes, strict=True))
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # writing to slices is slow in a graph
+        return torch.cat([above, torch.cat([before, pixels, behind], dim=2), below], dim=1)
+    wide = pixels.new_empty(count, top + height + bottom, left + width + right, channels)
+    inner = wide[:, top : top + height]
+    for place, what in (
+        (inner[:, :, left : left + width], pixels),
+        (wide[:, :top], above),
+        (wide[:, top + height :], below),
+        (inner[:, :, :left], before),
+        (inner[:, :, left + width :], behind),
+    ):
+        place.copy_(what)
+    return wide
+
+
+def _around(height: int, width: int, sides: Sides, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Row and column of each pixel added to a window, seen from its corner: above, below, left, right."""
+    left, right, top, bottom = sides
+    rows = torch.arange(-top, height + bottom, device=device)[:, None].expand(-1, width + left + right)
+    cols = torch.arange(-left, width + right, device=device).expand_as(rows)
+    inner = slice(top, top + height)
+
+    def in_order(number: Tensor) -> Tensor:
+        within = number[inner]
+        parts = (number[:top], number[top + height :], within[:, :left], within[:, left + width :])
+        return torch.cat([part.flatten() for part in parts])
+
+    return in_order(rows), in_order(cols)
+
+
+def _inside(position: Tensor, length: int, mode: str) -> Tensor:
+    """The row (or column) that padding puts at `position`, which may lie beyond the map's `length`; the nearest, for
+    zeros."""
+    if mode == "reflect":
+        position = (length - 1) - ((length - 1) - position.abs()).abs()
+    return position.clamp(0, length - 1)

@@ -72,7 +72,7 @@ class Detours:
         return overlaps or (steps.stride != (1, 1) and not self.comes_back_at(given))
 
     def comes_back_at(self, given: dict[str, Any]) -> bool:
-        """Whether what a conv2d or a pool makes of a map can be cut into windows again, whatever their size."""
+        """Whether the result of a conv2d or a pool on a map can be cut into windows of any size."""
         steps, x = steps_of(given), given["input"]
         unit, window = self.when.unit * x.shape[2], self.chosen.grid.window[0]
         return steps.fit(x) and all(unit % (window * side) == 0 for side in steps.stride)

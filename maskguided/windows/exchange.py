@@ -17,7 +17,6 @@ tells whether a network has such a thing.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,10 +44,10 @@ class Exchange(TorchFunctionMode):
     Args:
         borders: the pixels around the windows that are at work.
         strangers: shapes of tensors that are no windows though there may be as many of them.
-        noted: where the shapes of such tensors are kept.
+        noted: a set that collects their shapes.
         detours: when side branches that do not fall into windows run on the whole map (detours.py); None: never.
-        unit: what windows are multiples of, in LR pixels: what has fewer pixels than so many of them stand for is a
-            vector, and no map. 0: that is not known.
+        unit: windows are multiples of this many LR pixels; a tensor smaller than that is a vector, not a map. 0: not
+            known.
     """
 
     def __init__(
@@ -85,7 +84,8 @@ class Exchange(TorchFunctionMode):
             return func(*args, **kwargs)
         if self._are_windows(_channels_first(x, given)):
             leaves = self.detours is not None and self.detours.leave_at(name, given)
-            return (_detour if leaves else _SEEN.get(name, _alone))(self, func, given)
+            see = _detour if leaves else _SEEN.get(name)
+            return func(**given) if see is None else see(self, func, given)
         if name == "conv2d" and (apart := self._beside_each_other(x, given)) is not None:
             wide = self.borders.padded(apart, sides_of(given))
             return func(**{**given, "input": wide.reshape(1, -1, *wide.shape[2:]), "padding": 0})
@@ -144,15 +144,7 @@ def _pointwise(func: Any, given: dict[str, Any]) -> Tensor:
     return result.permute(0, 2, 3, 1).reshape(count, height, width, -1).permute(0, 3, 1, 2)
 
 
-@functools.cache
-def _asked_for_when_compiled() -> None:
-    """Make torch.compile ask function modes for F.pad, which it otherwise looks into without doing so."""
-    torch.compiler.allow_in_graph(F.pad)  # type: ignore[no-untyped-call]
-
-
 def _pad(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
-    if not torch.compiler.is_compiling():
-        _asked_for_when_compiled()  # here: what it imports takes seconds, and most networks do not pad by hand
     sides, mode = (*given["pad"], 0, 0)[:4], given.get("mode", "constant")
     if len(given["pad"]) > 4 or min(sides) < 0 or mode == "circular" or given.get("value"):
         return func(**given)  # type: ignore[no-any-return]
@@ -193,10 +185,6 @@ def _roll(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
 def _detour(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     assert exchange.detours is not None
     return exchange.detours.take(func, given, exchange.borders.canvas(given["input"]))
-
-
-def _alone(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
-    return func(**given)  # type: ignore[no-any-return]
 
 
 def _channels_first(x: Tensor, given: dict[str, Any]) -> Tensor:

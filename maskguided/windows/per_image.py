@@ -52,12 +52,11 @@ class PerImage(GlobalOps):
     Args:
         chosen: the patches whose windows are at work.
         unit: what windows are multiples of: one that is no larger may be a single pixel deep in the network.
-        reading: of what could mean two things.
+        reading: how ambiguous operations are read.
         strangers: shapes of tensors that are no windows though there are as many of them.
-        noted: where the shapes of such tensors are kept.
+        noted: a set that collects their shapes.
 
-    `doubts` are afterwards the fields of `reading` that decided something: with another value there, what was called
-    would have given something else.
+    `doubts` collects the fields of `reading` that mattered: another value there would have changed a result.
     """
 
     def __init__(

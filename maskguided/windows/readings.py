@@ -1,4 +1,4 @@
-"""What a network means by global operations that on windows could mean two things."""
+"""How to read global operations that are ambiguous on windows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 
 class Reading(NamedTuple):
-    """What a network means where it could mean two things; `Split.trial` finds out which is right for it."""
+    """How a network's ambiguous operations are read; `Split.trial` finds out which way is right for it."""
 
     sums: Literal["total", "mean", "variance"] = "mean"
     """What a sum, or a norm, is for: it stands for itself; it will be divided by the size of the map, so a mean is

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..patches import Grid
+from ..patches import Grid, known
 
 Size = tuple[int, int]
 _FAR = 1 << 20
@@ -42,8 +42,8 @@ class Shifts:
     def __init__(self, grid: Grid, index: Tensor, owner: Tensor) -> None:
         self.grid, self.index = grid, index
         self.owner = owner.view(-1, grid.rows, grid.cols)
-        self.known: dict[tuple[Size, Size], _Moved] = {}
-        self.parted: dict[tuple[Size, int, int, int, int], Tensor] = {}
+        self.moved: list[tuple[tuple[Size, Size], _Moved]] = []
+        self.parted: list[tuple[tuple[Size, int, int, int, int], Tensor]] = []
         self.pending: list[_Moved] = []
 
     def rolled(self, x: Tensor, shifts: Size, dims: Size) -> Tensor:
@@ -53,9 +53,7 @@ class Shifts:
         """
         last = x if dims == (1, 2) else x.permute(0, 2, 3, 1)
         key = (last.shape[1], last.shape[2]), shifts
-        if key not in self.known:
-            self.known[key] = self._moved(*key)
-        moved = self.known[key]
+        moved = known(self.moved, key, lambda: self._moved(*key))
         self.pending = [*self.pending, moved] if min(shifts) < 0 else []
         rolled = last.reshape(-1, last.shape[3]).index_select(0, moved.source).view(last.shape)
         return rolled if dims == (1, 2) else rolled.permute(0, 3, 1, 2)
@@ -84,12 +82,13 @@ class Shifts:
         if high * wide != tokens or height % high or width % wide or side**2 * seen != tokens or high % side:
             return None
         self.pending = self.pending[1:] or self.pending
-        key = (moved.shifts, tokens, seen, height, width)
-        if key not in self.parted:
+
+        def find() -> Tensor:
             ways = moved.way.view(number, height // high, high, width // wide, wide).transpose(2, 3)
             queries, keys = (w.reshape(-1, w.shape[-2] * w.shape[-1]) for w in (ways, ways[..., ::side, ::side]))
-            self.parted[key] = queries[:, :, None] != keys[:, None, :]
-        apart = self.parted[key].view(*one, 1, tokens, seen)
+            return queries[:, :, None] != keys[:, None, :]
+
+        apart = known(self.parted, (moved.shifts, tokens, seen, height, width), find).view(*one, 1, tokens, seen)
         return torch.where(apart, mask.min(), mask.new_zeros(()))
 
     def _moved(self, size: Size, shifts: Size) -> _Moved:

@@ -53,8 +53,8 @@ def default_sizes(multiple: int, exchange: bool, least: int = 1) -> tuple[int, i
 
 
 def windows_of(split: Split, merge: Merge, patch_size: int | None, halo: int | None, exchange: bool) -> tuple[int, int]:
-    """Patch size and halo: what is given, if windows of that kind run; where nothing is, the default, or a larger patch
-    on whose windows the blocks run, or which costs less."""
+    """Patch size and halo: as given, if such windows run; else the default, or a larger patch where that one fails or
+    costs too much."""
     default = default_sizes(split.multiple_of, exchange, split.trial.least)
     free = patch_size is None and halo is None and not exchange
     halo = default[1] if halo is None else halo

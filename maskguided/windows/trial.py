@@ -41,14 +41,14 @@ _STEP_IS_PATCH = 32
 
 @dataclass(frozen=True)
 class Trial:
-    """What windows do that exchange borders and share their statistics."""
+    """How windows behave that exchange borders and share statistics."""
 
     body: bool = False
     """Whether they give what the whole map gives at the end of the body."""
     image: bool = False
     """Whether they do so in the image."""
     reading: Reading = READ_PLAINLY
-    """Of global operations that could mean two things."""
+    """How ambiguous global operations are read."""
     strangers: frozenset[Shape] = frozenset()
     """Shapes of what padding, convolutions and reductions get that is no map of windows: of weights, mostly."""
     unit: int = 1
@@ -62,7 +62,7 @@ class Trial:
     """Whether windows overlapped in the trial, because the last row and column of patches were narrower than the rest.
     If not, only patches of one `unit` were tried, and larger ones will be when they are asked for."""
     closely: bool = False
-    """Whether the differences were those of rounding; if not, something small may be missing in windows."""
+    """Whether windows gave what the map gives up to rounding; if not, they may miss something small."""
     runs: bool = True
     """Whether blocks ran on such windows."""
 
