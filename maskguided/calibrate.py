@@ -31,6 +31,8 @@ from .wrapping import check_wrapped
 
 _STAMP = 24
 """Pixels; on reductions that are smaller a network is far worse than on photographs."""
+_UNKNOWN = 1e-3
+"""Mean squared error of a network of which it cannot be estimated: 30 dB."""
 _OUT_OF_RANGE = 30
 """Times the largest value of an LR image: what a network's image of it never has."""
 
@@ -154,6 +156,14 @@ def _check_fit(fast: MaskGuided, fit: str, split_at: str | None) -> None:
 
 def _warn_of_guesses(fast: MaskGuided, known: Sequence[Known]) -> None:
     """Say so where most losses are estimated by what the network does with a stamp."""
+    unknown = sum(image.floor == _UNKNOWN and image.hr is None for image in known)
+    if 2 * unknown > len(known):
+        warn(
+            "calibrate: how far the network itself is from the truth cannot be estimated on LR images that are not "
+            "reduced by it (scale 1), or hold no more than a few pixels, and 30 dB are taken for it: losses may be "
+            "several times as large; give HR images"
+        )
+        return
     sides = [min(image.lr.shape[2:]) // fast.scale for image in known if image.hr is None]
     if 2 * sum(side < _STAMP for side in sides) > len(known):
         warn(
@@ -167,11 +177,12 @@ def _warn_of_little(fast: MaskGuided, image: Known, chosen: Point, split_at: str
     """Say so where what was found is of little use."""
     search_it = "" if split_at == "auto" else ", or let split_at='auto' choose"
     if is_rough(fast, image.lr, image.dense):
-        cure = f"wrap with merge='image' and coarse_tail='light'{search_it}"
+        once = "one cut, " if len(fast.split.cuts) > 1 else ""
+        cure = f"wrap with {once}merge='image' and coarse_tail='light'{search_it}"
         if fast.coarse_tail is not None and fast.coarse_tail_kind != "copy":
             cure = "allow more work or less loss, cut later, give more images, or train it (stage coarse)"
         warn(f"calibrate: what is not refined is farther from the dense image than a bicubic one; {cure}")
-    if chosen.macs > 1:
+    if round(chosen.macs, 2) > 1:  # what choosing costs is less
         warn(
             f"calibrate: at keep={chosen.keep:.3f} it costs {chosen.macs:.0%} of the dense network's MACs; allow more "
             f"loss{search_it}"
@@ -258,11 +269,11 @@ def _known(fast: MaskGuided, image: Tensor | tuple[Tensor, Tensor]) -> Known:
 
 def _guessed_floor(fast: MaskGuided, lr: Tensor) -> float:
     """How far the dense network is from the truth on this image: on its own reduction, whose truth it is."""
-    pair, unknown = _reduced(fast, lr), 1e-3  # 30 dB
+    pair = _reduced(fast, lr)
     try:
-        return unknown if pair is None else mse(dense_image(fast, pair[0]), pair[1], fast.scale)
+        return _UNKNOWN if pair is None else mse(dense_image(fast, pair[0]), pair[1], fast.scale)
     except RuntimeError:  # the reduced image is less than the network takes
-        return unknown
+        return _UNKNOWN
 
 
 def _reduced(fast: MaskGuided, lr: Tensor) -> tuple[Tensor, Tensor] | None:

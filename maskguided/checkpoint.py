@@ -35,6 +35,8 @@ _CHANGEABLE = ("keep", "min_gain_db", "patch_size", "halo", "scorer", "global_op
 _ALWAYS = {"split_at", "merge", "head", "coarse_tail"}
 _NETWORK_KEYS = {"class", "scale", "in_channels", "out_channels", "blocks", "fingerprint"}
 """What every file tells of its settings, and of the network that it was made for."""
+_SETTINGS = {"adapter", "body", "refine_tail", "context", "skip", *_ALWAYS, *_CHANGEABLE}
+"""All that a file may tell."""
 _BEFORE = {"exchange": False, "refine_tail": "own"}
 """What a file means that does not say it: older than windows that exchange borders, or light refine tails."""
 
@@ -199,6 +201,10 @@ def _saved(path: str | Path) -> Saved:
         whole = False
     if not whole:
         raise CheckpointError(f"{path}: damaged, or changed by another program: its settings are not in it")
+    if unknown := settings.keys() - _SETTINGS:
+        raise CheckpointError(
+            f"{path}: its settings {', '.join(sorted(unknown))} are not known to this maskguided; is it of a newer one?"
+        )
     for name, value in content.tensors.items():
         if not value.isfinite().all():
             raise CheckpointError(f"{path}: NaN or infinity in {name}, as after a training that diverged")

@@ -30,7 +30,7 @@ def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ArgumentError(f"{path} is a folder; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=_BESIDE, suffix=path.suffix)
         os.close(handle)
@@ -48,6 +48,14 @@ def write_whole(path: Path, write: Callable[[Path], Result]) -> Result:
         if error.errno and beside_it:  # no rights, a full disk: said of this file, not of the one beside it
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def make_folder_of(path: Path) -> None:
+    """Make the folder that a file is to be written to, with those around it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"{path}: its folder cannot be made ({error.strerror})") from None
 
 
 def torch_save_whole(path: Path, content: Any) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from .errors import ArgumentError, warn
+from .files import make_folder_of
 from .guided import MaskGuided
 from .probing.modules import first_weight
 from .probing.untouched import undone_by_failure
@@ -89,6 +90,8 @@ def fit(
         warn(wrong)
     crops = _crops(fast, hr, lr, recipe)
     kept = None if checkpoint is None else as_path(checkpoint, "checkpoint")
+    if kept is not None:
+        make_folder_of(kept)  # before hours are spent on what goes there
     with undone_by_failure(fast, fast.given), accelerate_as_it_was():
         run = Run(fast, stage, recipe, crops.names, kept, logs, validation)
         start = run.resume()

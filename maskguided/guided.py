@@ -47,7 +47,7 @@ from .tails.refine import LightTailed, with_light_tail
 from .values import as_whole, check_arguments
 from .windows.context import make_context
 from .windows.run import on_windows
-from .windows.sizes import check_windows, windows_of
+from .windows.sizes import refuse_too_small, windows_of
 
 Result = TypeVar("Result")
 _LR = "input of the coarse tail"  # among the live values that it reads
@@ -293,7 +293,7 @@ class MaskGuided(Held):
             # Settings may have changed since wrap tried them. Where nothing is computed there is nothing to try.
             computed = type(base.x) is Tensor and not torch.compiler.is_compiling()
             if computed and not isinstance(error, MaskGuidedError) and not is_out_of_memory(error):
-                check_windows(self.split, self.merge, self.patch_size, self.halo, self.exchange)
+                refuse_too_small(self.split, self.merge, self.patch_size, self.halo, self.exchange)
             raise
 
     def _coarse(self, base: BaseOutput, last: bool) -> Tensor:

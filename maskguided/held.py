@@ -75,9 +75,19 @@ class Held(Knobs):
         """MACs of one LR image of that size in the dense network."""
         return self._macs(self.model, lambda x: self.model(self.accepted(x)), height, width)
 
-    def macs_at(self, height: int, width: int, *, keep: float | None = None, min_gain_db: float | None = None) -> int:
-        """MACs of one LR image of that size under a `keep` or `min_gain_db`, whatever is set now."""
+    def macs_at(
+        self,
+        height: int,
+        width: int,
+        *,
+        keep: float | None = None,
+        min_gain_db: float | None = None,
+        onward: tuple[float, ...] | None = None,
+    ) -> int:
+        """MACs of one LR image of that size under a `keep` or `min_gain_db`, and `onward`, whatever is set now."""
         asked = copy.copy(self)  # of settings alone: a forward in another thread goes on with its own
+        if onward is not None:
+            asked._onward = onward  # by the knob it would end the estimate, of which there is one for both
         if keep is not None:
             asked.keep = keep
         if min_gain_db is not None:

@@ -38,9 +38,9 @@ def as_path(value: Any, name: str) -> Path:
     maskguided.errors.ArgumentError: checkpoint=None: use the path of a file or folder, a str or a pathlib.Path
     """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
-    if not isinstance(path, str):
+    if not isinstance(path, str) or "\0" in path:
         raise ArgumentError(f"{name}={reprlib.repr(value)}: use the path of a file or folder, a str or a pathlib.Path")
-    return Path(path)
+    return Path(path).expanduser() if Path(path).parts[:1] == ("~",) else Path(path)
 
 
 def as_number(value: Any) -> float:

@@ -10,6 +10,7 @@ import torch
 from test_calibrate import photographs, wrapped
 from torch import nn
 from torch.nn import functional as F
+from toys import Block, conv
 
 import maskguided
 from maskguided import ArgumentError, MaskGuidedWarning
@@ -26,6 +27,15 @@ def test_losses_that_are_estimated_on_stamps_are_warned_of():
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*without HR images")
             maskguided.calibrate(wrapped(), images, max_cost=1.0)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_what_the_network_itself_loses_is_unknown_where_nothing_can_be_reduced(scale):
+    denoiser = nn.Sequential(conv(3, 8), *(Block(8) for _ in range(4)), conv(8, 3)).eval()
+    fast = maskguided.wrap(denoiser, 2) if scale == 1 else wrapped()
+    assert fast.scale == scale
+    with pytest.warns(MaskGuidedWarning, match=r"30 dB are taken for it: .* give HR images"):
+        maskguided.calibrate(fast, list(torch.rand(3, 3, 40 if scale == 1 else 5, 44)), fit="nothing")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from toys import Base, conv
 import maskguided
 from maskguided import ArgumentError, MaskGuided, checkpoint
 from maskguided.adapters.pan_net import PAN
+from maskguided.calibration.prices import Macs
+from maskguided.gain import fresh_estimate
 from maskguided.patches import select
 
 WAYS = [
@@ -174,3 +176,15 @@ def test_a_vector_that_blocks_write_is_cut_once_whatever_is_merged(merge):
     with pytest.raises(ArgumentError, match=r"split_at=\(1, 2, 3\): .*vector of the whole image.*; cut once"):
         maskguided.wrap(network, (1, 2, 3), merge=merge)
     assert maskguided.wrap(network, 2).split.cuts == (2,)
+
+
+@pytest.mark.parametrize("onward", [(0.3, 0.1), (0.5, 0.5), (1, 0.2), (1, 1)])
+def test_each_number_of_patches_is_priced(onward):
+    """How many go on is rounded at each cut, so the price is a staircase; and it is that of the setting as it is."""
+    fast, x = wrapped("pan-small-x3", "adapter", (1, 2, 3), onward=onward, scorer="linear"), image(1, 3, 14, 20)
+    fast.estimate = estimate = fresh_estimate(fast.split.feature_channels, x)
+    dense, count = fast.dense_macs(14, 20), fast.grid(14, 20).count
+    found = Macs(fast, [x], {})
+    for k in range(count + 1):
+        assert found.at(k / count) == pytest.approx(fast.macs_at(14, 20, keep=k / count) / dense, rel=1e-6), k
+    assert (fast.onward, fast.estimate is estimate) == (onward, True), "counting has changed it"

@@ -29,6 +29,9 @@ WRONG = {
     "half precision": ({"recipe": replace(QUICK, precision="fp16")}, "on a CPU there is no mixed precision of that"),
     "tensors": ({"lr": torch.zeros(999)}, r"lr=tensor\(.{,80}: use the path of a file or folder"),
     "a file of curves": ({"logs": __file__}, "a file; name a folder for TensorBoard"),
+    "below a file of curves": ({"logs": f"{__file__}/a"}, "a file; name a folder for TensorBoard"),
+    "below a file": ({"checkpoint": f"{__file__}/a/b.checkpoint"}, "its folder cannot be made"),
+    "second derivatives": ({"recipe": replace(QUICK, optimizer="adahessian")}, "'adahessian': it needs second deriv"),
     "every": ({"every": 0}, "every=0: steps from one checkpoint to the next"),
 }
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from skimage import data
 from support import by_windows, difference, image, scaled
 from torch import nn
 from torch.nn import functional as F
 from toys import Base, Block, Chain, conv
 
 import maskguided
-from maskguided import CannotSplit, CheckpointError, MaskGuidedWarning
+from maskguided import CannotSplit, CheckpointError, MaskGuidedWarning, checkpoint
+from maskguided.imaging.images import write_image
+from maskguided.imaging.pairs import read_pairs
 from maskguided.networks import Loaded
 from maskguided.weights import read
 from maskguided.windows import sizes
@@ -170,3 +173,40 @@ def test_a_picture_of_an_unknown_kind_is_refused_by_its_name(tmp_path):
     with pytest.raises(maskguided.ArgumentError, match=r"a\.xyz: a picture ends in \.png, \.pdf, \.svg"):
         pictures.explain_picture(fast, image(1, 3, 16, 16), tmp_path / "a.xyz")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_begin_at_home_and_is_text(tmp_path, monkeypatch):
+    """torch.save finds no folder ~; one was made in the current folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fast = maskguided.wrap(scaled(Chain()), 2)
+    maskguided.save(fast, "~/new/head.safetensors")
+    assert (tmp_path / "new" / "head.safetensors").is_file()
+    assert maskguided.load("~/new/head.safetensors", fast.unwrap()).split.split_at == 2
+    with pytest.raises(maskguided.ArgumentError, match=r"path='a\\x00\.safetensors': use the path of a file"):
+        maskguided.save(fast, "a\0.safetensors")
+    with pytest.raises(maskguided.ArgumentError, match="its folder cannot be made"):
+        maskguided.save(fast, tmp_path / "new" / "head.safetensors" / "head.safetensors")
+
+
+def test_a_file_of_a_newer_version_says_so(tmp_path, monkeypatch):
+    fast = maskguided.wrap(scaled(Chain()), 2)
+    settings = {**checkpoint.settings_of(fast), "frobnicate": 3}
+    monkeypatch.setattr(checkpoint, "settings_of", lambda fast: settings)
+    maskguided.save(fast, tmp_path / "head.safetensors")
+    with pytest.raises(CheckpointError, match="settings frobnicate are not known to this maskguided; is it of a new"):
+        maskguided.load(tmp_path / "head.safetensors", fast.unwrap())
+
+
+def test_an_error_that_larger_windows_have_too_is_told_as_it_is():
+    """vmap knows no memory formats: that was told as blocks that cannot run on windows of 8x8."""
+    fast = maskguided.wrap(scaled(Chain()), 2)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(fast)(image(1, 2, 3, 24, 24))
+
+
+def test_two_images_of_one_name_are_no_truth(tmp_path):
+    for place, names in (("lr", ["a.png"]), ("hr", ["a.png", "a.jpg"])):
+        for name in names:
+            write_image(tmp_path / place / name, data.astronaut()[:64, :64])
+    with pytest.raises(maskguided.ArgumentError, match=r"hr.a\.\w{3} and a\.\w{3} have one name; which of them is"):
+        read_pairs(tmp_path / "lr", tmp_path / "hr", torch.device("cpu"), torch.float32, False)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,21 +46,28 @@ class Ends(NamedTuple):
     whole: int
 
 
+class Stretch(NamedTuple):
+    """MACs of the patches that go through a stretch of the body."""
+
+    first: int
+    """Of one; choosing it included, in the first stretch."""
+    each: float
+    """Of each further one."""
+
+
 class Counted(NamedTuple):
     """MACs at one size of image."""
 
     dense: int
     coarse: int
-    first: int
-    """With one patch refined."""
-    each: float
-    """What each further patch adds."""
+    stretches: tuple[Stretch, ...]
+    """From cut to cut."""
     whole: int | None
     """With all patches, where they run without windows; None: as many as of their windows."""
 
 
 class Macs(Prices):
-    """Prices in multiply-adds. Each patch refined costs the same, so few are counted.
+    """Prices in multiply-adds. Each patch refined costs the same from cut to cut, so few are counted.
 
     Args:
         fast: the wrapped network.
@@ -72,19 +79,22 @@ class Macs(Prices):
         sizes = [(image.shape[2], image.shape[3]) for image in images]
         self._sizes = [(fast.grid(*size), size) for size in sizes]
         self._counted = {}
-        each_of = dict[tuple[int, int], float]()  # windows of one size cost the same, whatever image they are of
+        self._onward = fast.onward
+        each_of = dict[tuple[int, int], list[float]]()  # windows of one size cost the same, whatever image they are of
         for grid, size in sorted(set(self._sizes), key=lambda sized: -sized[0].count):
             if size not in dense:
                 dense[size] = fast.dense_macs(*size)
-            coarse, first = (fast.macs_at(*size, keep=k / grid.count) for k in (0, 1))
+            coarse, firsts = fast.macs_at(*size, keep=0), _up_to_each_cut(fast, size, 1 / grid.count)
             if grid.window not in each_of:
                 most = grid.count - 1 if grid.count > 2 else grid.count  # all of them need no choice
-                last = fast.macs_at(*size, keep=most / grid.count)
-                each_of[grid.window] = (last - first) / max(most - 1, 1)
+                lasts = _up_to_each_cut(fast, size, most / grid.count)
+                each = [(last - first) / max(most - 1, 1) for first, last in zip(firsts, lasts, strict=True)]
+                each_of[grid.window] = each
             whole = None
             if fast.all_go_on:
                 whole = dense[size] if fast.refine_tail is None else fast.macs_at(*size, keep=1.0)
-            self._counted[size] = Counted(dense[size], coarse, first, each_of[grid.window], whole)
+            stretches = zip(_differences([coarse, *firsts]), _differences([0, *each_of[grid.window]]), strict=True)
+            self._counted[size] = Counted(dense[size], coarse, tuple(Stretch(*pair) for pair in stretches), whole)
 
     def at(self, keep: float) -> float:
         """Share of the dense MACs, over all images."""
@@ -98,8 +108,12 @@ class Macs(Prices):
             none, whole = (counted.coarse, counted.whole) if ends is None else ends[size]
             if k == grid.count and whole is not None:
                 spent += whole
+            elif k == 0:
+                spent += none
             else:
-                spent += none if k == 0 else counted.first + (k - 1) * counted.each
+                going = (k, *(int(share * k + 0.5) for share in self._onward))
+                each = (first + (n - 1) * more for (first, more), n in zip(counted.stretches, going, strict=True) if n)
+                spent += counted.coarse + sum(each)
         return spent / sum(self._counted[size].dense for _, size in self._sizes)
 
     def ends(self, fast: MaskGuided) -> dict[tuple[int, int], Ends]:
@@ -111,10 +125,22 @@ class Macs(Prices):
         """Share of the patches above which their windows cost more than the whole network."""
         budget, first, each = 0.0, 0.0, 0.0
         for grid, size in self._sizes:
+            counted = self._counted[size]
             budget += ends[size].whole
-            first += self._counted[size].first - self._counted[size].each
-            each += self._counted[size].each * grid.count
+            first += counted.coarse + sum(one - more for one, more in counted.stretches)
+            each += grid.count * sum(s.each * go for s, go in zip(counted.stretches, (1, *self._onward), strict=True))
         return min(max((budget - first) / max(each, 1.0), 0.0), 1.0)
+
+
+def _up_to_each_cut(fast: MaskGuided, size: tuple[int, int], keep: float) -> list[int]:
+    """MACs of an image where all refined patches leave at the second cut, the third ..., or go to the end."""
+    further = len(fast.onward)
+    shares = [(1.0,) * cut + (0.0,) * (further - cut) for cut in range(further + 1)]
+    return [fast.macs_at(*size, keep=keep, onward=share) for share in shares]
+
+
+def _differences(values: Sequence[Any]) -> list[Any]:
+    return [after - before for before, after in pairwise(values)]
 
 
 class Spread(Prices):

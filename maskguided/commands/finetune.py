@@ -80,7 +80,7 @@ def finetune_command(
     new_file(output, overwrite, ".safetensors", inputs=[weights, head])
     use_threads(threads)
     where = pick_device(device)
-    stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.split(","))
+    stages = PAPER if stage == "paper" else tuple(part.strip() for part in stage.strip(" ,").split(","))
     options = Options(distill, head_loss, pixel_loss)  # type: ignore[arg-type]
     recipe = finetune.Recipe(steps, batch, crop, rate, seed=seed, precision=precision, pool=pool, options=options)
     if val_lr is not None and val_hr is None:

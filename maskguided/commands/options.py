@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..error_map import dense_image, is_rough
 from ..errors import ArgumentError, CheckpointError, first_line
+from ..files import make_folder_of
 from ..guided import MaskGuided
 from ..networks import STARTER, Loaded, load_network
 from ..pictures import PICTURES, drawing
@@ -156,10 +157,7 @@ def new_file(path: Path, overwrite: bool, *suffixes: str, inputs: Iterable[Path 
         raise ArgumentError(f"{path} exists already; add --overwrite to replace it")
     if any(given is not None and same_place(given, path) for given in inputs):
         raise ArgumentError(f"{path} would replace a file that it is made from; give it another name")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"{path}: its folder cannot be made ({error.strerror})") from None
+    make_folder_of(path)
     writable(path.parent)
     return path
 

@@ -60,7 +60,7 @@ def read_pairs(
         raise ArgumentError(
             f"--hr {hr} is one image, and {where} holds {len(paths)}; give the folder of their HR images"
         )
-    found = {} if hr is None else {path.stem: path for path in list_images(hr)}
+    found = {} if hr is None else _by_stem(list_images(hr))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     pairs: list[Pair] = []
     for path in paths:
@@ -79,6 +79,13 @@ def read_pairs(
             raise ArgumentError(f"--hr {hr}: no HR image is called {path.stem}, as {path} is")
         pairs.append(Pair(path.stem, x, None if match is None else eight_bits(match, grey)))
     return pairs
+
+
+def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    found = {path.stem: path for path in paths}
+    for path in (path for path in paths if found[path.stem] != path):
+        raise ArgumentError(f"{path} and {found[path.stem].name} have one name; which of them is the HR image?")
+    return found
 
 
 def check_sizes(pairs: Sequence[Pair], scale: int) -> None:

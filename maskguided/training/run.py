@@ -279,6 +279,8 @@ def _optimizer(parameters: Sequence[nn.Parameter], recipe: Recipe) -> tuple[Any,
         optimizer = optim.create_optimizer_v2(parameters, recipe.optimizer, lr=recipe.rate, weight_decay=0.0)
     except ValueError as error:  # of timm
         raise ArgumentError(f"optimizer={recipe.optimizer!r}: {first_line(error)}; use 'adamw', say") from None
+    if getattr(optimizer, "is_second_order", False):
+        raise ArgumentError(f"optimizer={recipe.optimizer!r}: it needs second derivatives; use 'adamw', say")
     schedule = schedulers.CosineLRScheduler(
         optimizer,
         t_initial=max(recipe.steps, recipe.warmup + 1),
@@ -305,8 +307,9 @@ def _seed(seed: int) -> None:
 
 
 def _writer(folder: str | Path) -> Any:
-    if Path(folder).is_file():
-        raise ArgumentError(f"logs={str(folder)!r}: a file; name a folder for TensorBoard")
+    for part in (Path(folder), *Path(folder).parents):
+        if part.is_file():
+            raise ArgumentError(f"logs={str(folder)!r}: {part} is a file; name a folder for TensorBoard")
     return optional("torch.utils.tensorboard", "--logs", "maskguided[train]").SummaryWriter(str(folder))
 
 

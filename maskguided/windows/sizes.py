@@ -132,6 +132,13 @@ def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchan
         raise _cannot_run(split, patch_size, halo, error, _larger(split, merge, patch_size, halo, exchange)) from error
 
 
+def refuse_too_small(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:
+    """As `check_windows`, where larger windows would do: else these are not the cause of what went wrong."""
+    error = _failure_of(split, merge, patch_size, halo, exchange)
+    if error is not None and (larger := _larger(split, merge, patch_size, halo, exchange)) is not None:
+        raise _cannot_run(split, patch_size, halo, error, larger) from error
+
+
 def _patch_that_runs(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int:
     """`patch_size`, or the next larger one on whose windows blocks n+1..N run; refused where there is none."""
     check_aligned("halo", halo, 0, split.multiple_of)
