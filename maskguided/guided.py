@@ -47,7 +47,7 @@ from .tails.refine import LightTailed, with_light_tail
 from .values import as_whole, check_arguments
 from .windows.context import make_context
 from .windows.run import on_windows
-from .windows.sizes import refuse_too_small, windows_of
+from .windows.sizes import check_windows, windows_of
 
 Result = TypeVar("Result")
 _LR = "input of the coarse tail"  # among the live values that it reads
@@ -291,9 +291,10 @@ class MaskGuided(Held):
             )  # fmt: skip
         except Exception as error:  # whatever a foreign network raises
             # Settings may have changed since wrap tried them. Where nothing is computed there is nothing to try.
-            computed = type(base.x) is Tensor and not torch.compiler.is_compiling()
+            transformed = torch._C._functorch.is_functorch_wrapped_tensor(base.x)  # by vmap, which no trial bears
+            computed = type(base.x) is Tensor and not transformed and not torch.compiler.is_compiling()
             if computed and not isinstance(error, MaskGuidedError) and not is_out_of_memory(error):
-                refuse_too_small(self.split, self.merge, self.patch_size, self.halo, self.exchange)
+                check_windows(self.split, self.merge, self.patch_size, self.halo, self.exchange)
             raise
 
     def _coarse(self, base: BaseOutput, last: bool) -> Tensor:

@@ -197,8 +197,8 @@ def test_a_file_of_a_newer_version_says_so(tmp_path, monkeypatch):
         maskguided.load(tmp_path / "head.safetensors", fast.unwrap())
 
 
-def test_an_error_that_larger_windows_have_too_is_told_as_it_is():
-    """vmap knows no memory formats: that was told as blocks that cannot run on windows of 8x8."""
+def test_what_vmap_cannot_do_is_told_as_it_is():
+    """It knows no memory formats: that was told as blocks that cannot run on windows of 8x8."""
     fast = maskguided.wrap(scaled(Chain()), 2)
     with torch.no_grad(), pytest.raises(RuntimeError, match="vmap"):
         torch.func.vmap(fast)(image(1, 2, 3, 24, 24))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -58,11 +59,18 @@ def windows_of(split: Split, merge: Merge, patch_size: int | None, halo: int | N
     default = default_sizes(split.multiple_of, exchange, split.trial.least)
     free = patch_size is None and halo is None and not exchange
     halo = default[1] if halo is None else halo
-    if patch_size is None:
-        usual = _thrifty_patch(split, *default) if free else default[0]
-        return _patch_that_runs(split, merge, usual, halo, exchange), halo
-    check_windows(split, merge, patch_size, halo, exchange)
-    return patch_size, halo
+    if patch_size is not None:
+        check_windows(split, merge, patch_size, halo, exchange)
+        return patch_size, halo
+    check_aligned("halo", halo, 0, split.multiple_of)
+    usual = _Windows(split, merge, _thrifty_patch(split, *default) if free else default[0], halo, exchange)
+    failure = usual.failure()
+    if failure is None:
+        return usual.patch_size, halo
+    larger = usual.larger()
+    if larger is None:
+        raise usual.refusal(failure, None) from failure
+    return larger, halo
 
 
 def _thrifty_patch(split: Split, patch_size: int, halo: int) -> int:
@@ -118,78 +126,71 @@ def check_exchanging(split: Split, patch_size: int, exchange: bool) -> None:
     )
 
 
-def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:
-    """Refuse windows that do not fit the network's grid, or that blocks n+1..N cannot run on: one is tried."""
-    check_aligned("patch_size", patch_size, 1, split.multiple_of)
-    check_aligned("halo", halo, 0, split.multiple_of)
-    if patch_size + 2 * halo > _LARGEST_WINDOW:
-        raise ArgumentError(
-            f"patch_size={patch_size}, halo={halo}: windows of more than {_LARGEST_WINDOW} LR pixels a side, larger "
-            "than any image; use smaller ones"
+@dataclass(frozen=True)
+class _Windows:
+    """Windows of one size, on which blocks n+1..N, and for merge="image" the tail, may run or not."""
+
+    split: Split
+    merge: Merge
+    patch_size: int
+    halo: int
+    exchange: bool
+
+    def check(self) -> None:
+        """Refuse windows that do not fit the network's grid, or on which the blocks fail: one is tried."""
+        check_aligned("patch_size", self.patch_size, 1, self.split.multiple_of)
+        check_aligned("halo", self.halo, 0, self.split.multiple_of)
+        if self.patch_size + 2 * self.halo > _LARGEST_WINDOW:
+            raise ArgumentError(
+                f"patch_size={self.patch_size}, halo={self.halo}: windows of more than {_LARGEST_WINDOW} LR pixels a "
+                "side, larger than any image; use smaller ones"
+            )
+        if (failure := self.failure()) is not None:
+            raise self.refusal(failure, self.larger()) from failure
+
+    def failure(self) -> Exception | None:
+        """What the network raises on such a window; None where it runs."""
+        split, patch_size, halo = self.split, self.patch_size, self.halo
+        if patch_size + 2 * halo > _LARGEST_TRIED:
+            patch_size = min(patch_size, round_up(_LARGEST_TRIED // 2, split.multiple_of))
+            halo = min(halo, round_up(_LARGEST_TRIED // 4, split.multiple_of))
+        side = round_up(max(patch_size + 2 * halo, split.probe.least), split.multiple_of)
+        grid = Grid(side, side, patch_size, halo)
+        part = split.rest if self.merge == "image" else split.body
+
+        def look() -> None:
+            state = split.window((side, side))
+            first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
+            on_windows(part, state, split.kinds, Chosen(first, grid), trial=split.trial, exchange=self.exchange)
+
+        try:
+            with untouched(split.model):
+                thinly(look)
+        except Exception as error:  # whatever a foreign network raises
+            return error
+        return None
+
+    def larger(self) -> int | None:
+        """The next larger patch of some on whose windows the blocks run."""
+        sides = (self.split.multiple_of * times for times in (2, 4, 8, 16, 32))
+        works = (side for side in sides if side > self.patch_size and not replace(self, patch_size=side).failure())
+        return next(works, None)
+
+    def refusal(self, failure: Exception, larger: int | None) -> ArgumentError:
+        """That the blocks fail on such windows, and which patch would do."""
+        window, advice = self.patch_size + 2 * self.halo, "nor on larger ones"
+        if larger is not None or is_out_of_memory(failure):
+            advice = f"use larger ones, as patch_size={larger}" if larger is not None else "use smaller ones"
+        return ArgumentError(
+            f"patch_size={self.patch_size}, halo={self.halo}: blocks {self.split.split_at + 1} to "
+            f"{len(self.split.blocks)} of this {type(self.split.model).__name__} cannot run on windows of "
+            f"{window}x{window} LR pixels ({first_line(failure)}); {advice}"
         )
-    error = _failure_of(split, merge, patch_size, halo, exchange)
-    if error is not None:
-        raise _cannot_run(split, patch_size, halo, error, _larger(split, merge, patch_size, halo, exchange)) from error
 
 
-def refuse_too_small(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:
-    """As `check_windows`, where larger windows would do: else these are not the cause of what went wrong."""
-    error = _failure_of(split, merge, patch_size, halo, exchange)
-    if error is not None and (larger := _larger(split, merge, patch_size, halo, exchange)) is not None:
-        raise _cannot_run(split, patch_size, halo, error, larger) from error
-
-
-def _patch_that_runs(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int:
-    """`patch_size`, or the next larger one on whose windows blocks n+1..N run; refused where there is none."""
-    check_aligned("halo", halo, 0, split.multiple_of)
-    error = _failure_of(split, merge, patch_size, halo, exchange)
-    if error is None:
-        return patch_size
-    larger = _larger(split, merge, patch_size, halo, exchange)
-    if larger is None:
-        raise _cannot_run(split, patch_size, halo, error, None) from error
-    return larger
-
-
-def _cannot_run(split: Split, patch_size: int, halo: int, error: Exception, larger: int | None) -> ArgumentError:
-    """That the blocks fail on such windows, and which patch would do."""
-    window, advice = patch_size + 2 * halo, "nor on larger ones"
-    if larger is not None or is_out_of_memory(error):
-        advice = f"use larger ones, as patch_size={larger}" if larger is not None else "use smaller ones"
-    return ArgumentError(
-        f"patch_size={patch_size}, halo={halo}: blocks {split.split_at + 1} to {len(split.blocks)} of this "
-        f"{type(split.model).__name__} cannot run on windows of {window}x{window} LR pixels ({first_line(error)}); "
-        + advice
-    )
-
-
-def _larger(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> int | None:
-    """The next larger patch of some on whose windows the blocks run."""
-    sides = (split.multiple_of * times for times in (2, 4, 8, 16, 32))
-    works = (side for side in sides if side > patch_size and not _failure_of(split, merge, side, halo, exchange))
-    return next(works, None)
-
-
-def _failure_of(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> Exception | None:
-    """What the network raises on a window of that kind; None where it runs."""
-    if patch_size + 2 * halo > _LARGEST_TRIED:
-        patch_size = min(patch_size, round_up(_LARGEST_TRIED // 2, split.multiple_of))
-        halo = min(halo, round_up(_LARGEST_TRIED // 4, split.multiple_of))
-    side = round_up(max(patch_size + 2 * halo, split.probe.least), split.multiple_of)
-    grid = Grid(side, side, patch_size, halo)
-    part = split.rest if merge == "image" else split.body
-
-    def look() -> None:
-        state = split.window((side, side))
-        first = torch.zeros(1, 1, dtype=torch.long, device=state[split.features].device)
-        on_windows(part, state, split.kinds, Chosen(first, grid), trial=split.trial, exchange=exchange)
-
-    try:
-        with untouched(split.model):
-            thinly(look)
-    except Exception as error:  # whatever a foreign network raises
-        return error
-    return None
+def check_windows(split: Split, merge: Merge, patch_size: int, halo: int, exchange: bool) -> None:
+    """Refuse windows that do not fit the network's grid, or on which blocks n+1..N fail."""
+    _Windows(split, merge, patch_size, halo, exchange).check()
 
 
 def check_aligned(name: str, value: object, least: int, multiple: int) -> int:
