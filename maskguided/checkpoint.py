@@ -203,7 +203,8 @@ def _saved(path: str | Path) -> Saved:
         raise CheckpointError(f"{path}: damaged, or changed by another program: its settings are not in it")
     if unknown := settings.keys() - _SETTINGS:
         raise CheckpointError(
-            f"{path}: its settings {', '.join(sorted(unknown))} are not known to this maskguided; is it of a newer one?"
+            f"{path}: made for a {facts['class']} of {facts['blocks']} blocks by another version of maskguided, "
+            f"perhaps: the setting {min(unknown)!r} is not known"
         )
     for name, value in content.tensors.items():
         if not value.isfinite().all():

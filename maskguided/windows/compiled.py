@@ -54,16 +54,16 @@ def never_alone(function: Function) -> Function:
 _asked_for: set[Callable[..., Any]] = set()
 
 
-def ask_for_pad(is_compiling: bool) -> None:
+def ask_for_pad(is_traced: bool) -> None:
     """Make torch.compile ask function modes for F.pad, which it otherwise looks into without doing so.
 
-    It may have done that already in the graph that `is_compiling`, which is then begun anew.
+    It may have done that already in this graph, if it `is_traced` by torch.compile: that is then begun anew.
     """
     if F.pad in _asked_for or "torch._dynamo" not in sys.modules:  # which takes seconds to import
         return
     _asked_for.add(F.pad)
     torch.compiler.allow_in_graph(F.pad)  # type: ignore[no-untyped-call]
-    if is_compiling:
+    if is_traced:
         raise torch._dynamo.exc.UnspecializeRestartAnalysis
 
 

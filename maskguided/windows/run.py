@@ -62,7 +62,7 @@ def on_windows(
     windows, cut = cut_windows(state, kinds, chosen)
     neighbours: AbstractContextManager[object] = nullcontext()
     if exchange:
-        ask_for_pad(torch.compiler.is_compiling())
+        ask_for_pad(torch.compiler.is_dynamo_compiling())
         borders = Borders(chosen, cut, guess, features)
         neighbours = Exchange(borders, strangers=trial.strangers, detours=trial.detours, unit=trial.unit)
     statistics: AbstractContextManager[object] = nullcontext()
