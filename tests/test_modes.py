@@ -17,6 +17,7 @@ from maskguided.finetune import Recipe
 from maskguided.gain import fresh_estimate
 from maskguided.infer import upscale
 from maskguided.training import stages
+from maskguided.training.choices import Options
 
 
 class Block(nn.Module):
@@ -103,7 +104,7 @@ def test_the_stage_refine_leaves_the_given_network_s_statistics(net):
     fast = maskguided.wrap(net, 2)
     stages.train_only(fast, "refine")
     fast.eval()
-    stages.prepare(fast, "refine", image(2, 3, 32, 32), image(2, 3, 64, 64))
+    stages.prepare(fast, "refine", image(2, 3, 32, 32), image(2, 3, 64, 64), Options())
     assert unchanged(net, before)
 
 
