@@ -24,7 +24,7 @@ from .gain import log_energies, slopes
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
 from .parts import Kind, Merge, RefineTail, Skip, State
-from .patches import Chosen, Grid, continued, memory_format_of, others, select
+from .patches import Chosen, Grid, continued, memory_format_of, number_of, others, select
 from .settings import (
     CoarseOn,
     Context,
@@ -264,7 +264,7 @@ class MaskGuided(Held):
         """From cut to cut: the windows of those patches that go on replace what stands in for them."""
         state = base.state
         for stretch, share in zip(self.split.stretches, (1.0, *self.onward), strict=True):
-            going, onto = index[:, : int(share * index.shape[1] + 0.5)], stretch.skip(state)
+            going, onto = index[:, : number_of(share, index.shape[1])], stretch.skip(state)
             if self.skip is not None and going.shape[1] < base.grid.count:
                 onto = self.skip(state, onto)
             refined: State = {}

@@ -15,7 +15,7 @@ from .errors import ArgumentError, ImageError, is_out_of_memory
 from .guided import MaskGuided
 from .head import BLURS
 from .imaging.images import Image, as_pixels, resize, to_tensor
-from .patches import Grid, per_pixel, round_up, select
+from .patches import Grid, number_of, per_pixel, round_up, select
 from .probing.modules import first_weight
 from .values import check_one_of, is_whole
 from .wrapping import check_wrapped
@@ -253,7 +253,7 @@ def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: 
         score = score[:, first : first + count, start : start + count]
         scores.append(score.flatten(1))
     score = torch.cat(scores, 1).sort(descending=True).values
-    return score[:, min(int(model.keep * score.shape[1] + 0.5), score.shape[1] - 1)]
+    return score[:, min(number_of(model.keep, score.shape[1]), score.shape[1] - 1)]
 
 
 @torch.no_grad()

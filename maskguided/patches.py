@@ -95,7 +95,7 @@ class Grid:
         """Number of patches that the share `keep` (0..1) stands for, rounded to the nearest."""
         if not 0 <= keep <= 1:
             raise ArgumentError(f"keep={keep!r}: it is the share of patches to refine; use 0 to 1")
-        return int(keep * self.count + 0.5)
+        return number_of(keep, self.count)
 
     def mask(self, index: Tensor) -> Tensor:
         """(B, rows, cols), bool: True at the patches of `index` (B, k)."""
@@ -110,6 +110,11 @@ class Grid:
         """The row (axis 0) or column (1) at which windows of a row or column of cells begin, in LR pixels."""
         last = (self.height, self.width)[axis] - self.window[axis]
         return (cell * self.patch_size - self.halo).clamp(0, last)
+
+
+def number_of(share: float, count: int) -> int:
+    """How many of `count` a share (0..1) of them stands for, rounded to the nearest."""
+    return int(share * count + 0.5)
 
 
 def select(score: Tensor, k: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..guided import MaskGuided
+from ..patches import number_of
 from ..skip import make_skip
 from ..timing import alternate, at, ratio
 from ..windows.context import make_context
@@ -111,7 +112,7 @@ class Macs(Prices):
             elif k == 0:
                 spent += none
             else:
-                going = (k, *(int(share * k + 0.5) for share in self._onward))
+                going = (k, *(number_of(share, k) for share in self._onward))
                 each = (first + (n - 1) * more for (first, more), n in zip(counted.stretches, going, strict=True) if n)
                 spent += counted.coarse + sum(each)
         return spent / sum(self._counted[size].dense for _, size in self._sizes)
@@ -161,7 +162,7 @@ class Spread(Prices):
 
     def least(self, keep: float) -> float:
         """The dB that another patch must bring, where so many are to be refined on average."""
-        k = int(keep * len(self._every) + 0.5)
+        k = number_of(keep, len(self._every))
         if k == len(self._every):
             return 0.0
         # Between two patches, so that rounding decides nothing.
