@@ -212,3 +212,42 @@ def test_two_images_of_one_name_are_no_truth(tmp_path):
             write_image(tmp_path / place / name, data.astronaut()[:64, :64])
     with pytest.raises(maskguided.ArgumentError, match=r"hr.a\.\w{3} and a\.\w{3} have one name; which of them is"):
         read_pairs(tmp_path / "lr", tmp_path / "hr", torch.device("cpu"), torch.float32, False)
+
+
+class AllBody(nn.Module):
+    """Nothing before the blocks, nothing behind them: the last one gives the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(*(nn.Sequential(conv(3, 3), nn.LeakyReLU()) for _ in range(5)))
+
+    def forward(self, x):
+        return self.stages(x)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"merge": "image", "coarse_tail": "copy"}, {"merge": "image", "coarse_tail": "light"}]
+)
+def test_the_last_block_may_give_the_image(settings, tmp_path):
+    """The tail was empty, then, and was said to use what nothing had made."""
+    net, x = scaled(AllBody()), image(2, 3, 27, 35)
+    fast = maskguided.wrap(net, 2, keep=1, patch_size=8, **settings).eval()
+    assert fast.split.blocks == tuple(f"stages.{i}" for i in range(5))
+    assert torch.equal(fast(x), net(x))
+    assert difference(by_windows(fast, x), net(x)) < 1e-5
+    fast.keep = 0
+    if settings.get("coarse_tail") != "light":
+        assert torch.equal(fast(x), net.stages[:2](x))
+    maskguided.save(fast, tmp_path / "head.safetensors")
+    assert torch.equal(maskguided.load(tmp_path / "head.safetensors", net)(x), fast(x))
+
+
+def test_the_last_block_may_give_the_image_behind_several_cuts():
+    net, x = scaled(AllBody()), image(1, 3, 24, 32)
+    fast = maskguided.wrap(net, (1, 3), keep=0.5, onward=0.5, patch_size=8).eval()
+    index = torch.arange(12)[None]
+    got = fast.refine(fast.run_base(x), index[:, :6])
+    kept = got[:, :, 16:]  # the last row of patches, of which none is refined
+    assert torch.equal(kept, net.stages[:1](x)[:, :, 16:])
+    fast.onward = 1
+    assert difference(fast.refine(fast.run_base(x), index), net(x)) < 1e-5

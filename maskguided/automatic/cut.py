@@ -100,7 +100,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
             f"{_PADDED if any('H + ' in shape for shape in shapes) else _IN_WINDOWS}. {USE_AN_ADAPTER}"
         )
     made = set(body)
-    written = [node for node in inputs_of(tail, traced) if node in made]
+    written = [node for node in tail_inputs(tail, traced) if node in made]
     stand_in = stand_ins(stages, split_at, written, features, traced)
     return Cut(
         prefix=prefix,
@@ -117,7 +117,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
 def live_at(cut: Cut, traced: Traced) -> list[fx.Node]:
     """What is made before the cut and used after it, the stand-ins of what the body writes included."""
     made = set(cut.body)
-    kept = [cut.stand_in.get(node, node) for node in inputs_of(cut.tail, traced)]
+    kept = [cut.stand_in.get(node, node) for node in tail_inputs(cut.tail, traced)]
     kept = [node for node in kept if node not in made]
     return list(dict.fromkeys([*inputs_of(cut.body, traced), *kept, cut.features]))
 
@@ -170,6 +170,11 @@ def inputs_of(nodes: list[fx.Node], traced: Traced) -> list[fx.Node]:
     return [node for node in used if not _made_anew(node, traced)]
 
 
+def tail_inputs(tail: list[fx.Node], traced: Traced) -> list[fx.Node]:
+    """The tensors made outside `tail` that it uses; of an empty one the image, which the last block gives."""
+    return inputs_of([*tail, traced.graph.output_node()], traced)
+
+
 def _made_anew(node: fx.Node, traced: Traced) -> bool:
     """Whether each part computes it again: what follows from weights and sizes alone (a size, an attention mask).
 
@@ -197,7 +202,7 @@ def collected_in_tail(cut: Cut, traced: Traced) -> Cut:
     body = [node for node in cut.body if node not in late]
     tail = [*(node for node in cut.body if node in late), *cut.tail]
     made = set(body)
-    written = [node for node in inputs_of(tail, traced) if node in made]
+    written = [node for node in tail_inputs(tail, traced) if node in made]
     stand_in = stand_ins(cut.stages, cut.number, written, cut.features, traced)
     if len(stand_in) < len(written):
         return cut

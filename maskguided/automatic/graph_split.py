@@ -19,7 +19,7 @@ from ..probing.probe import Probe
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
 from ..split import Split
-from .cut import Cut, Piece, collected_in_tail, cut_after, inputs_of, live_at, pieces_between
+from .cut import Cut, Piece, collected_in_tail, cut_after, inputs_of, live_at, pieces_between, tail_inputs
 from .last_upsampling import before_last_growth, leading_to
 from .layout import Layout
 from .recordings import USE_AN_ADAPTER
@@ -252,7 +252,7 @@ def _parts_of(cut: Cut, live: list[fx.Node], pieces: list[Piece], traced: Traced
     return {
         "prefix": _extract(cut.prefix, [_input(traced)], live, traced),
         "body": _extract(cut.body, inputs_of(cut.body, traced), cut.written, traced),
-        "tail": _extract(cut.tail, inputs_of(cut.tail, traced), image, traced),
+        "tail": _extract(cut.tail, tail_inputs(cut.tail, traced), image, traced),
         **{piece.name: _extract(piece.nodes, piece.inputs, piece.written, traced) for piece in pieces},
     }
 
