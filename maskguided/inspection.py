@@ -194,14 +194,15 @@ def _sizes(facts: Facts) -> list[str]:
         lines.append(f"  images whose sides are no multiples of {step} are continued to that, and cropped")
     if facts.rounds_within:
         lines.append(
-            f"  where they are no multiples of {facts.multiple_of}, blocks pad within themselves: refined patches near "
-            "the lower and right border are not exactly the network's"
+            f"  where they are no multiples of {facts.multiple_of}, blocks pad within themselves, or go in "
+            "steps of that: refined patches are not exactly the network's near the lower and right border, or, where "
+            "blocks shrink maps and enlarge them again, anywhere"
         )
     return lines
 
 
 def _radius(pixels: int | None) -> str:
-    return "the whole map (a global operation)" if pixels is None else str(pixels)
+    return "the whole map (a global operation, or blocks that read the place in it)" if pixels is None else str(pixels)
 
 
 def _live(parts: Split) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """To which grid windows must keep: attention in fixed windows and strided layers see another phase elsewhere.
 
 Networks that pad their input tell it by the sizes in their graph. What blocks do within themselves is found
-here: by the padding that they do at sizes that don't suit them, and by where a NaN spreads to.
+here: by the padding that they do at sizes that don't suit them, by where a NaN spreads to, and by how far a map may be
+moved before they make something else of it.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ from collections.abc import Callable
 from math import lcm
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..parts import State
 from ..patches import round_up
 from ..probing.probe import MULTIPLES
-from ..probing.receptive import hits, poisoned, spreading_nan
+from ..probing.receptive import between, hits, poisoned, spreading_nan
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
 from ..split import Split
-from ..windows.global_ops import LocalOnly
+from ..windows.global_ops import GlobalOps, LocalOnly
 
 _STEPS = 64  # on which a period is looked for
 _LARGEST = 4  # LR pixels: a network that rounds its input up to more does so for the sake of its windows
 _BREADTH = 16  # LR pixels, at least
+_FARTHEST = 32  # steps by which a map is moved
+_SAME = 3e-5  # of the largest value: more than rounding, less than another result
 
 
 def alignment(split: Split, multiple: int) -> int:
@@ -37,7 +42,8 @@ def alignment(split: Split, multiple: int) -> int:
         return multiple
     with untouched(split.model):
         try:
-            return thinly(lambda: lcm(_period(split, multiple), _unpadded(split, multiple)))
+            found = thinly(lambda: lcm(_period(split, multiple), _unpadded(split, multiple)))
+            return lcm(found, _pattern(split, multiple)) if found <= _LARGEST else found
         except (RuntimeError, ValueError, IndexError):  # a block that takes no such narrow maps
             return multiple
 
@@ -99,3 +105,45 @@ def _spread_on(split: Split, state: State, maps: list[str], length: int) -> Call
         return at - left, right - at
 
     return spread
+
+
+def _pattern(split: Split, step: int) -> int:
+    """The period of what blocks lay over their map by its size alone: a checkerboard, a Bayer mask, tiles.
+
+    That is the least number of LR pixels by which a map can be moved so that they make the same of it, far enough from
+    its ends; `step` where there is none, as where they read the place itself. Global operations are left out.
+    """
+    with _OfNothing():
+        return lcm(*(_moves_by(split, step, dim) for dim in (2, 3)))
+
+
+def _moves_by(split: Split, step: int, dim: int) -> int:
+    length, breadth = 2 * _STEPS * step, round_up(_BREADTH, step)
+    first, last = 3 * length // 8, 5 * length // 8
+    state = split.window((length, breadth) if dim == 2 else (breadth, length))
+
+    def middle(by: int) -> list[Tensor]:
+        """What the body makes of the middle, the map being moved by so many LR pixels."""
+        moved = {
+            name: between(value, dim, by, length, length) if split.kinds[name] == "map" else value
+            for name, value in state.items()
+        }
+        made = split.body(moved)
+        maps = (made[name] for name in split.writes if made[name].dim() == 4)
+        return [between(value, dim, first - by, last - by, length - by) for value in maps]
+
+    still = middle(0)
+    moves = sorted(step * unit for unit in MULTIPLES if unit <= _FARTHEST)
+    return next((by for by in moves if all(map(_alike, still, middle(by)))), step)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return float((a - b).abs().max()) <= _SAME * float(a.abs().max())
+
+
+class _OfNothing(GlobalOps):
+    """Within it, global operations see zeros, wherever the map has been moved to; norms leave it as it is."""
+
+    def reduce(self, func: Any, x: Tensor, args: Any, kwargs: Any) -> Any:
+        result = func(torch.zeros_like(x), *args, **kwargs)
+        return x if isinstance(result, Tensor) and result.shape == x.shape else result

@@ -117,13 +117,11 @@ class _Part:
         dim, state = (2 if vertical else 3), self._state(length, breadth, vertical)
         whole = self.run(state)
         for first, last in ((less, length), (0, length - less)):
-            window = self.run(
-                {**state, **{name: _between(state[name], dim, first, last, length) for name in self.maps}}
-            )
+            window = self.run({**state, **{name: between(state[name], dim, first, last, length) for name in self.maps}})
             begin, end = first + radius * (first > 0), last - radius * (last < length)
             for name, value in whole.items():
-                a = _between(value, dim, begin, end, length)
-                b = _between(window[name], dim, begin - first, end - first, last - first)
+                a = between(value, dim, begin, end, length)
+                b = between(window[name], dim, begin - first, end - first, last - first)
                 if float((a - b).abs().max()) > _SAME * float(a.abs().max()):
                     return False
         return True
@@ -162,7 +160,7 @@ class _Part:
         return reach
 
 
-def _between(value: Tensor, dim: int, first: int, last: int, length: int) -> Tensor:
+def between(value: Tensor, dim: int, first: int, last: int, length: int) -> Tensor:
     """A map from LR pixel `first` to `last` of `length` along `dim`."""
     start, end = (at * value.shape[dim] // length for at in (first, last))
     return value.narrow(dim, start, end - start).contiguous()
