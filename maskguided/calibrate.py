@@ -1,6 +1,6 @@
 """Make a wrapped network useful without training: fit its coarse tail and its score in closed form, choose its keep.
 
-Images in, seconds to minutes later a network that meets a budget out. Nothing here follows a gradient: the light coarse
+Images in, some minutes later a network that meets a budget out. Nothing here follows a gradient: the light coarse
 tail is a ridge regression on the features at the cut, the score a linear prediction of each patch's error, and keep is
 read off a measured curve.
 """

@@ -20,7 +20,7 @@ from .guided import MaskGuided
 from .head import BLURS
 from .networks import load_network
 from .probing.modules import first_weight, network_within, refuse_wrapped
-from .values import as_path
+from .values import as_path, check_keys
 from .weights import HEAD_FORMAT, import_safetensors, load_into, read
 from .wrapping import check_wrapped, wrap
 
@@ -92,6 +92,7 @@ def load(path: str | Path, model: nn.Module, **changes: Any) -> MaskGuided:
     >>> bool((again(x) == fast(x)).all())
     True
     """
+    check_keys("settings", changes, sorted(_SETTINGS))
     for name in changes:
         if name not in _CHANGEABLE:
             raise ArgumentError(f"{name}={changes[name]!r}: {path} decides that; change {', '.join(_CHANGEABLE)}")

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
@@ -50,14 +51,21 @@ def main() -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            _refuse_empty(sys.argv[1:])
-            app()
+            arguments = [_at_home(given) for given in sys.argv[1:]]
+            _refuse_empty(arguments)
+            app(arguments)
     except (MaskGuidedError, OSError, RuntimeError, MemoryError) as error:
         what = sentence(error)
         if what is None:
             raise
         err.print(f"[red]error:[/red] {plain(what)}")
         sys.exit(2)
+
+
+def _at_home(argument: str) -> str:
+    """An argument with the home folder for `~`, which a shell leaves alone in `--output=~/out` and within quotes."""
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + (f"{Path.home()}{value[1:]}" if value.partition(os.sep)[0] == "~" else value)
 
 
 def _refuse_empty(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ import torch
 from skimage import data
 from support import by_windows, difference, image, scaled
 from torch import nn
+from torch.autograd import Variable
 from torch.nn import functional as F
 from toys import Base, Block, Chain, conv
 
@@ -251,3 +252,70 @@ def test_the_last_block_may_give_the_image_behind_several_cuts():
     assert torch.equal(kept, net.stages[:1](x)[:, :, 16:])
     fast.onward = 1
     assert difference(fast.refine(fast.run_base(x), index), net(x)) < 1e-5
+
+
+class OfItsTime(Base):
+    """Wraps tensors as code of before torch 0.4 has to."""
+
+    def forward(self, x):
+        features = self.first(Variable(x))
+        state = Variable(torch.zeros(x.shape[0], 8, *x.shape[2:]))
+        for block in self.blocks:
+            state = state + block(features + state)
+        return self.finish(state)
+
+
+class InItsPlace(Base):
+    """Coordinates of the middles of pixels in -1..1, which the tail takes (LIIF): the first is -1 + 1 / height."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = conv(9, 12)
+
+    def forward(self, x):
+        y, rows = self.first(x), x.shape[2]
+        for block in self.blocks:
+            y = block(y)
+        middles = -1 + 1 / rows + 2 / rows * torch.arange(rows, device=x.device).to(x.dtype)
+        return self.finish(torch.cat([y, middles.view(1, 1, -1, 1).expand(len(x), 1, *x.shape[2:])], 1))
+
+
+class InGroups(Base):
+    """Of eleven bands each block sees two; what takes all of them is registered last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, last = conv(2, 8), self.last
+        self.every, self.last = nn.Conv2d(11, 8, 1), last
+
+    def forward(self, x):
+        y = self.every(x) + self.first(x[:, :2])
+        for block in self.blocks:
+            y = block(y)
+        return self.finish(y)
+
+
+@pytest.mark.parametrize(("kind", "bands"), [(OfItsTime, 3), (InItsPlace, 3), (InGroups, 11)])
+def test_habits_of_authors_are_no_reason_to_refuse(kind, bands):
+    net = scaled(kind())
+    fast = maskguided.wrap(net, 2, keep=1, patch_size=8).eval()
+    for size in ((27, 35), (16, 24), (41, 18)):
+        x = image(2, bands, *size)
+        assert difference(fast(x), net(x)) < 1e-6
+        assert difference(by_windows(fast, x), net(x)) < 1e-5
+
+
+def test_a_module_called_by_a_word_of_python_is_named():
+    class Net(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ends = nn.ModuleDict({"in": conv(3, 8)})
+
+        def forward(self, x):
+            y = self.ends["in"](x)
+            for block in self.blocks:
+                y = block(y)
+            return self.finish(y)
+
+    with pytest.raises(CannotSplit, match=r"the module 'ends.in' is called by a word of Python, 'in'.* as in_"):
+        maskguided.wrap(Net())

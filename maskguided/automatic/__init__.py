@@ -29,7 +29,7 @@ from ..patches import round_up
 from ..probing.probe import MULTIPLES, Probe
 from ..split import Split
 from ..split_checks import check_places, check_whole
-from .alignment import alignment
+from .alignment import alignment, keep_to_pattern
 from .body import NEAR_BEST, Candidate, find_bodies, named_body
 from .graph_split import AutomaticSplit
 from .recordings import USE_AN_ADAPTER, recordings
@@ -128,6 +128,7 @@ def _split_run(model: nn.Module, names: tuple[str, ...], cuts: tuple[int, ...], 
             split.rounds_within, split.multiple_of = aligned > split.multiple_of, aligned
             if check:
                 check_places(split)
+                keep_to_pattern(split, late)
             return split
     raise max(failures, key=operator.itemgetter(0))[1]  # of a wrong rounding trace fails, and that explains nothing
 

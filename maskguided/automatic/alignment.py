@@ -7,6 +7,7 @@ moved before they make something else of it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from math import lcm
 from typing import Any
@@ -42,10 +43,33 @@ def alignment(split: Split, multiple: int) -> int:
         return multiple
     with untouched(split.model):
         try:
-            found = thinly(lambda: lcm(_period(split, multiple), _unpadded(split, multiple)))
-            return lcm(found, _pattern(split, multiple)) if found <= _LARGEST else found
+            return thinly(lambda: lcm(_period(split, multiple), _unpadded(split, multiple)))
         except (RuntimeError, ValueError, IndexError):  # a block that takes no such narrow maps
             return multiple
+
+
+def keep_to_pattern(split: Split, late: Split) -> None:
+    """Make windows of `split` keep to what its blocks lay over their map by its size alone, where that is all that sets
+    them apart from the map: a checkerboard, a Bayer mask, tiles.
+
+    Args:
+        late: the same network with fewer blocks to look at.
+    """
+    step = split.multiple_of
+    if step > _LARGEST or split.exchanges("features"):
+        return
+    try:
+        with untouched(split.model), _OfNothing():
+            period = lcm(*(_moves_by(late, step, dim) for dim in (2, 3)))
+    except (RuntimeError, ValueError, IndexError):  # a block that takes no such narrow maps
+        return
+    if period == step:
+        return
+    kept = copy.copy(split)
+    kept.multiple_of = period
+    del kept.trial
+    if kept.exchanges("features"):
+        split.multiple_of, split.rounds_within, split.trial = period, True, kept.trial
 
 
 def _unpadded(split: Split, multiple: int) -> int:
@@ -107,17 +131,9 @@ def _spread_on(split: Split, state: State, maps: list[str], length: int) -> Call
     return spread
 
 
-def _pattern(split: Split, step: int) -> int:
-    """The period of what blocks lay over their map by its size alone: a checkerboard, a Bayer mask, tiles.
-
-    That is the least number of LR pixels by which a map can be moved so that they make the same of it, far enough from
-    its ends; `step` where there is none, as where they read the place itself. Global operations are left out.
-    """
-    with _OfNothing():
-        return lcm(*(_moves_by(split, step, dim) for dim in (2, 3)))
-
-
 def _moves_by(split: Split, step: int, dim: int) -> int:
+    """The least number of LR pixels by which a map can be moved so that blocks make the same of it, far enough from its
+    ends; `step` where there is none, as where they read the place itself. Global operations are left out."""
     length, breadth = 2 * _STEPS * step, round_up(_BREADTH, step)
     first, last = 3 * length // 8, 5 * length // 8
     state = split.window((length, breadth) if dim == 2 else (breadth, length))

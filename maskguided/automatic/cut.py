@@ -99,7 +99,9 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
             f"{', only ' + ' and '.join(shapes) if shapes else ''}. A block takes a map and gives one: "
             f"{_PADDED if any('H + ' in shape for shape in shapes) else _IN_WINDOWS}. {USE_AN_ADAPTER}"
         )
-    made = set(body)
+    made, (image,) = set(body), traced.graph.output_node().all_input_nodes
+    if image in made and image not in last:
+        raise made_elsewhere(image)
     written = [node for node in tail_inputs(tail, traced) if node in made]
     stand_in = stand_ins(stages, split_at, written, features, traced)
     return Cut(
@@ -111,6 +113,15 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
         features=features,
         stages=stages,
         number=split_at,
+    )
+
+
+def made_elsewhere(node: fx.Node) -> CannotSplit:
+    """That a part needs what is made in none before it."""
+    return CannotSplit(
+        f"cutting: {node.name} is used before it is made: the image is not made of the blocks alone. If the network "
+        "returns several images, wrap it in a module that returns the right one; a block that leaves a value for the "
+        f"next call is no block. {USE_AN_ADAPTER}"
     )
 
 

@@ -19,7 +19,17 @@ from ..probing.probe import Probe
 from ..probing.thin import thinly
 from ..probing.untouched import untouched
 from ..split import Split
-from .cut import Cut, Piece, collected_in_tail, cut_after, inputs_of, live_at, pieces_between, tail_inputs
+from .cut import (
+    Cut,
+    Piece,
+    collected_in_tail,
+    cut_after,
+    inputs_of,
+    live_at,
+    made_elsewhere,
+    pieces_between,
+    tail_inputs,
+)
 from .last_upsampling import before_last_growth, leading_to
 from .layout import Layout
 from .recordings import USE_AN_ADAPTER
@@ -279,11 +289,7 @@ def _extract(nodes: list[fx.Node], inputs: Iterable[fx.Node], outputs: Any, trac
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:
             if node not in inside and node in traced.values and traced.values[node].from_input:
-                raise CannotSplit(
-                    f"cutting: {node.name} is used before it is made: the image is not made of the blocks alone. If "
-                    "the network returns several images, wrap it in a module that returns the right one; a block that "
-                    f"leaves a value for the next call is no block. {USE_AN_ADAPTER}"
-                )
+                raise made_elsewhere(node)
             for used in node.all_input_nodes:
                 copied(used)
             copies[node] = graph.node_copy(node, copied)

@@ -178,8 +178,7 @@ class _Recorder(TorchFunctionMode):
         """Arguments with each tensor replaced by where it came from."""
         if isinstance(value, Tensor):
             if id(value) not in self.known:
-                self.known[id(value)] = Constant(len(self.recording.constants))
-                self.recording.constants.append(value)
+                self.known[id(value)] = self._same_as(value) or self._constant(value)
                 self._alive.append(value)
             return self.known[id(value)]
         if isinstance(value, torch.device):
@@ -194,6 +193,15 @@ class _Recorder(TorchFunctionMode):
             return self.described(torch.from_numpy(value))
         return rebuilt(value, self.described)
 
+    def _same_as(self, value: Tensor) -> Made | None:
+        """The known tensor that `value` is under another name, as `Variable(x)` makes one outside torch's functions."""
+        made = ((t, self.known.get(id(t))) for _, t in tensors(self._alive[::-1]))
+        return next((found for t, found in made if isinstance(found, Made) and _are_one(t, value)), None)
+
+    def _constant(self, value: Tensor) -> Constant:
+        self.recording.constants.append(value)
+        return Constant(len(self.recording.constants) - 1)
+
     def _bases(self, arguments: Any) -> list[tuple[Tensor, int]]:
         """The known tensors that arguments are views of, each with its version."""
         views = [t for _, t in tensors(arguments) if not t.is_inference() and t._base is not None]
@@ -202,6 +210,14 @@ class _Recorder(TorchFunctionMode):
 
     def _by_pixels(self, described: Any) -> bool:
         return any(made.step in self.from_input for made in made_in(described))
+
+
+def _are_one(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are of the same memory, in the same way."""
+    if a.layout != torch.strided or b.layout != torch.strided or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    same = a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return bool(same and a.storage_offset() == b.storage_offset() and a.stride() == b.stride())
 
 
 def _with_size(name: str, args: Any, kwargs: dict[str, Any]) -> str:

@@ -22,7 +22,8 @@ _BASES = (
     *("1H", "1W", "HW", "1HW", "1A", "1HWA", "1P", "1Q", "PQ", "1PQ", "1R", "1PQR"),
 )
 _TERMS = "1HWAPQR"
-Kind = Literal["whole", "real", "inverse"]
+Kind = Literal["whole", "real", "inverse", "per H", "per W", "per P", "per Q"]
+_PER: tuple[Kind, ...] = ("per H", "per W", "per P", "per Q")
 _LARGEST_DIVISOR = 1 << 14
 _TELLING = (64, 130)
 """From here on a side has room for padding by reflection, to whatever it may be rounded up to."""
@@ -94,7 +95,7 @@ class Size:
     over: int = 1
     batched: bool = False
     kind: Kind = "whole"
-    """Whether it is a whole number, a real one, or one over that, a real one, too."""
+    """Whether it is a whole number, a real one, or one over that, a real one, too; or one per pixel of a side."""
 
     def __str__(self) -> str:
         parts = [("" if f == 1 else f"{f}*") + t for f, t in zip(self.factors[1:], _TERMS[1:], strict=True) if f]
@@ -105,7 +106,7 @@ class Size:
     def only(self, terms: str) -> Fraction | None:
         """What `terms` (one letter) is multiplied by, if nothing else is in it."""
         at = _TERMS.index(terms)
-        alone = self.kind != "inverse" and all(not f for i, f in enumerate(self.factors) if i != at)
+        alone = self.kind in ("whole", "real") and all(not f for i, f in enumerate(self.factors) if i != at)
         return Fraction(self.factors[at], self.over) if alone and self.factors[at] else None
 
 
@@ -120,10 +121,14 @@ def size(at: At, factors: tuple[int, ...], over: int, batched: bool, kind: Kind)
     12
     >>> size(at, (-1, 0, 1, 0, 0, 0, 0), 2, False, "real")     # the middle of its columns
     11.5
+    >>> size(at, (1, -1, 0, 0, 0, 0, 0), 1, False, "per H")     # the middle of the first of its rows in -1..1: -1 + 1/H
+    -0.9230769230769231
     """
     total = sum(factor * term for factor, term in zip(factors, at.terms(), strict=True))
     if batched:
         total = total * at.batch
+    if kind in _PER:
+        return total / over / at.terms()[_TERMS.index(kind[-1])]
     return total // over if kind == "whole" else total / over if kind == "real" else over / total
 
 
@@ -151,6 +156,11 @@ def fit(values: Sequence[Any], at: Sequence[At]) -> Any:
         if found is None and not whole and all(values):
             found = _solve([(1 / value, where) for value, where in single], basis, batched, "inverse")
         if found is not None:
+            return found
+    for per in () if whole else _PER:  # of what a side is divided into, and begins or ends with a part of it
+        term = _TERMS.index(per[-1])
+        shares = [(value * where.terms()[term], where) for value, where in single]
+        if (found := _solve(shares, "1" + per[-1], batched, per)) is not None:
             return found
     return None
 

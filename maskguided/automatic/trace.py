@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import operator
 import types
 from dataclasses import dataclass, field, replace
@@ -124,6 +125,7 @@ class _Generaliser:
         args, kwargs = self._merged([(s.args, s.kwargs) for s in steps], name_of(step.target))
         from_input = any(self.values[n].from_input for n in _nodes((args, kwargs)) if n in self.values)
         if isinstance(step.target, str):
+            _check_name(step.target)
             node = self.graph.call_module(f"{MODEL}.{step.target}", args, kwargs)
             if step.target in self.blocks:
                 self.calls.append(node)
@@ -215,6 +217,12 @@ class _Generaliser:
             return Value("constant", tuple(dims), None, from_input)
         vector = dims[0] == BATCH and not any(isinstance(dim, Size) for dim in dims[1:])
         return Value("vector" if vector else None, tuple(dims), None, from_input)
+
+
+def _check_name(name: str) -> None:
+    """Refuse a module that the code of a graph cannot name."""
+    if word := next((part for part in name.split(".") if keyword.iskeyword(part)), None):
+        raise Differs(f"the module {name!r} is called by a word of Python, {word!r}: give it another name, as {word}_")
 
 
 def _at(recording: Recording, rounding: Rounding) -> At:

@@ -73,7 +73,7 @@ def calibrate_command(
     overwrite: Overwrite = False,
     **settings: Any,
 ) -> None:
-    """Fit coarse tail and score in closed form and choose keep for a budget; no training, seconds to minutes."""
+    """Fit coarse tail and score in closed form and choose keep for a budget; no training, some minutes."""
     Budget(max_drop, max_cost, max_time)  # says what is wrong with it before a network is read
     inputs = inputs_of("calibrate", images, input)
     new_file(output, overwrite, ".safetensors", inputs=[weights, head])

@@ -41,7 +41,8 @@ def read_image(path: str | Path) -> Image:
     """
     cv2, path = _cv2(), Path(path)
     if not path.is_file():
-        raise ImageError(f"{path}: no such file")
+        what = "no regular file; save what it gives to one" if path.exists() else "no such file"
+        raise ImageError(f"{path}: {what}")
     if (image := mapped(path)) is not None:
         return image
     stored, meaning, is_multiplied = look_at(path.read_bytes(), path)
@@ -57,9 +58,12 @@ def read_image(path: str | Path) -> Image:
     except (cv2.error, MemoryError):
         raise ImageError(f"{path}: more pixels than OpenCV or the memory can hold") from None
     if image is None:
-        raise ImageError(
-            f"{path}: no image that can be read: damaged, or none of {', '.join(SUFFIXES)} and what else OpenCV knows"
-        )
+        kind = f"none of {', '.join(SUFFIXES)} and what else OpenCV knows"
+        if stored[:2] in (b"II", b"MM"):
+            kind = (
+                "a TIFF of channels, samples or compression that OpenCV does not know; grey and RGB of 8 or 16 bits do"
+            )
+        raise ImageError(f"{path}: no image that can be read: damaged, or {kind}")
     if path.suffix.lower() in _PAGED and _opens(path) and (pages := cv2.imcount(str(path))) > 1:
         warn(f"{path}: the first of {pages} pictures in it is read")
     if image.dtype not in (np.uint8, np.uint16):
@@ -185,7 +189,7 @@ def list_images(path: Path) -> list[Path]:
     """The file itself, or what lies in a folder and is not hidden, by name, less what is no image, which is told of."""
     if not path.exists():
         raise ImageError(f"{path}: no such file or folder")
-    if path.is_file():
+    if not path.is_dir():
         return [path]
     inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
     found = [p for p in inside if not p.is_dir()]

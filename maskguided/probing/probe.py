@@ -26,6 +26,8 @@ MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28,
 """What networks ask the size of their input to be a multiple of, or round it up to, in the order of trying."""
 _LARGE = ((1, 256), (64, 256))
 """Multiples and sides for networks that take none of those: they may pad by reflection as far as ConvIR."""
+_FEW = ((1, 17), (1, LARGE_LEAST), (8, LARGE_LEAST), (64, LARGE_LEAST))
+"""The same where the number of channels is guessed, too."""
 _LESS_CONTRAST = (0.25, 0.06, 0.015)
 _OUTPUT_KEYS = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")
 
@@ -98,9 +100,11 @@ def probe_network(model: nn.Module) -> Probe:
     if parameter is None:
         raise CannotSplit(f"{type(model).__name__} has no floating-point parameters; is it a network?")
     guesses, by_colour = _channel_guesses(model), list[tuple[Probe, Tensor]]()
+    sizes = (*product(MULTIPLES, _LEAST), *_LARGE)
+    tries = (*product(sizes, guesses), *product(_FEW, _other_channels(model, guesses)))
     failure, telling = "it was never called", 0
     with untouched(model):
-        for (multiple, least), channels in product((*product(MULTIPLES, _LEAST), *_LARGE), guesses):
+        for (multiple, least), channels in tries:
             found = Probe(channels, 0, 0, multiple, least, parameter.device, parameter.dtype)
             height, width = found.sizes[0]
             try:
@@ -252,6 +256,12 @@ def _channel_guesses(model: nn.Module) -> list[int]:
     """What its first convolution takes comes first; colours before grey, of which a network may work one by one."""
     first = _first_channels(model)
     return list(dict.fromkeys([3, 1, 4] if first == 1 else [first, 3, 1, 4]))
+
+
+def _other_channels(model: nn.Module, guesses: list[int]) -> list[int]:
+    """What other convolutions take, for networks whose first is not that of the image: of bands in groups, say."""
+    convs = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return [channels for channels in dict.fromkeys(m.in_channels for m in convs) if channels not in guesses]
 
 
 def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
