@@ -51,9 +51,9 @@ def main() -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            arguments = [_at_home(given) for given in sys.argv[1:]]
-            _refuse_empty(arguments)
-            app(arguments)
+            sys.argv[1:] = map(_at_home, sys.argv[1:])
+            _refuse_empty(sys.argv[1:])
+            app()
     except (MaskGuidedError, OSError, RuntimeError, MemoryError) as error:
         what = sentence(error)
         if what is None:

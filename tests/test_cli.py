@@ -99,6 +99,21 @@ def test_wrong_input_gets_one_sentence_and_exit_code_2(args, text, tmp_path, mon
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("where", ["--output=~/made/", "~/made/"])
+def test_a_home_folder_that_the_shell_left_alone_is_found(where, tmp_path, monkeypatch):
+    """A folder called ~ was made beside the image."""
+    write_image(tmp_path / "a.png", PHOTO)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    output = [where] if "=" in where else ["--output", where]
+    monkeypatch.setattr(sys, "argv", ["maskguided", "upscale", "a.png", *output])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code in (0, None)
+    assert [path.name for path in (tmp_path / "home" / "made").iterdir()] == ["a_out.png"]
+    assert not (tmp_path / "~").exists()
+
+
 def test_a_process_ends_with_the_same_sentence_and_no_traceback(tmp_path):
     command = [sys.executable, "-m", "maskguided", "upscale", "-i", "nowhere.png", "-o", "o"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -194,6 +194,8 @@ def test_files_say_whether_windows_exchange_and_may_be_overruled(tmp_path):
     assert difference(other.eval()(x), net(x)) < 1e-5
     with pytest.raises(maskguided.MaskGuidedError, match=r"split_at=3: .* decides that"):
         maskguided.load(tmp_path / "a.safetensors", net, split_at=3)
+    with pytest.raises(maskguided.MaskGuidedError, match="'kep' is not known; did you mean 'keep'"):
+        maskguided.load(tmp_path / "a.safetensors", net, kep=0.3)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

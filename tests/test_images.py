@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -151,6 +152,12 @@ def test_what_is_no_image_is_said_to_be_none(tmp_path):
         (tmp_path / "bad.png").write_bytes(content)
         with pytest.raises(ImageError, match="no image that can be read"):
             read_image(tmp_path / "bad.png")
+    (tmp_path / "five.tif").write_bytes(b"II*\0" + bytes(60))
+    with pytest.raises(ImageError, match=r"five\.tif: no image .* or a TIFF of channels, samples or compression"):
+        read_image(tmp_path / "five.tif")
+    with pytest.raises(ImageError, match="no regular file; save what it gives to one"):
+        read_image("/dev/null")
+    assert list_images(Path("/dev/null")) == [Path("/dev/null")], "no folder"
 
 
 @pytest.mark.parametrize(("mode", "dtype", "depth"), [("L", np.uint8, 8), ("I;16", np.uint16, 16), ("1", np.uint8, 1)])
