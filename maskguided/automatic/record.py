@@ -130,13 +130,14 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.recording = Recording((x.shape[0], x.shape[2], x.shape[3]), x.shape[1])
-        self.known: dict[int, Made | Attribute | Constant] = {id(t): Attribute(name) for name, t in _held(model)}
+        held = list(_held(model))
+        self.known: dict[int, Made | Attribute | Constant] = {id(t): Attribute(name) for name, t in held}
         self.known[id(x)] = Made(-1, ())
         self.from_input: set[int] = {-1}
         self.inside = 0
         """How many leaves are open: what they do is theirs."""
         self._dtype = x.dtype
-        self._alive: list[Any] = [x]  # a freed tensor's id would be given to another
+        self._alive: list[Any] = [*(t for _, t in held), x]  # a freed tensor's id would be given to another
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -193,10 +194,10 @@ class _Recorder(TorchFunctionMode):
             return self.described(torch.from_numpy(value))
         return rebuilt(value, self.described)
 
-    def _same_as(self, value: Tensor) -> Made | None:
+    def _same_as(self, value: Tensor) -> Made | Attribute | Constant | None:
         """The known tensor that `value` is under another name, as `Variable(x)` makes one outside torch's functions."""
-        made = ((t, self.known.get(id(t))) for _, t in tensors(self._alive[::-1]))
-        return next((found for t, found in made if isinstance(found, Made) and _are_one(t, value)), None)
+        alike = (t for _, t in tensors(self._alive[::-1]) if _are_one(t, value))
+        return next((self.known[id(t)] for t in alike if id(t) in self.known), None)
 
     def _constant(self, value: Tensor) -> Constant:
         self.recording.constants.append(value)
