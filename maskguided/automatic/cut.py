@@ -99,7 +99,7 @@ def cut_after(traced: Traced, blocks: tuple[str, ...], split_at: int) -> Cut:
             f"{', only ' + ' and '.join(shapes) if shapes else ''}. A block takes a map and gives one: "
             f"{_PADDED if any('H + ' in shape for shape in shapes) else _IN_WINDOWS}. {USE_AN_ADAPTER}"
         )
-    made, (image,) = set(body), traced.graph.output_node().all_input_nodes
+    made, (image,) = set(body), traced.output.all_input_nodes
     if image in made and image not in last:
         raise made_elsewhere(image)
     written = [node for node in tail_inputs(tail, traced) if node in made]
@@ -183,7 +183,7 @@ def inputs_of(nodes: list[fx.Node], traced: Traced) -> list[fx.Node]:
 
 def tail_inputs(tail: list[fx.Node], traced: Traced) -> list[fx.Node]:
     """The tensors made outside `tail` that it uses; of an empty one the image, which the last block gives."""
-    return inputs_of([*tail, traced.graph.output_node()], traced)
+    return inputs_of([*tail, traced.output], traced)
 
 
 def _made_anew(node: fx.Node, traced: Traced) -> bool:

@@ -258,7 +258,7 @@ class AutomaticSplit(Split):
 
 
 def _parts_of(cut: Cut, live: list[fx.Node], pieces: list[Piece], traced: Traced) -> dict[str, Part]:
-    image = next(node for node in traced.graph.nodes if node.op == "output").args[0]
+    image = traced.output.args[0]
     return {
         "prefix": _extract(cut.prefix, [_input(traced)], live, traced),
         "body": _extract(cut.body, inputs_of(cut.body, traced), cut.written, traced),

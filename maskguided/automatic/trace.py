@@ -61,6 +61,12 @@ class Traced:
     only_on_large: frozenset[str]
     """Functions that modules call on large images alone."""
 
+    @property
+    def output(self) -> fx.Node:
+        """The node that returns the image."""
+        output: fx.Node = next(node for node in self.graph.nodes if node.op == "output")
+        return output
+
 
 def trace(model: nn.Module, blocks: tuple[str, ...], runs: list[Recording], rounding: Rounding) -> Traced:
     """Generalise recordings: one graph for all sizes, of a network that rounds them up like this.
