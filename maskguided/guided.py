@@ -24,7 +24,7 @@ from .gain import log_energies, slopes
 from .head import LinearScore, MaskHead, energies, high_frequency
 from .held import Held
 from .parts import Kind, Merge, RefineTail, Skip, State
-from .patches import Chosen, Grid, continued, memory_format_of, number_of, others, select
+from .patches import Chosen, Grid, check_patches, continued, memory_format_of, number_of, others, select
 from .settings import (
     CoarseOn,
     Context,
@@ -218,6 +218,7 @@ class MaskGuided(Held):
         Up to rounding that is what all windows together make, where they see what the map would show them, without the
         work of cutting it. `base` must not be used afterwards: it is freed on the way.
         """
+        check_patches(index, base.grid, repeated=False, batch=base.x.shape[0])
         if index.shape[1] == base.grid.count and self.all_go_on:
             return self._cropped(self.split.rest(base.state), base)
         return self.refine(base, index, last=True)
@@ -227,6 +228,7 @@ class MaskGuided(Held):
 
         `last`: `base` is of no more use after this, so what it holds may be freed on the way.
         """
+        check_patches(index, base.grid, repeated=False, batch=base.x.shape[0])
         if self.coarse_tail is None:
             return self._cropped(self.split.tail(self._refine_features(base, index, last)), base)
         if index.shape[1] == 0:

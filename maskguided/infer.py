@@ -234,7 +234,7 @@ def tiles(
 @torch.no_grad()
 def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: Grid, pad: int) -> Tensor | None:
     """(B,): the score above which a patch is refined, so that `keep` holds over all tiles, as they see it; None: within
-    each.
+    each, or that it is all.
 
     A score that looks at features needs the base, which would run twice, and costs more than it brings
     (docs/benchmarks.md).
@@ -253,7 +253,8 @@ def _threshold(model: MaskGuided, read: Callable[[slice, slice], Tensor], grid: 
         score = score[:, first : first + count, start : start + count]
         scores.append(score.flatten(1))
     score = torch.cat(scores, 1).sort(descending=True).values
-    return score[:, min(number_of(model.keep, score.shape[1]), score.shape[1] - 1)]
+    k = number_of(model.keep, score.shape[1])
+    return score[:, k] if k < score.shape[1] else None
 
 
 @torch.no_grad()

@@ -127,7 +127,7 @@ class Knobs(Wrapped):
         check_global_ops(self.split, seen, self.merge)
         self._global_ops = seen
         reading, known = self.split.trial.reading, self.split.global_ops_on_windows(self.merge)
-        has_some = bool(known) or reading.flat or reading.transposed
+        has_some = bool(known) or reading.flat or reading.transposed or reading.lines
         self._shares_statistics = seen == "image" and has_some
 
     @property

@@ -160,7 +160,7 @@ def gather(x: Tensor, index: Tensor, grid: Grid) -> Tensor:
     >>> gather(x, torch.tensor([[3]]), Grid(4, 4, patch_size=2, halo=0))[0, 0].tolist()
     [[10.0, 11.0], [14.0, 15.0]]
     """
-    _check_patches(index, grid, repeated=True)
+    check_patches(index, grid, repeated=True)
     return Chosen(index, grid).gather(x)
 
 
@@ -180,7 +180,7 @@ def scatter(windows: Tensor, index: Tensor, grid: Grid, onto: Tensor) -> Tensor:
     >>> bool((scatter(gather(x, every, grid), every, grid, onto=torch.zeros_like(x)) == x).all())
     True
     """
-    _check_patches(index, grid, repeated=False)
+    check_patches(index, grid, repeated=False)
     return Chosen(index, grid).scatter(windows, onto)
 
 
@@ -370,12 +370,15 @@ def _check_map(what: str, x: Tensor) -> None:
         raise ArgumentError(f"{what} of shape {tuple(x.shape)}; expected a map (B, C, r*H, r*W)")
 
 
-def _check_patches(index: object, grid: Grid, repeated: bool) -> None:
+def check_patches(index: object, grid: Grid, repeated: bool, batch: int | None = None) -> None:
     """Refuse patches that a grid has not, or has `repeated` where that is not meant; of a GPU's index, which would make
     it wait, nothing is looked at."""
     if not isinstance(index, Tensor):
         raise ArgumentError(f"index of type {type(index).__name__}; expected a tensor (B, k) of torch.int64")
+    if batch is not None:
+        _check_index(index, batch)
     readable = type(index) is Tensor and index.device.type == "cpu" and not torch.compiler.is_compiling()
+    readable = readable and not torch._C._functorch.is_functorch_wrapped_tensor(index)
     if not readable or not index.numel() or index.dim() != 2 or index.dtype != torch.long:  # _check_index refuses those
         return
     least, largest = int(index.min()), int(index.max())
@@ -385,7 +388,7 @@ def _check_patches(index: object, grid: Grid, repeated: bool) -> None:
             f"{grid.patch_size} has the patches 0 to {grid.count - 1}"
         )
     if not repeated and int(grid.mask(index).sum()) < index.numel():
-        raise ArgumentError("scatter: the index has a patch of an image twice; each may be written once")
+        raise ArgumentError("the index has a patch of an image twice; each may be written once")
 
 
 def _check_index(index: Tensor, batch: int) -> None:

@@ -33,6 +33,27 @@ def wrapped(way: str, coarse_on: str, tail: str = "light", **changes: object) ->
     return fast.eval()
 
 
+@pytest.mark.parametrize(
+    ("index", "wrong"),
+    [
+        (torch.tensor([[0, 5, 5]]), "twice"),
+        (torch.arange(8).repeat(2)[None], "twice"),
+        (torch.tensor([[0, 99]]), "the patches 0 to 15"),
+        (torch.tensor([0, 1]), r"shape \(2,\)"),
+        (torch.tensor([[0, 1], [2, 3]]), "for a batch of 1"),
+        ([[0, 1]], "type list"),
+    ],
+)
+@pytest.mark.parametrize("coarse_on", ["all", "unrefined"])
+def test_an_index_that_is_none_is_refused(index, wrong, coarse_on):
+    """A patch that is there twice would leave another unwritten, with whatever stands in memory."""
+    fast = wrapped("adapter", coarse_on)
+    base = fast.run_base(image(1, 3, 24, 24))
+    for run in (fast.refine, fast.finish):
+        with pytest.raises(ArgumentError, match=wrong):
+            run(base, index)
+
+
 @given(rows=st.integers(1, 5), cols=st.integers(1, 5), images=st.integers(1, 3), k=st.integers(0, 25))
 def test_others_are_all_that_are_not_chosen(rows, cols, images, k):
     grid = Grid(rows, cols, 1)

@@ -174,6 +174,11 @@ def test_keep_holds_over_the_image_where_memory_was_short_for_the_whole(fast, mo
     assert emptied == [True], "the cache is emptied when nothing holds what failed"
 
 
+def test_a_share_that_rounds_to_all_patches_is_all_in_tiles_too(fast):
+    fast.keep = 0.999
+    assert upscale(fast, np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8), tile=32).mask.all()
+
+
 def test_a_flat_image_in_tiles_is_not_refined(fast):
     fast.keep = 0.5
     assert not upscale(fast, np.full((64, 64), 7, np.uint8), tile=32).mask.any()

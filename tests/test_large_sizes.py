@@ -10,7 +10,19 @@ from torch.nn import functional as F
 from toys import Chain
 
 import maskguided
-from maskguided import CannotSplit, MaskGuidedWarning
+from maskguided import ArgumentError, CannotSplit, MaskGuidedWarning
+
+
+@pytest.mark.parametrize("name", ["patch_size", "halo"])
+def test_windows_larger_than_any_image_are_refused_wherever_they_are_asked_for(name):
+    net = scaled(Chain())
+    fast = maskguided.wrap(net, 2)
+    with pytest.raises(ArgumentError, match=f"{name}=65537: larger than any image; use 65536 LR pixels or less"):
+        setattr(fast, name, 65537)
+    with pytest.raises(ArgumentError, match=f"{name}=65537"):
+        maskguided.wrap(net, 2, **{name: 65537})
+    setattr(fast, name, 65536)
+    assert getattr(fast, name) == 65536
 
 
 class Damped(Chain):

@@ -19,7 +19,7 @@ LAYERS = [
     {f"windows.{name}" for name in ("arguments", "products", "readings", "reductions")} | {"probing.thin", "optional"},
     {"patches", "weights", "metrics", "files"},
     {"imaging.tiff", "imaging.png", "windows.compiled"},
-    {"windows.global_ops"},
+    {"windows.global_ops", "windows.lines"},
     {"cost", "probing.modules", "probing.receptive", "probing.untouched"},
     {"probing.probe"},
     {f"windows.{name}" for name in ("borders", "detours", "exchange", "per_image", "shifts")} | {"parts"},

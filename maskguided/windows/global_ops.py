@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from .reductions import (
     ADAPTIVE_POOLS,
     NAMES,
+    along,
     is_first_step,
     is_flat,
     is_global,
@@ -79,6 +80,8 @@ class Seen(GlobalOps):
             transposed = args[0].shape[0] == 1 and args[0].shape[-1] in self._pixels
             self.transposed |= transposed
             return transposed
+        if along(func, args, kwargs) is not None:
+            return args[0].shape[0] == 1 and args[0].shape[2] * args[0].shape[3] in self._pixels
         flat = is_flat(func, args, kwargs) and self._is_whole(args[0])
         self.flat |= flat
         return flat

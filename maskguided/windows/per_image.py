@@ -12,6 +12,7 @@ from torch import Tensor
 from ..patches import Chosen
 from .arguments import named
 from .global_ops import GlobalOps
+from .lines import Lines
 from .products import Products
 from .readings import READ_PLAINLY, Reading
 from .reductions import (
@@ -25,6 +26,7 @@ from .reductions import (
     SECOND_POWERS,
     SMALLEST,
     SOFTMAX,
+    along,
     dims_of,
     is_first_step,
     is_flat,
@@ -75,7 +77,7 @@ class PerImage(GlobalOps):
         self.strangers, self.noted = strangers, noted
         self.doubts: frozenset[str] = frozenset()
         self.first_steps: list[_FirstStep] = []
-        self.products = Products(self.k, self.windows)
+        self.products, self.lines = Products(self.k, self.windows), Lines(chosen)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,6 +109,9 @@ class PerImage(GlobalOps):
                 return False
             self._doubt(func.__name__, "transposed")
             return self.reading.transposed
+        if along(func, args, kwargs) is not None:
+            self._doubt(func.__name__, "lines")
+            return self.reading.lines
         flat = is_flat(func, args, kwargs)
         if flat:
             self._doubt(func.__name__, "flat")
@@ -121,6 +126,10 @@ class PerImage(GlobalOps):
             return func(x, *args, **kwargs)
         if x.shape[0] != self.windows:
             return self._folded(func, x, args, kwargs)
+        if (dim := along(func, (x, *args), kwargs)) is not None:
+            keeps = name != "mean" or (args[1] if len(args) > 1 else kwargs.get("keepdim", False))
+            means = self.lines.means(x, dim)
+            return means.unsqueeze(dim) if keeps else means
         if name in (NORMALISED, SOFTMAX):
             return self._for_products(name, x, kwargs)
         if name in NORMS:

@@ -20,10 +20,15 @@ class Reading(NamedTuple):
     """What a map is that has several times as many rows as there are windows: groups of the channels of each, as after
     x.reshape(b * groups, -1, h, w), or maps of all windows one after the other, as after torch.cat. Unknown: each row
     is taken alone, for statistics must not pass from image to image."""
+    lines: bool = False
+    """Whether a mean along rows, or columns, alone means those of the whole map; if not, it may be the first of two
+    steps, or of something that is no map."""
 
 
 READ_PLAINLY = Reading()
 _SUMS: tuple[Literal["total", "mean", "variance"], ...] = ("total", "mean", "variance")
 _ROWS: tuple[Literal["groups", "stacked"], ...] = ("groups", "stacked")
-READINGS = tuple(itertools.starmap(Reading, itertools.product(_SUMS, (False, True), (False, True), _ROWS)))
+READINGS = tuple(
+    itertools.starmap(Reading, itertools.product(_SUMS, (False, True), (False, True), _ROWS, (False, True)))
+)
 """Sums as they stand first: in a ratio of sums both readings agree, but for an epsilon that is added to the divisor."""

@@ -76,6 +76,28 @@ def is_first_step(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     return 1 not in x.shape[2:] and dims_of(name, args, kwargs) in ({2}, {3})
 
 
+def along(func: Any, args: Any, kwargs: dict[str, Any]) -> int | None:
+    """The dimension, 3 or 2, if `func` takes means of a map (B, C, H, W) along its rows, or its columns, alone.
+
+    >>> import torch
+    >>> x = torch.rand(1, 8, 5, 6)
+    >>> along(torch.mean, (x, 3), {}), along(torch.nn.functional.adaptive_avg_pool2d, (x, (1, None)), {})
+    (3, 2)
+    """
+    name, x = getattr(func, "__name__", ""), args[0]
+    if not isinstance(x, Tensor) or x.dim() != 4 or 1 in x.shape[2:]:
+        return None
+    if name == "mean" and is_first_step(func, args, kwargs):
+        return dims_of(name, args, kwargs).pop()
+    if name != "adaptive_avg_pool2d":
+        return None
+    size = args[1] if len(args) > 1 else kwargs.get("output_size")
+    if not isinstance(size, (tuple, list)):
+        return None
+    high, wide = (x.shape[n] if length is None else length for n, length in zip((2, 3), size, strict=True))
+    return {(x.shape[2], 1): 3, (1, x.shape[3]): 2}.get((high, wide))
+
+
 def is_flat(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     """Whether `func` reduces, or weighs, (B, C, h*w) over its last dimension, or pools a map in one piece."""
     name, x = getattr(func, "__name__", ""), args[0]

@@ -28,8 +28,8 @@ _ALONE = (32, 48, 64, 96, 128)
 """LR pixels: windows alone that are tried where the usual ones cost too much."""
 _LARGEST_TRIED = 256
 """LR pixels: blocks that run on windows of this side are taken to run on larger ones, which would take minutes."""
-_LARGEST_WINDOW = 2**16
-"""LR pixels a side of a window."""
+_LARGEST = 2**16
+"""LR pixels: of a patch, and of a halo."""
 _DEAR = 1.6
 """Times what the pixels of a patch cost in a large image: the usual windows alone have 1.56 times as many pixels."""
 _SMALL, _LARGE = 64, 192
@@ -140,11 +140,6 @@ class _Windows:
         """Refuse windows that do not fit the network's grid, or on which the blocks fail: one is tried."""
         check_aligned("patch_size", self.patch_size, 1, self.split.multiple_of)
         check_aligned("halo", self.halo, 0, self.split.multiple_of)
-        if self.patch_size + 2 * self.halo > _LARGEST_WINDOW:
-            raise ArgumentError(
-                f"patch_size={self.patch_size}, halo={self.halo}: windows of more than {_LARGEST_WINDOW} LR pixels a "
-                "side, larger than any image; use smaller ones"
-            )
         if (failure := self.failure()) is not None:
             raise self.refusal(failure, self.larger()) from failure
 
@@ -198,6 +193,8 @@ def check_aligned(name: str, value: object, least: int, multiple: int) -> int:
     size = as_whole(value)
     if size is None or size < least:
         raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")
+    if size > _LARGEST:
+        raise ArgumentError(f"{name}={size}: larger than any image; use {_LARGEST} LR pixels or less")
     if size % multiple:
         near = dict.fromkeys((size // multiple * multiple or multiple, round_up(size, multiple)))
         raise ArgumentError(

@@ -209,6 +209,8 @@ def _tried_on(parts: Parts, image: Tensor, grid: Grid, readings: Sequence[Readin
     for number, reading in enumerate(readings):
         if any(all(getattr(reading, it) == getattr(other, it) for it in doubts) for other in readings[:number]):
             continue  # the same as one before
+        if reading.lines and any(trial.image for trial in tried):
+            continue  # nothing is missed
         trial, doubtful = beside.read_as(reading)
         tried.append(trial)
         doubts |= doubtful
