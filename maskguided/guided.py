@@ -216,9 +216,9 @@ class MaskGuided(Held):
         """The final image (B, C', s*H, s*W): `refine`, or, where all patches are, the rest on the whole map.
 
         Up to rounding that is what all windows together make, where they see what the map would show them, without the
-        work of cutting it. `base` must not be used afterwards: it is freed on the way.
+        work of cutting it. `base` must not be used afterwards: it is freed on the way. `index` is what `choose` gave:
+        it is not checked.
         """
-        check_patches(index, base.grid, repeated=False, batch=base.x.shape[0])
         if index.shape[1] == base.grid.count and self.all_go_on:
             return self._cropped(self.split.rest(base.state), base)
         return self.refine(base, index, last=True)
@@ -228,7 +228,8 @@ class MaskGuided(Held):
 
         `last`: `base` is of no more use after this, so what it holds may be freed on the way.
         """
-        check_patches(index, base.grid, repeated=False, batch=base.x.shape[0])
+        if not last:  # a forward's own index is right
+            check_patches(index, base.grid, repeated=False, batch=base.x.shape[0])
         if self.coarse_tail is None:
             return self._cropped(self.split.tail(self._refine_features(base, index, last)), base)
         if index.shape[1] == 0:
