@@ -194,7 +194,7 @@ def check_aligned(name: str, value: object, least: int, multiple: int) -> int:
     if size is None or size < least:
         raise ArgumentError(f"{name}={value!r}: use a whole number of LR pixels, {least} or more")
     if size > _LARGEST:
-        raise ArgumentError(f"{name}={size}: larger than any image; use {_LARGEST} LR pixels or less")
+        raise ArgumentError(f"{name}={size}, larger than any image: use smaller ones, {_LARGEST} LR pixels or less")
     if size % multiple:
         near = dict.fromkeys((size // multiple * multiple or multiple, round_up(size, multiple)))
         raise ArgumentError(
