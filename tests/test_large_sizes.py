@@ -17,7 +17,9 @@ from maskguided import ArgumentError, CannotSplit, MaskGuidedWarning
 def test_windows_larger_than_any_image_are_refused_wherever_they_are_asked_for(name):
     net = scaled(Chain())
     fast = maskguided.wrap(net, 2)
-    with pytest.raises(ArgumentError, match=f"{name}=65537, larger than any image: use smaller ones, 65536 LR pixels or less"):
+    with pytest.raises(
+        ArgumentError, match=f"{name}=65537, larger than any image: use smaller ones, 65536 LR pixels or less"
+    ):
         setattr(fast, name, 65537)
     with pytest.raises(ArgumentError, match=f"{name}=65537"):
         maskguided.wrap(net, 2, **{name: 65537})
