@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from .split import Split
 from .windows.trial import LARGEST_STEP
 
 _LENGTH = 64  # LR pixels, of the strips on which places are looked at
+_NEAR = 8  # LR pixels: a tail may look so far, or farther, but most of what it makes of a pixel stays so near
 _ROUNDING = 1e-4  # of an image's range, or more
 
 
@@ -146,12 +148,20 @@ def check_places(split: Split) -> None:
                 "or at the left, so live values stand elsewhere than the pixels that they are of. Pad images before "
                 "the network, and crop what it makes"
             )
-        if _is_mirrored(split):
+        moves = _moves(split)
+        if moves == "mirrored":
             raise CannotSplit(
                 f"{name}, split after block {split.split_at}: what stands at the left (or top) of a live value stands "
                 "at the right (or bottom) of the image, as in an ensemble of mirrored passes or after a transform of "
                 "the whole map (torch.fft), so patches do not stay where they are. Of an ensemble, wrap the network "
                 "that runs within, and mirror around that"
+            )
+        if moves == "elsewhere":
+            raise CannotSplit(
+                f"{name}, split after block {split.split_at}: a pixel of a live value stands elsewhere than in the "
+                "image, as where pixels are brought into another order before the blocks and back after them (a "
+                "mosaic of every other pixel, torch.roll, torch.fft), so patches do not stay where they are. Wrap the "
+                "network that runs within, and order the pixels around that"
             )
 
 
@@ -183,43 +193,84 @@ def _is_shifted(split: Split) -> bool:
     return min(apart.values()) < 0.7 * apart[0, 0]  # a value that is not padded, as the enlarged image, stays
 
 
-def _is_mirrored(split: Split) -> bool:
-    """Whether a change of the live values shows at the mirrored place, for each of several places."""
+def _moves(split: Split) -> Literal["mirrored", "elsewhere"] | None:
+    """Where a change of the live values shows in the image, for each of several places, if not where it is."""
     step = split.multiple_of
     if step > LARGEST_STEP:
-        return False
+        return None
     length, breadth = (round_up(max(side, split.probe.least), step) for side in (_LENGTH, _LENGTH // 8))
-    # In one place it may come by chance: a block that ranks what it sees changes what ranks next, too.
-    places = {length // part // step * step for part in (4, 8, 3)}
+    maps = [name for name, kind in split.kinds.items() if kind == "map"]
     for dim, size in ((-1, (breadth, length)), (-2, (length, breadth))):
-        state = split.window(size)
-        image = split.rest(state)
-        if all(_shows_mirrored(split, state, image, dim, length, at) for at in places):
-            return True
-    return False
+        shown = _Shown.of(split, split.example(*size), dim)
+        # In one place it may come by chance: a block that ranks what it sees changes what ranks next, too.
+        if all(_is_mirrored(shown.along(at, maps), at // step) for at in shown.places(4, 8, 3)):
+            return "mirrored"
+        found = shown.elsewhere(split.features)
+        again = _Shown.of(split, 1 - split.example(*size), dim).elsewhere(split.features) if found else []
+        if again and all(abs(a - b) <= _NEAR / 2 for a, b in zip(found, again, strict=True)):
+            return "elsewhere"
+    return None
 
 
-def _shows_mirrored(split: Split, state: State, image: Tensor, dim: int, length: int, at: int) -> bool:
-    """Whether a change of the live values at one place shows in the image at the mirrored one, and not in between.
+@dataclass(frozen=True)
+class _Shown:
+    """Where a change of live values shows in the image."""
 
-    Args:
-        split: the network in parts.
-        state: the live values.
-        image: what they give unchanged.
-        dim: the dimension along which `at`, the place, is counted; it has `length` LR pixels.
-    """
-    changed, step = dict(state), split.multiple_of
-    for name in (name for name, kind in split.kinds.items() if kind == "map" and state[name].is_floating_point()):
-        value, ratio = state[name].clone(), state[name].shape[dim] / length
-        strip = value.narrow(dim, int(at * ratio), int(step * ratio) or 1)
-        noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(strip)
-        strip.add_(noise * value.std())
-        changed[name] = value
-    shown = (split.rest(changed) - image).abs().transpose(-1, dim)
-    along = shown.amax((0, 1, 2)).view(length // step, step * split.scale).amax(1)
-    here, there = along[at // step], along[(length - at) // step - 1]
-    between = along[length // step // 2 - 1 : length // step // 2 + 1].max()
-    return bool(there > 0.3 * here and there > 3 * between)
+    split: Split
+    state: State
+    """The live values."""
+    image: Tensor
+    """What they give unchanged."""
+    dim: int
+    """The dimension along which places are counted, in LR pixels."""
+    length: int
+    """Of it."""
+
+    @classmethod
+    def of(cls, split: Split, x: Tensor, dim: int) -> _Shown:
+        size = x.shape[2], x.shape[3]
+        state = split.window(size, x)
+        return cls(split, state, split.rest(dict(state)), dim, size[dim])
+
+    def places(self, *parts: float) -> list[int]:
+        """Some that are multiples of a step, at such parts of the length."""
+        step = self.split.multiple_of
+        return [int(self.length / part) // step * step for part in parts]
+
+    def along(self, at: int, names: list[str]) -> Tensor:
+        """By how much the image changes at each step of `multiple_of` LR pixels, if live values `names` do at `at`."""
+        changed, step = dict(self.state), self.split.multiple_of
+        for name in (name for name in names if self.state[name].is_floating_point()):
+            value, ratio = self.state[name].clone(), self.state[name].shape[self.dim] / self.length
+            strip = value.narrow(self.dim, int(at * ratio), int(step * ratio) or 1)
+            noise = torch.rand(strip.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(strip)
+            strip.add_(noise * value.std())
+            changed[name] = value
+        apart = (self.split.rest(changed) - self.image).abs().transpose(-1, self.dim)
+        return apart.amax((0, 1, 2)).view(self.length // step, step * self.split.scale).amax(1)
+
+    def elsewhere(self, features: str) -> list[float]:
+        """Around which place a change of `features` shows, in LR pixels, for each of several where it does so far from
+        where it was made; else nothing. Where it shows by chance, as it does where all is attended to, depends on the
+        image, and it shows everywhere."""
+        found = []
+        for at in self.places(4, 3, 8 / 3):
+            power = self.along(at, [features]).square()
+            pixels = (torch.arange(len(power), device=power.device) + 0.5) * self.split.multiple_of
+            centre = float((power * pixels).sum() / power.sum())
+            if not (
+                abs(centre - at - self.split.multiple_of / 2) > _NEAR
+                and power[(pixels - centre).abs() <= _NEAR].sum() > power.sum() / 2
+            ):
+                return []
+            found.append(centre)
+        return found
+
+
+def _is_mirrored(along: Tensor, at: int) -> bool:
+    """Whether a change at step `at` shows at the mirrored one, and not in between."""
+    here, there, middle = along[at], along[-1 - at], len(along) // 2
+    return bool(there > 0.3 * here and there > 3 * along[middle - 1 : middle + 1].max())
 
 
 @torch.inference_mode(False)  # in which tensors do not tell that they were changed
