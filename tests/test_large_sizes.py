@@ -133,7 +133,41 @@ class OfCells(OfLocalMean):
         return x + self.conv(x) * self.gate(F.interpolate(cells, size=x.shape[2:]))
 
 
-@pytest.mark.parametrize(("block", "called"), [(OfLocalMean, "avg_pool2d, pad"), (OfCells, "to more than a pixel")])
+class GrowingPool(OfLocalMean):
+    """Looks around as far as the map is large."""
+
+    def forward(self, x):
+        reach = x.shape[3] // 96
+        return x + self.conv(x - F.avg_pool2d(x, 2 * reach + 1, 1, reach, count_include_pad=False))
+
+
+class GrowingDilation(OfLocalMean):
+    def forward(self, x):
+        step = max(1, x.shape[3] // 100)
+        return x + F.relu(F.conv2d(x, self.conv.weight, padding=step, dilation=step))
+
+
+class GrowingCells(OfLocalMean):
+    """Means of cells of 4 pixels, or 8: other numbers of a view."""
+
+    def forward(self, x):
+        (b, c, h, w), side = x.shape, 8 if min(x.shape[2:]) > 128 else 4
+        wide = F.pad(x, (0, -w % side, 0, -h % side), mode="replicate")
+        cells = wide.reshape(b, c, wide.shape[2] // side, side, wide.shape[3] // side, side)
+        means = cells.mean((3, 5), keepdim=True).expand_as(cells).reshape_as(wide)
+        return x + self.conv(means[:, :, :h, :w])
+
+
+LARGE_BLOCKS = [
+    (OfLocalMean, "avg_pool2d, pad"),
+    (OfCells, "to more than a pixel"),
+    (GrowingPool, "avg_pool2d with another kernel_size than 1"),
+    (GrowingDilation, "conv2d with another dilation than 1"),
+    (GrowingCells, "reshape with another side than 4"),
+]
+
+
+@pytest.mark.parametrize(("block", "called"), LARGE_BLOCKS)
 def test_windows_keep_to_themselves_where_blocks_do_something_else_on_large_images(block, called):
     network = Chain()
     network.blocks = nn.ModuleList(block() for _ in range(4))
@@ -143,3 +177,20 @@ def test_windows_keep_to_themselves_where_blocks_do_something_else_on_large_imag
     assert not fast.exchange
     x = image(1, 3, 100, 112)
     assert torch.equal(fast(x), network(x))
+
+
+def test_numbers_that_follow_the_map_are_no_other_numbers():
+    """A pool over the whole map, cells of a fixed side: the numbers that they are called with are others at each size,
+    or the same at all."""
+
+    class Following(OfLocalMean):
+        def forward(self, x):
+            y = x * self.gate(F.avg_pool2d(self.conv(x), tuple(x.shape[2:]))).sigmoid()
+            cells = F.pixel_unshuffle(F.pad(y, (0, -x.shape[3] % 64, 0, -x.shape[2] % 64)), 4)
+            b, c, h, w = cells.shape
+            cells = cells.view(b, c, h // 16, 16, w // 16, 16).relu().reshape(b, c, h, w)
+            return x + F.pixel_shuffle(cells, 4)[:, :, : x.shape[2], : x.shape[3]]
+
+    network = Chain()
+    network.blocks = nn.ModuleList(Following() for _ in range(4))
+    assert not maskguided.split(scaled(network)).only_on_large

@@ -242,7 +242,10 @@ def _stands_apart(group: list[Call], calls: list[Call]) -> bool:
 
 
 def _area(shape: tuple[int, ...], height: int, width: int) -> int:
-    """Pixels of a map (B, C, H, W) or (B, H, W, C), or the number of tokens (B, H*W, C) or (H*W, B, C) of one image."""
+    """Pixels of a map (B, C, H, W) or (B, H, W, C), each perhaps with bands before H, or the number of tokens
+    (B, H*W, C) or (H*W, B, C) of one image."""
+    if len(shape) == 5:
+        shape = (shape[0], *shape[2:])
     if len(shape) == 4:
         channels_last = shape[1] * width == shape[2] * height and shape[2] * width != shape[3] * height
         return shape[1] * shape[2] if channels_last else shape[2] * shape[3]

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..probing.modules import forgetting, of_this_thread
 from ..probing.probe import image_of
 from ..probing.untouched import untouched
+from ..windows.arguments import ORDER, named
 
 Path = tuple[int | str, ...]
 """Where a tensor stands within a nested result: () for the result itself."""
@@ -53,6 +54,14 @@ class Ambient(NamedTuple):
     name: str
 
 
+class Number(NamedTuple):
+    """A whole number, or two, that a function is called with."""
+
+    function: str
+    argument: str
+    value: Any
+
+
 @dataclass(frozen=True)
 class Step:
     """One torch function, or one module, that the forward called."""
@@ -80,8 +89,10 @@ class Recording:
     """The image among the network's results."""
     within: set[str] = field(default_factory=set)
     """What the leaves call: names of functions."""
+    numbers: list[Number] = field(default_factory=list)
+    """By which whole numbers they call them, in order."""
     only_here: frozenset[str] = frozenset()
-    """Those of `within` that are called at this size alone."""
+    """What the leaves do at this size alone, in words: names of functions mostly."""
 
 
 class CannotFollow(Exception):
@@ -118,6 +129,10 @@ _TO_PYTHON = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__
 _CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
 """Calls that give their tensor itself where it has the dtype already."""
 
+_STEPPING = ("kernel_size", "stride", "dilation", "shifts")
+_SHAPING = ("view", "reshape", "unflatten", "unfold")
+"""Functions that get lengths, of windows for one."""
+
 _ZEROED: dict[Any, Callable[..., Any]] = {
     torch.empty: torch.zeros,
     torch.empty_like: torch.zeros_like,
@@ -145,6 +160,7 @@ class _Recorder(TorchFunctionMode):
         if self.inside:
             if not name.startswith("__"):  # arithmetic, and attributes
                 self.recording.within.add(_with_size(name, args, kwargs))
+                self.recording.numbers.extend(_numbers(name, args, kwargs))
             return func(*args, **kwargs)
         before, named = self.described((args, kwargs))
         if name in _TO_PYTHON and self._by_pixels((before, named)):
@@ -227,6 +243,20 @@ def _with_size(name: str, args: Any, kwargs: dict[str, Any]) -> str:
         return name
     size = kwargs.get("output_size", args[1] if len(args) > 1 else None)
     return name if size in (1, (1, 1), [1, 1]) else f"{name} to more than a pixel"
+
+
+def _numbers(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[Number]:
+    """Those that say over which pixels a function goes."""
+    if name in _SHAPING:
+        sides = (side for value in args[1:] for side in (value if isinstance(value, (tuple, list)) else (value,)))
+        yield from (Number(name, "side", side) for side in sides if isinstance(side, int))
+    elif name in ORDER:
+        given = named(ORDER[name], args, kwargs)
+        yield from (Number(name, it, _plain(given[it])) for it in _STEPPING if given.get(it) is not None)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (tuple, list)) else value
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from .record import Ambient, CannotFollow, Recording, Step, leaves_around, parts
 USE_AN_ADAPTER = "An adapter can split it (docs/new_backbone.md)"
 _MOST_STEPS = 50_000
 """Of a forward on shapes alone: twice those of DAT, some 10 s."""
-_LARGE, _SMALL = (1103, 907), (41, 53)
-"""LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
+_LARGE, _SMALL = (1103, 907), ((41, 53), (67, 79))
+"""LR pixels; sizes that no image will have, for a function might keep what it once made for a size. Of the small ones
+no side is rounded up to the same multiple as that of the other, so that no number that follows from it is the same."""
 
 _LARGER = (21, 263), (263, 25)
 """For networks that must really run: long and thin, since full attention takes the square of the pixels."""
@@ -91,16 +92,17 @@ def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Seq
         return list(_at_larger_sizes(model, leaves, probe, made))
     within = _within(made)
     unlike = _unlike(made[0], found)
-    if unlike is None and found.within <= within:
+    if unlike is None and found.within <= within and not _by_other_numbers(found, made):
         return [found]
     try:  # on shapes alone a network may take other steps, or call other functions, at any size
-        small = _shapes_of(model, leaves, probe, _SMALL)
-        _same_steps(made[0], small)
+        small = [_shapes_of(model, leaves, probe, size) for size in _SMALL]
+        _same_steps(made[0], small[0])
     except Exception:  # whatever a foreign network raises
         return [found] if unlike is None else []
     if unlike is not None:
         raise Differs(f"{unlike}{_TILES}")
-    return [replace(found, only_here=frozenset(found.within - within - small.within))]
+    others = found.within - within - small[0].within | _by_other_numbers(found, small)
+    return [replace(found, only_here=frozenset(others))]
 
 
 def _at_larger_sizes(
@@ -115,11 +117,28 @@ def _at_larger_sizes(
             continue
         if unlike := _unlike(made[0], found):
             raise Differs(f"{unlike}{_TILES}")
-        yield replace(found, constants=[], only_here=frozenset(found.within - _within(made)))
+        others = found.within - _within(made) | _by_other_numbers(found, made)
+        yield replace(found, constants=[], only_here=frozenset(others))
 
 
 def _within(made: Sequence[Recording]) -> frozenset[str]:
     return frozenset().union(*(recording.within for recording in made))
+
+
+def _by_other_numbers(found: Recording, made: Sequence[Recording]) -> set[str]:
+    """What leaves call with one number in all of `made`, and in `found` with another, as a kernel that grows by steps.
+
+    What follows the size from pixel to pixel, as the kernel of a pool over the whole map, is no such number. Nothing is
+    known where they call other functions at other sizes.
+    """
+    runs = [recording.numbers for recording in (found, *made)]
+    if len({len(run) for run in runs}) > 1:
+        return set()
+    return {
+        f"{one.function} with another {one.argument} than {one.value}"
+        for here, one, *others in zip(*runs, strict=True)
+        if here[:2] == one[:2] and here != one and all(other == one for other in others)
+    }
 
 
 def _odd_multiple(side: int, probe: Probe) -> int:

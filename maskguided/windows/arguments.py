@@ -12,6 +12,7 @@ Sides = tuple[int, int, int, int]
 
 ORDER: dict[str, tuple[str, ...]] = {
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv3d": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     "pad": ("input", "pad", "mode", "value"),
     "interpolate": ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias"),
@@ -52,6 +53,27 @@ def sides_of(given: dict[str, Any]) -> Sides:
         return (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2)
     rows, cols = pair(padding)
     return (cols, cols, rows, rows)
+
+
+def flat_sides_of(given: dict[str, Any]) -> tuple[int, Sides] | None:
+    """How many bands, and pixels, a conv3d pads; None where it pads more on one side than on the other, or not all
+    dimensions have numbers of their own.
+
+    >>> flat_sides_of({"weight": Tensor(8, 8, 3, 3, 5), "padding": (1, 1, 2)})
+    (1, (2, 2, 1, 1))
+    """
+    padding, kernel = given.get("padding", 0), given["weight"].shape[2:]
+    if padding == "same":
+        dilation = given.get("dilation", 1)
+        steps = dilation if isinstance(dilation, (tuple, list)) else [dilation] * 3
+        total = [step * (side - 1) for step, side in zip(steps, kernel, strict=True)]
+        if any(length % 2 for length in total):
+            return None
+        padding = [length // 2 for length in total]
+    if isinstance(padding, str):
+        padding = 0
+    bands, rows, cols = padding if isinstance(padding, (tuple, list)) else [padding] * 3
+    return bands, (cols, cols, rows, rows)
 
 
 def reach_of(given: dict[str, Any]) -> tuple[int, int] | None:

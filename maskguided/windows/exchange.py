@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .arguments import ORDER, factor_of, named, pair, reach_of, sides_of
+from .arguments import ORDER, factor_of, flat_sides_of, named, pair, reach_of, sides_of
 from .borders import Borders
 from .detours import COMBINES, Detours, When
 from .shifts import Shifts
@@ -122,6 +122,16 @@ def _conv2d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     return result
 
 
+def _conv3d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
+    """Bands stand beside the channels, so that windows are (n, C*bands, h, w) where borders are copied."""
+    x, padded = given["input"], flat_sides_of(given)
+    if padded is None or not any(padded[1]):
+        return func(**given)  # type: ignore[no-any-return]
+    bands, sides = padded
+    wide = exchange.borders.padded(x.flatten(1, 2), sides).unflatten(1, x.shape[1:3])
+    return func(**{**given, "input": wide, "padding": (bands, 0, 0)})  # type: ignore[no-any-return]
+
+
 def _conv_transpose2d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     reach = reach_of(given)
     if reach is None or not any(reach):
@@ -188,7 +198,10 @@ def _detour(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
 
 
 def _channels_first(x: Tensor, given: dict[str, Any]) -> Tensor:
-    """`x` as (n, C, h, w), where a roll gets it with channels last; of several maps rolled at once, the first."""
+    """`x` as (n, C, h, w), where a roll gets it with channels last; of several maps rolled at once, or of several
+    channels of bands, the first."""
+    if x.dim() == 5 and "weight" in given:
+        return x[:, 0]
     if x.dim() == 5 and given.get("dims") in ((2, 3), [2, 3]):
         return x[0].permute(0, 3, 1, 2)
     return x.permute(0, 3, 1, 2) if x.dim() == 4 and given.get("dims") in ((1, 2), [1, 2]) else x
@@ -196,6 +209,7 @@ def _channels_first(x: Tensor, given: dict[str, Any]) -> Tensor:
 
 _SEEN: dict[str, Callable[[Exchange, Any, dict[str, Any]], Tensor]] = {
     "conv2d": _conv2d,
+    "conv3d": _conv3d,
     "conv_transpose2d": _conv_transpose2d,
     "pad": _pad,
     "interpolate": _interpolate,
