@@ -128,7 +128,8 @@ def _conv3d(exchange: Exchange, func: Any, given: dict[str, Any]) -> Tensor:
     if padded is None or not any(padded[1]):
         return func(**given)  # type: ignore[no-any-return]
     bands, sides = padded
-    wide = exchange.borders.padded(x.flatten(1, 2), sides).unflatten(1, x.shape[1:3])
+    wide = exchange.borders.padded(x.flatten(1, 2), sides)
+    wide = wide.view(*x.shape[:3], *wide.shape[2:])
     return func(**{**given, "input": wide, "padding": (bands, 0, 0)})  # type: ignore[no-any-return]
 
 
