@@ -81,3 +81,41 @@ def test_beyond_an_unrefined_neighbour_a_window_of_bands_sees_its_guess():
     apart = (fast.refine(base, torch.tensor([[0]])) - network(x)).abs()[0, :, :48, :48].amax(0)
     assert apart[:24, :24].max() < 1e-5
     assert apart[-4:].max() > 1e-3
+
+
+def test_frames_one_after_the_other_among_the_channels_are_found():
+    class Frames(nn.Module):
+        """Three frames of a video to the middle one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.join, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(24, 8, 1), nn.Conv2d(8, 3, 1)
+            self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
+
+        def forward(self, x):
+            frames = x.view(len(x), 3, 3, *x.shape[2:])
+            y = self.join(torch.cat([self.first(frames[:, n]) for n in range(3)], 1))
+            for block in self.blocks:
+                y = y + F.relu(block(y))
+            return frames[:, 1] + self.last(y)
+
+    network, x = scaled(Frames()), image(2, 9, 24, 35)
+    fast = maskguided.wrap(network, 2, keep=1).eval()
+    assert (fast.split.probe.in_channels, fast.split.probe.out_channels) == (9, 3)
+    assert difference(by_windows(fast, x), network(x)) < 1e-5
+
+
+def test_a_stem_over_bands_is_no_sign_that_the_next_convolution_takes_the_image():
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv3d(1, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)
+            self.blocks = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
+
+        def forward(self, x):
+            y = self.first(x.unsqueeze(1)).mean(2)
+            for block in self.blocks:
+                y = y + F.relu(block(y))
+            return x + self.last(y)
+
+    assert maskguided.split(scaled(Spectral())).probe.in_channels == 3

@@ -28,6 +28,8 @@ _LARGE = ((1, 256), (64, 256))
 """Multiples and sides for networks that take none of those: they may pad by reflection as far as ConvIR."""
 _FEW = ((1, 17), (1, LARGE_LEAST), (8, LARGE_LEAST), (64, LARGE_LEAST))
 """The same where the number of channels is guessed, too."""
+_FRAMES = (3, 5, 7, 2)
+"""Of a video, one after the other among the channels."""
 _LESS_CONTRAST = (0.25, 0.06, 0.015)
 _OUTPUT_KEYS = ("out", "output", "sr", "hr", "pred", "prediction", "image", "result")
 
@@ -259,9 +261,11 @@ def _channel_guesses(model: nn.Module) -> list[int]:
 
 
 def _other_channels(model: nn.Module, guesses: list[int]) -> list[int]:
-    """What other convolutions take, for networks whose first is not that of the image: of bands in groups, say."""
-    convs = (m for m in model.modules() if isinstance(m, nn.Conv2d))
-    return [channels for channels in dict.fromkeys(m.in_channels for m in convs) if channels not in guesses]
+    """What other convolutions take, for networks whose first is not that of the image: of bands in groups, say; and
+    several frames of what the first takes."""
+    convs = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    frames = (number * _first_channels(model) for number in _FRAMES)
+    return [channels for channels in dict.fromkeys((*convs, *frames)) if channels not in guesses]
 
 
 def _is_of_colours(model: nn.Module, found: Probe, image: Tensor) -> bool:
@@ -284,5 +288,5 @@ def _first_channels(model: nn.Module) -> int:
     return 3 if first is None else first.in_channels
 
 
-def _first_conv(model: nn.Module) -> nn.Conv2d | None:
-    return next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+def _first_conv(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+    return next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), None)
