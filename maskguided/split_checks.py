@@ -250,18 +250,16 @@ class _Shown:
         return apart.amax((0, 1, 2)).view(self.length // step, step * self.split.scale).amax(1)
 
     def elsewhere(self, features: str) -> list[float]:
-        """Around which place a change of `features` shows, in LR pixels, for each of several where it does so far from
-        where it was made; else nothing. Where it shows by chance, as it does where all is attended to, depends on the
-        image, and it shows everywhere."""
-        found = []
+        """Around which places, in LR pixels, changes of `features` show that were made at several others, if each shows
+        far from where it was made, and in one place; else nothing. (Where all is attended to, it shows everywhere.)"""
+        step, found = self.split.multiple_of, []
         for at in self.places(4, 3, 8 / 3):
             power = self.along(at, [features]).square()
-            pixels = (torch.arange(len(power), device=power.device) + 0.5) * self.split.multiple_of
+            pixels = (torch.arange(len(power), device=power.device) + 0.5) * step
             centre = float((power * pixels).sum() / power.sum())
-            if not (
-                abs(centre - at - self.split.multiple_of / 2) > _NEAR
-                and power[(pixels - centre).abs() <= _NEAR].sum() > power.sum() / 2
-            ):
+            far = abs(centre - (at + step / 2)) > _NEAR
+            in_one_place = power[(pixels - centre).abs() <= _NEAR].sum() > power.sum() / 2
+            if not (far and in_one_place):
                 return []
             found.append(centre)
         return found

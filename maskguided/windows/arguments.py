@@ -56,8 +56,7 @@ def sides_of(given: dict[str, Any]) -> Sides:
 
 
 def flat_sides_of(given: dict[str, Any]) -> tuple[int, Sides] | None:
-    """How many bands, and pixels, a conv3d pads; None where it pads more on one side than on the other, or not all
-    dimensions have numbers of their own.
+    """How many bands, and pixels, a conv3d pads; None where it pads more on one side than on the other.
 
     >>> flat_sides_of({"weight": Tensor(8, 8, 3, 3, 5), "padding": (1, 1, 2)})
     (1, (2, 2, 1, 1))
