@@ -19,9 +19,10 @@ from .record import Ambient, CannotFollow, Recording, Step, leaves_around, parts
 USE_AN_ADAPTER = "An adapter can split it (docs/new_backbone.md)"
 _MOST_STEPS = 50_000
 """Of a forward on shapes alone: twice those of DAT, some 10 s."""
-_LARGE, _SMALL = (1103, 907), ((41, 53), (67, 79))
-"""LR pixels; sizes that no image will have, for a function might keep what it once made for a size. Of the small ones
-no side is rounded up to the same multiple as that of the other, so that no number that follows from it is the same."""
+_LARGE, _SMALL = (1103, 907), (41, 53)
+"""LR pixels; sizes that no image will have, for a function might keep what it once made for a size."""
+_MORE = 26
+"""LR pixels from a small size to another: rounded up to 64, say, their sides are no longer the same."""
 
 _LARGER = (21, 263), (263, 25)
 """For networks that must really run: long and thin, since full attention takes the square of the pixels."""
@@ -95,7 +96,8 @@ def _at_a_large_size(model: nn.Module, leaves: set[str], probe: Probe, made: Seq
     if unlike is None and found.within <= within and not _by_other_numbers(found, made):
         return [found]
     try:  # on shapes alone a network may take other steps, or call other functions, at any size
-        small = [_shapes_of(model, leaves, probe, size) for size in _SMALL]
+        larger = tuple(side + max(_MORE, 2 * probe.multiple_of) for side in _SMALL)
+        small = [_shapes_of(model, leaves, probe, size) for size in (_SMALL, larger)]
         _same_steps(made[0], small[0])
     except Exception:  # whatever a foreign network raises
         return [found] if unlike is None else []
@@ -145,7 +147,7 @@ def _odd_multiple(side: int, probe: Probe) -> int:
     return (side // probe.multiple_of | 1) * probe.multiple_of
 
 
-def _shapes_of(model: nn.Module, leaves: set[str], probe: Probe, size: tuple[int, int]) -> Recording:
+def _shapes_of(model: nn.Module, leaves: set[str], probe: Probe, size: tuple[int, ...]) -> Recording:
     """A recording, without constants, at an odd multiple of about that size."""
     from torch.utils._python_dispatch import _disable_current_modes
 
