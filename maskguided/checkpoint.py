@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -218,7 +218,7 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
     _check_same(path, facts, {what: own[what] for what in ("class", "scale", "in_channels", "out_channels", "blocks")})
     trained = {name: value for name, value in tensors.items() if name.startswith(_MODEL)}
     if own["fingerprint"] != facts["fingerprint"] and not _holds_already(fast.model, trained):
-        _say_other_weights(path, facts, own["layout"], fast)
+        _say_other_weights(path, facts, own["layout"], fast, [name.removeprefix(_MODEL) for name in trained])
     fast.begin_added(tensors)
     parts_of = [name for name in _ADDED if name != "estimate" or _ESTIMATE in tensors]
     added = nn.ModuleDict({name: part for name in parts_of if (part := getattr(fast, name)) is not None})
@@ -233,8 +233,10 @@ def _load_added(fast: MaskGuided, content: Saved, path: str | Path) -> None:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def _say_other_weights(path: str | Path, facts: Mapping[str, Any], layout: str, fast: MaskGuided) -> None:
-    """Warn that these are not the weights of a file's network; refuse a deeper network than that."""
+def _say_other_weights(
+    path: str | Path, facts: Mapping[str, Any], layout: str, fast: MaskGuided, trained: Sequence[str]
+) -> None:
+    """Warn that these are not the weights of a file's network, some of which are in it; refuse a deeper network."""
     what, half = "weights", first_weight(fast.model).dtype in (torch.float16, torch.bfloat16)
     fine = "fine if you have fine-tuned it since" + ", or rounded it to half precision" * half
     if facts.get("layout", layout) != layout:
@@ -245,6 +247,12 @@ def _say_other_weights(path: str | Path, facts: Mapping[str, Any], layout: str, 
                 f"on with {further}"
             )
         what, fine = "weights in other layers", "fine if it is the same network in another form (re-parameterised)"
+    elif trained:
+        fine = (
+            f"the network's {trained[0]} to {trained[-1]}, trained with them, are in it and replace yours in the wrap. "
+            "If you have fine-tuned the network since, that is lost there, and the rest of it does not go with them: "
+            "train again on this one" + ". It is fine if you have only rounded it to half precision" * half
+        )
     warn(f"{path} was made for a {facts['class']} with other {what}; {fine}")
 
 

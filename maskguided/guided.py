@@ -38,7 +38,7 @@ from .settings import (
     check_score,
     check_skip,
     merge_and_tail,
-    warn_of_unused,
+    warn_if_unused,
 )
 from .skip import make_skip
 from .split import Split
@@ -126,7 +126,7 @@ class MaskGuided(Held):
             split = with_light_tail(split)
         check_cuts(split, merge, context, skip)
         check_possible(split, merge, coarse_tail, global_ops)
-        warn_of_unused(merge, coarse_tail, coarse_on)
+        warn_if_unused(merge, coarse_tail=coarse_tail)
         exchanges = split.exchanges(merge)  # windows are tried now, whatever is asked for, and not within a forward
         side = as_whole(patch_size)
         exchanges = exchanges and (side is None or split.exchanges_at(side))

@@ -22,6 +22,7 @@ from .settings import (
     check_global_ops,
     check_min_gain,
     check_onward,
+    warn_if_unused,
 )
 from .split import Split
 from .values import nearest
@@ -114,6 +115,7 @@ class Knobs(Wrapped):
     def coarse_on(self, where: CoarseOn) -> None:
         check_choices(coarse_on=where)
         check_coarse_on(where, self.exchange)
+        warn_if_unused(self.merge, coarse_on=where)
         self._coarse_on = where
 
     @property

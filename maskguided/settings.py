@@ -40,9 +40,9 @@ def merge_and_tail(
     return merge, ("copy" if split.can_skip else "light") if coarse_tail is None else coarse_tail
 
 
-def warn_of_unused(merge: Merge, coarse_tail: CoarseTail, coarse_on: CoarseOn) -> None:
+def warn_if_unused(merge: Merge, **of_coarse_tail: str) -> None:
     """Say which settings of the coarse tail are of no use where there is none."""
-    for name, value in (("coarse_tail", coarse_tail), ("coarse_on", coarse_on)):
+    for name, value in of_coarse_tail.items():
         if merge != "image" and value not in ("copy", "all"):
             warn(
                 f"{name}={value!r} with merge={merge!r} has no effect: the network's own tail runs on the whole image, "

@@ -13,7 +13,7 @@ from .guided import MaskGuided
 from .parts import Cuts
 from .probing.modules import network_within, refuse_wrapped
 from .splitting import split
-from .values import check_arguments
+from .values import arguments_of, check_keys
 
 
 @torch.inference_mode(False)  # what is added must stay trainable wherever it is made
@@ -51,7 +51,7 @@ def wrap(
     torch.Size([1, 3, 132, 188])
     """
     refuse_wrapped(model)
-    check_arguments("wrap", settings, MaskGuided, skip=1)
+    check_keys("wrap", settings, [*arguments_of(wrap)[1:], *arguments_of(MaskGuided)[1:]])
     fast = MaskGuided(split(model, split_at, adapter=adapter, body=body, cut=cut, check=check), **settings)
     fast._given = (fast.given, model)
     return fast

@@ -6,6 +6,7 @@ import copy
 import math
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -197,3 +198,35 @@ def test_numbers_of_numpy_and_numbers_too_large():
     assert fast.patch_size == 3
     with pytest.raises(ArgumentError, match="keep"):
         fast.keep = 10**400
+
+
+def test_a_file_with_weights_of_the_network_says_so_on_one_that_was_fine_tuned_since(folders, tmp_path):
+    fast, (hr, lr), path = wrapped(), folders, tmp_path / "refine.safetensors"
+    finetune.fit(fast, hr, "refine", QUICK, lr=lr)
+    maskguided.save(fast, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        maskguided.load(path, fast.given)
+    since = copy.deepcopy(fast.given)
+    with torch.no_grad():
+        for parameter in since.parameters():
+            parameter.mul_(1.1)
+    with pytest.warns(UserWarning, match=r"with other weights; the network's \S+ to \S+, .* train again on this one$"):
+        maskguided.load(path, since)
+
+
+def test_a_coarse_tail_that_is_not_there_is_said_to_run_nowhere_whenever_it_is_set():
+    fast = maskguided.wrap(scaled(Chain()), 2, merge="features")
+    with pytest.warns(UserWarning, match="coarse_on='unrefined' with merge='features' has no effect"):
+        fast.coarse_on = "unrefined"
+    with pytest.warns(UserWarning, match="has no effect") as said:
+        maskguided.wrap(scaled(Chain()), 2, merge="features", coarse_on="unrefined")
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("split", "split_at"), ("adaptor", "adapter"), ("bodyy", "body"), ("kep", "keep")]
+)
+def test_a_misspelt_argument_of_wrap_is_named(wrong, meant):
+    with pytest.raises(ArgumentError, match=rf"'{wrong}' is not known; did you mean '{meant}'\? Known: split_at, adap"):
+        maskguided.wrap(Chain(), **{wrong: 1})
