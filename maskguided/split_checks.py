@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -205,11 +206,16 @@ def _moves(split: Split) -> Literal["mirrored", "elsewhere"] | None:
         # In one place it may come by chance: a block that ranks what it sees changes what ranks next, too.
         if all(_is_mirrored(shown.along(at, maps), at // step) for at in shown.places(4, 8, 3)):
             return "mirrored"
-        found = shown.elsewhere(split.features)
-        again = _Shown.of(split, 1 - split.example(*size), dim).elsewhere(split.features) if found else []
-        if again and all(abs(a - b) <= _NEAR / 2 for a, b in zip(found, again, strict=True)):
+        if thinly(partial(_is_elsewhere, split, split.example(*size), dim)):
             return "elsewhere"
     return None
+
+
+def _is_elsewhere(split: Split, x: Tensor, dim: int) -> bool:
+    """Whether a change of the features shows elsewhere, and there whatever the image is."""
+    found = _Shown.of(split, x, dim).elsewhere(split.features)
+    again = _Shown.of(split, 1 - x, dim).elsewhere(split.features) if found else []
+    return bool(again) and all(abs(a - b) <= _NEAR / 2 for a, b in zip(found, again, strict=True))
 
 
 @dataclass(frozen=True)
